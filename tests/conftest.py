@@ -1,0 +1,28 @@
+"""Fixtures of all tests. Eight CPU devices are simulated, so XLA is told before JAX starts."""
+
+import os
+from collections.abc import Iterator
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def strict() -> Iterator[None]:
+    """Strict dtype and rank promotion.
+
+    For our own pure functions and transforms only: Optax, gymnax, brax and Flashbax break under it.
+    """
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision for one test, for golden values given to many digits."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,13 @@
+"""The rulers: divergences, norms and measures of a loss surface. Pure functions, no state."""
+
+from trustjax.geometry.divergence import gaussian_kl as gaussian_kl
+from trustjax.geometry.divergence import gaussian_renyi as gaussian_renyi
+from trustjax.geometry.divergence import jensen_shannon as jensen_shannon
+from trustjax.geometry.divergence import kl_divergence as kl_divergence
+from trustjax.geometry.divergence import l2_distance as l2_distance
+from trustjax.geometry.divergence import mmd as mmd
+from trustjax.geometry.divergence import renyi_divergence as renyi_divergence
+from trustjax.geometry.divergence import reverse_kl as reverse_kl
+from trustjax.geometry.divergence import symmetric_kl as symmetric_kl
+from trustjax.geometry.divergence import tsallis_divergence as tsallis_divergence
+from trustjax.geometry.norm import global_norm as global_norm

@@ -1,0 +1,14 @@
+"""Optax gradient transformations. Each does one thing; chain them with any Optax optimizer."""
+
+from trustjax.optim.alternating import AlternatingState as AlternatingState
+from trustjax.optim.alternating import alternating as alternating
+from trustjax.optim.alternating import clean_params as clean_params
+from trustjax.optim.fisher import FisherState as FisherState
+from trustjax.optim.fisher import tram_fisher as tram_fisher
+from trustjax.optim.sam import SAMState as SAMState
+from trustjax.optim.sam import asam as asam
+from trustjax.optim.sam import sam as sam
+from trustjax.optim.tram import TRAMState as TRAMState
+from trustjax.optim.tram import tram as tram
+from trustjax.optim.two_pass import StepResult as StepResult
+from trustjax.optim.two_pass import two_pass_step as two_pass_step

@@ -1,0 +1,167 @@
+"""What SAM and TRAM share: an ascent step of a given radius, and the gradient it leads to."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trustjax.geometry.norm import global_norm, is_floating, reduction_dtype, widened
+
+PyTree = Any
+Mask = PyTree | Callable[[PyTree], PyTree]
+GradFn = Callable[[PyTree], PyTree]
+AxisName = str | tuple[str, ...]
+
+
+def check_whole_tree(name: str, params: PyTree) -> None:
+    """Raises ValueError if a part of `params` is hidden, as inside optax.masked or partition."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if any(isinstance(node, optax.MaskedNode) for node in nodes):
+        raise ValueError(
+            f"{name} evaluates the whole model, so it cannot stand inside optax.masked or "
+            "optax.partition, where the other leaves are hidden. Put it in front, "
+            f"optax.chain({name}(..., mask=...), optax.partition(...)): mask= chooses the leaves "
+            "that are attacked"
+        )
+
+
+def second_pass_arguments(
+    name: str, params: PyTree | None, grad_fn: GradFn | None
+) -> tuple[PyTree, GradFn]:
+    """Both as given; raises ValueError, with the call to write, if one is None."""
+    if params is None or grad_fn is None:
+        missing = "params" if params is None else "grad_fn"
+        raise ValueError(
+            f"{name} needs {missing}: call tx.update(grads, state, params, "
+            "grad_fn=lambda p: jax.grad(loss)(p, batch)) with the batch and the random key of the "
+            "first gradient. A trainer that can only call tx.update(grads, state, params) takes "
+            f"trustjax.optim.alternating({name}(...), base)"
+        )
+    check_whole_tree(name, params)
+    return params, grad_fn
+
+
+def require(name: str, **arguments: Any) -> None:
+    """Raises ValueError, with the call to write, if one of the extra arguments is None."""
+    missing = [argument for argument, value in arguments.items() if value is None]
+    if missing:
+        call = ", ".join(f"{argument}=..." for argument in ("grad_fn", *arguments))
+        raise ValueError(
+            f"{name} needs {' and '.join(missing)}: call "
+            f"tx.update(grads, state, params, {call}); trustjax.optim.two_pass_step does"
+        )
+
+
+def attacked_leaves(params: PyTree, mask: Mask | None) -> PyTree:
+    """A tree of Python bools: the floating leaves that `mask`, a tree or its callable, selects."""
+    floating = jax.tree.map(is_floating, params)
+    if mask is None:
+        return floating
+    chosen = jax.tree.broadcast(mask(params) if callable(mask) else mask, params)
+    return jax.tree.map(lambda f, c: f and bool(c), floating, chosen)
+
+
+def scaling(params: PyTree, adaptive: bool | Mask, eta: jax.typing.ArrayLike) -> PyTree:
+    """The operator T of ASAM, leaf by leaf: |w| + eta where `adaptive`, else the number 1."""
+    chosen = jax.tree.broadcast(adaptive(params) if callable(adaptive) else adaptive, params)
+
+    def leaf_scaling(param: jax.Array, is_scaled: bool) -> jax.Array | float:
+        if not (is_scaled and is_floating(param)):
+            return 1.0
+        param = widened(param)
+        return jnp.abs(param) + jnp.asarray(eta, param.dtype)
+
+    return jax.tree.map(leaf_scaling, params, chosen)
+
+
+def ascent(
+    direction: PyTree, scale: PyTree, attacked: PyTree, radius: jax.typing.ArrayLike
+) -> tuple[PyTree, jax.Array]:
+    r"""The step of length `radius` in the scaled ball along `direction`, and its length.
+
+    .. math:: \epsilon = r \, T^2 g / \|T g\|_2, \qquad \|\epsilon / T\|_2 = r
+
+    Leaves that are not attacked get None and stay out of the norm. A zero direction gives a zero
+    step of length 0. Steps are float32 at least.
+    """
+    scaled = jax.tree.map(lambda a, g, t: widened(g) * t if a else None, attacked, direction, scale)
+    norm = global_norm(scaled)
+    positive = norm > 0
+    factor = jnp.asarray(radius, norm.dtype) / jnp.where(positive, norm, jnp.ones_like(norm))
+    factor = jnp.where(positive, factor, jnp.zeros_like(factor))
+    return map_attack(lambda s, t: s * t * factor.astype(s.dtype), scaled, scale), factor * norm
+
+
+def second_gradient(
+    grad_fn: GradFn,
+    params: PyTree,
+    attack: PyTree,
+    updates: PyTree,
+    axis_name: AxisName | None,
+) -> PyTree:
+    """The gradient at `params + attack` in the dtypes of `updates`, averaged over `axis_name`.
+
+    No gradient flows through the attack: the second-order terms are dropped, as in the papers.
+    """
+    attack = jax.lax.stop_gradient(attack)
+    moved = map_attack(lambda e, p: (widened(p) + e).astype(p.dtype), attack, params)
+    attacked = jax.tree.map(
+        lambda m, p: p if m is None else m, moved, params, is_leaf=lambda x: x is None
+    )
+    gradient = grad_fn(_as_local_as(attack, attacked))
+    if jax.tree.structure(gradient) != jax.tree.structure(updates):  # type: ignore[operator]
+        raise ValueError(
+            "grad_fn must return the gradients alone, in the structure of the first gradient "
+            f"{jax.tree.structure(updates)}; it returned {jax.tree.structure(gradient)}"
+        )
+    if axis_name is not None:
+        gradient = jax.lax.pmean(gradient, axis_name)
+    return jax.tree.map(lambda g, u: g.astype(u.dtype) if is_floating(u) else g, gradient, updates)
+
+
+def map_attack(function: Callable[..., Any], attack: PyTree, *trees: PyTree) -> PyTree:
+    """`jax.tree.map` over an attack, in which None marks the leaves left alone."""
+    return jax.tree.map(
+        lambda e, *leaves: None if e is None else function(e, *leaves),
+        attack,
+        *trees,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def scalar_state(params: PyTree) -> jax.Array:
+    """A zero in the dtype of reductions over `params`, to hold a radius or a length."""
+    return jnp.zeros([], reduction_dtype(params))
+
+
+def as_state(value: jax.typing.ArrayLike, old: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """`value` as the successor of `old`: same dtype, averaged over `axis_name`."""
+    value = jnp.asarray(value).astype(old.dtype)
+    return value if axis_name is None else jax.lax.pmean(value, axis_name)
+
+
+def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
+    """The number itself, or the schedule's value at `count`."""
+    value: jax.typing.ArrayLike = schedule(count) if callable(schedule) else schedule
+    return value
+
+
+def _as_local_as(attack: PyTree, params: PyTree) -> PyTree:
+    """`params`, every leaf varying over the mesh axes over which the attack varies.
+
+    Under `jax.shard_map` the gradient of a replicated leaf is summed over the devices. With a
+    local attack that must not happen to the leaves that `mask` left replicated.
+    """
+    axes = set().union(*(_varying_axes(e) for e in jax.tree.leaves(attack)))
+
+    def localize(leaf: Any) -> Any:
+        missing = tuple(axes - _varying_axes(leaf)) if is_floating(leaf) else ()
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(localize, params) if axes else params
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    return frozenset(getattr(jax.typeof(leaf), "vma", ()))

@@ -1,0 +1,133 @@
+"""Two-pass transforms for trainers that only know `tx.update(grads, state, params)`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trustjax.geometry.norm import is_floating
+from trustjax.optim import _attack
+from trustjax.optim._attack import PyTree
+
+
+class AlternatingState(NamedTuple):
+    """State of `alternating`.
+
+    Attributes:
+      attack_state: state of the attack.
+      base_state: state of the base optimizer; it counts steps, not calls.
+      clean: the parameters of the last call without the attack.
+      pending: bool [], whether an attack is waiting to be taken back.
+    """
+
+    attack_state: optax.OptState
+    base_state: optax.OptState
+    clean: PyTree
+    pending: jax.Array
+
+
+def alternating(
+    attack: optax.GradientTransformation, base: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Spreads one step over two calls of `update`: first the attack, then the descent.
+
+    Odd calls return the attack itself, so that the trainer's next gradient is taken at the attacked
+    weights. Even calls take the attack back and step with `base` from the clean weights. Give both
+    calls of a pair the same batch; use `clean_params` for evaluation and checkpoints.
+
+    Args:
+      attack: `sam`, `asam`, `tram` or another transform that takes `grad_fn`; what else it needs
+        (`outputs`, `output_fn`, ...) goes through the extra arguments of odd calls. Or a plain
+        transform, whose update is the attack as it is, sign included.
+      base: the optimizer of the descent.
+
+    Returns:
+      A transform whose state is `AlternatingState`.
+
+    Raises:
+      ValueError: `update` without `params`, and whatever `attack` and `base` raise.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from trustjax.optim import sam
+    >>> grad = jax.grad(lambda w: 0.5 * (w[0] ** 2 + 10 * w[1] ** 2))
+    >>> tx = alternating(sam(0.05), optax.sgd(0.01))
+    >>> w = jnp.array([2.0, -1.0])
+    >>> state = tx.init(w)
+    >>> for _ in range(2):
+    ...     updates, state = tx.update(grad(w), state, w)
+    ...     w = optax.apply_updates(w, updates)
+    >>> print(w)
+    [ 1.9799019  -0.89509714]
+    """
+    attack = optax.with_extra_args_support(attack)
+    base = optax.with_extra_args_support(base)
+
+    def init_fn(params: PyTree) -> AlternatingState:
+        _attack.check_whole_tree("alternating", params)
+        return AlternatingState(
+            attack.init(params),
+            base.init(params),
+            clean=jax.tree.map(jnp.copy, params),
+            pending=jnp.zeros([], bool),
+        )
+
+    def update_fn(
+        updates: PyTree, state: AlternatingState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, AlternatingState]:
+        if params is None:
+            raise ValueError("alternating needs params: call tx.update(grads, state, params)")
+
+        def start_attack() -> tuple[PyTree, AlternatingState]:
+            # Asked for "the gradient" at the attacked point, answer how far that point is away:
+            # the transform then returns its attack.
+            moves, attack_state = attack.update(
+                updates,
+                state.attack_state,
+                params,
+                **(extra_args | {"grad_fn": lambda attacked: _difference(attacked, params)}),
+            )
+            return moves, AlternatingState(
+                attack_state, state.base_state, clean=params, pending=jnp.ones([], bool)
+            )
+
+        def step() -> tuple[PyTree, AlternatingState]:
+            descent, base_state = base.update(updates, state.base_state, state.clean, **extra_args)
+            back = _difference(state.clean, params)
+            moves = jax.tree.map(jnp.add, back, descent)
+            clean = optax.apply_updates(state.clean, descent)
+            return moves, AlternatingState(
+                state.attack_state, base_state, clean=clean, pending=jnp.zeros([], bool)
+            )
+
+        result: tuple[PyTree, AlternatingState] = jax.lax.cond(state.pending, step, start_attack)
+        return result
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def clean_params(state: optax.OptState, params: PyTree) -> PyTree:
+    """The parameters without a pending attack, for evaluation and checkpoints.
+
+    Args:
+      state: an `AlternatingState`, or an optimizer state that holds one.
+      params: the trainer's parameters.
+
+    Returns:
+      `params`, or while an attack is pending the parameters before it.
+
+    Raises:
+      ValueError: `state` holds no `AlternatingState`, or several.
+    """
+    found = [
+        leaf
+        for leaf in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, AlternatingState))
+        if isinstance(leaf, AlternatingState)
+    ]
+    if len(found) != 1:
+        raise ValueError(f"state must hold one AlternatingState, got {len(found)}")
+    return jax.tree.map(lambda c, p: jnp.where(found[0].pending, c, p), found[0].clean, params)
+
+
+def _difference(left: PyTree, right: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: a - b if is_floating(a) else jnp.zeros_like(a), left, right)

@@ -1,0 +1,162 @@
+r"""Sharpness-aware minimization (SAM) and its scale-invariant form (ASAM).
+
+SAM: Foret, Kleiner, Mobahi, Neyshabur, arXiv:2010.01412, Algorithm 1 and Eq. 2-3.
+ASAM: Kwon, Kim, Park, Choi, arXiv:2102.11600.
+
+Both descend along the gradient taken at the worst point of a ball around the weights w:
+
+    SAM    eps = rho g / ||g||                   g = grad L(w)
+    ASAM   eps = rho T^2 g / ||T g||             T = |w| + eta
+    then   g' = grad L(w + eps),  w <- base(w, g')
+
+The norm is global, over all attacked leaves seen as one vector. The base optimizer sees only g',
+at w. Where the authors' codes differ: google-research/sam divides by the bare norm, nan at zero
+gradient; SamsungLabs/ASAM scales only leaves named "weight" and takes T = 1 on the others
+(`adaptive` as a mask does that).
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trustjax._checks import check_choice, check_number
+from trustjax.geometry.norm import widened
+from trustjax.optim import _attack
+from trustjax.optim._attack import AxisName, GradFn, Mask, PyTree
+
+
+class SAMState(NamedTuple):
+    """State of `sam` and `asam`.
+
+    Attributes:
+      count: int32 [], steps so far.
+      radius: float [], rho of the last step.
+      distance: float [], length of the last attack in its (scaled) norm: rho, or 0 where the
+        gradient was zero.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
+    radius: jax.Array
+    distance: jax.Array
+
+
+def sam(
+    rho: optax.ScalarOrSchedule = 0.05,
+    *,
+    adaptive: bool | Mask = False,
+    eta: jax.typing.ArrayLike = 0.0,
+    norm: Literal["l2", "linf"] = "l2",
+    mask: Mask | None = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces the gradient by the gradient at the attacked weights.
+
+    .. math:: \epsilon = \rho \frac{T^2 g}{\|T g\|_2}, \qquad
+              g' = \nabla L(w + \epsilon) \text{ with } \epsilon \text{ held constant}
+
+    T = 1 for SAM, T = abs(w) + eta where `adaptive`. The result has the sign of a gradient: any
+    Optax optimizer follows in a chain, and gradient clipping stands between.
+
+    `update` takes `params` and `grad_fn(params) -> gradients`, the gradient on the same batch with
+    the same random key; it is called once. Other extra arguments are ignored. A zero gradient
+    leaves the weights where they are.
+
+    Args:
+      rho: radius of the ball, >= 0; a number (it may be traced) or a schedule of the step count.
+      adaptive: scale the ball by T = abs(w) + eta; a tree of bools, or a callable that makes one
+        from the parameters, scales only some leaves.
+      eta: added to abs(w), so that weights at zero are attacked as well; >= 0.
+      norm: "l2", or "linf" for :math:`\epsilon = \rho T \, \mathrm{sign}(g)`.
+      mask: tree of bools, or a callable that makes one from the parameters: the leaves to attack.
+        The others stay out of the norm; their gradient is still the one at the attacked point.
+      axis_name: mesh axis or axes over which the second gradient is averaged, for m-sharpness
+        under `jax.shard_map` or `jax.vmap`: pass `update` the local gradient, and each shard
+        attacks on its own.
+
+    Returns:
+      A transform whose state is `SAMState`. Leaves of any floating dtype; norms and attacks are
+      computed in float32 at least, and the result has the dtypes of the incoming gradient.
+
+    Raises:
+      ValueError: a negative `rho` or `eta`, an unknown `norm`; `update` without `params` or
+        `grad_fn`; parameters hidden by `optax.masked` or `optax.partition`.
+
+    Source: SAM, arXiv:2010.01412, Eq. 2-3; ASAM, arXiv:2102.11600.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> loss = lambda w: 0.5 * (w[0] ** 2 + 10 * w[1] ** 2)
+    >>> tx = optax.chain(sam(0.05), optax.sgd(0.01))
+    >>> w = jnp.array([2.0, -1.0])
+    >>> state = tx.init(w)
+    >>> updates, state = tx.update(jax.grad(loss)(w), state, w, grad_fn=jax.grad(loss))
+    >>> print(optax.apply_updates(w, updates))
+    [ 1.9799019  -0.89509714]
+    """
+    check_number("rho", rho, at_least=0.0)
+    check_number("eta", eta, at_least=0.0)
+    check_choice("norm", norm, ASCENTS)
+
+    def init_fn(params: PyTree) -> SAMState:
+        _attack.check_whole_tree("sam", params)
+        zero = _attack.scalar_state(params)
+        return SAMState(count=jnp.zeros([], jnp.int32), radius=zero, distance=zero)
+
+    def update_fn(
+        updates: PyTree,
+        state: SAMState,
+        params: PyTree | None = None,
+        *,
+        grad_fn: GradFn | None = None,
+        **extra_args: object,
+    ) -> tuple[PyTree, SAMState]:
+        del extra_args
+        params, grad_fn = _attack.second_pass_arguments("sam", params, grad_fn)
+        radius = _attack.value_at(rho, state.count)
+        scale = _attack.scaling(params, adaptive, eta)
+        attacked = _attack.attacked_leaves(params, mask)
+        attack, distance = ASCENTS[norm](updates, scale, attacked, radius)
+        gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
+        return gradient, SAMState(
+            count=optax.safe_increment(state.count),
+            radius=_attack.as_state(radius, state.radius, None),
+            distance=_attack.as_state(distance, state.distance, axis_name),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def asam(
+    rho: optax.ScalarOrSchedule = 0.5,
+    *,
+    eta: jax.typing.ArrayLike = 0.01,
+    norm: Literal["l2", "linf"] = "l2",
+    mask: Mask | None = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adaptive SAM: `sam` in a ball scaled by the weights, indifferent to rescaled layers.
+
+    .. math:: \epsilon = \rho \frac{T^2 g}{\|T g\|_2}, \qquad T = |w| + \eta
+
+    T is taken on every attacked leaf, biases included. Arguments, state and errors as in `sam`;
+    typical radii are about ten times larger.
+
+    Source: arXiv:2102.11600; eta = 0.01 as in the paper (the released command line uses 0).
+    """
+    return sam(rho, adaptive=True, eta=eta, norm=norm, mask=mask, axis_name=axis_name)
+
+
+def _sign_ascent(
+    direction: PyTree, scale: PyTree, attacked: PyTree, radius: jax.typing.ArrayLike
+) -> tuple[PyTree, jax.Array]:
+    """The step to the corner of the box of half-width `radius * T`, and its length."""
+    signs = jax.tree.map(
+        lambda a, g, t: jnp.sign(widened(g)) * t if a else None, attacked, direction, scale
+    )
+    moves = [jnp.any(s != 0) for s in jax.tree.leaves(signs)]
+    distance = jnp.where(sum(moves, jnp.zeros([], bool)), jnp.asarray(radius), 0.0)
+    return _attack.map_attack(lambda s: s * jnp.asarray(radius, s.dtype), signs), distance
+
+
+ASCENTS = {"l2": _attack.ascent, "linf": _sign_ascent}

@@ -1,0 +1,104 @@
+"""The train step for optimizers that evaluate the model a second time."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from trustjax.optim._attack import PyTree
+
+
+class StepResult(NamedTuple):
+    """What a step returns; it unpacks as `params, opt_state, loss, aux`.
+
+    Attributes:
+      params: the new parameters.
+      opt_state: the new optimizer state.
+      loss: [] loss at the old parameters, without an attack.
+      aux: auxiliary outputs of the first pass, None if there are none.
+    """
+
+    params: PyTree
+    opt_state: optax.OptState
+    loss: jax.Array
+    aux: Any
+
+
+def two_pass_step(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    *,
+    output_fn: Callable[..., Any] | None = None,
+    noisy_output_fn: Callable[..., Any] | None = None,
+    noisy_loss_fn: Callable[..., jax.Array] | None = None,
+) -> Callable[..., StepResult]:
+    """Makes a train step that gives any optimizer what it asks for: a plain one, `sam`, `tram`, ...
+
+    All passes of a step see the same further arguments, so the same batch, the same random key and
+    the same batch statistics. `aux`, with the new batch statistics in it, comes from the first pass
+    alone: what the pass at the attacked weights would update is dropped.
+
+    The optimizer gets as extra arguments `grad_fn`, `value`, `grad`, `value_fn`, and where there is
+    a source for them `outputs`, `where`, `output_fn`, `noisy_outputs`, `fisher_grads`. Compile the
+    step with `jax.jit`: what the optimizer does not use is then not computed.
+
+    Args:
+      loss_fn: `loss_fn(params, *args)` returns the loss [] or a pair (loss, aux). Where aux is a
+        mapping, its entries "outputs" (logits) and "where" (mask of examples) go to the optimizer.
+      tx: the optimizer.
+      output_fn: `output_fn(params, *args)` returns logits, without randomness: the forward pass at
+        TRAM's reference parameters.
+      noisy_output_fn: the same on noised inputs, for `tram("noise")`.
+      noisy_loss_fn: `noisy_loss_fn(params, *args)` returns the loss [] on noised inputs, for
+        `tram_fisher`.
+
+    Returns:
+      `step(params, opt_state, *args) -> StepResult`, pure; `jax.jit(step, donate_argnums=(0, 1))`.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from trustjax.optim import tram
+    >>> def output_fn(params, batch, key):
+    ...     return batch["x"] @ params
+    >>> def loss_fn(params, batch, key):
+    ...     keep = jax.random.bernoulli(key, 0.9, batch["x"].shape)
+    ...     logits = (keep * batch["x"] / 0.9) @ params
+    ...     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    ...     return losses.mean(), {"outputs": logits}
+    >>> tx = optax.chain(tram("previous"), optax.adamw(1e-2))
+    >>> step = jax.jit(two_pass_step(loss_fn, tx, output_fn=output_fn))
+    >>> params = jnp.array([[0.6, -0.2], [0.05, 0.4]])
+    >>> opt_state = tx.init(params)
+    >>> batch = {"x": jnp.array([[1.0, 2.0], [-1.0, 0.5]]), "y": jnp.array([0, 1])}
+    >>> for key in jax.random.split(jax.random.key(0), 3):
+    ...     params, opt_state, loss, aux = step(params, opt_state, batch, key)
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def loss_and_aux(params: PyTree, *args: Any) -> tuple[jax.Array, Any]:
+        result = loss_fn(params, *args)
+        return result if isinstance(result, tuple) else (result, None)
+
+    def step(params: PyTree, opt_state: optax.OptState, *args: Any) -> StepResult:
+        grad_and_loss = jax.value_and_grad(loss_and_aux, has_aux=True)
+        (loss, aux), grads = grad_and_loss(params, *args)
+
+        extra_args: dict[str, Any] = {
+            "grad_fn": lambda p: jax.grad(loss_and_aux, has_aux=True)(p, *args)[0],
+            "value": loss,
+            "grad": grads,
+            "value_fn": lambda p: loss_and_aux(p, *args)[0],
+        }
+        if isinstance(aux, Mapping):
+            extra_args |= {name: aux[name] for name in ("outputs", "where") if name in aux}
+        if output_fn is not None:
+            extra_args["output_fn"] = lambda p: output_fn(p, *args)
+        if noisy_output_fn is not None:
+            extra_args["noisy_outputs"] = noisy_output_fn(params, *args)
+        if noisy_loss_fn is not None:
+            extra_args["fisher_grads"] = jax.grad(noisy_loss_fn)(params, *args)
+
+        updates, opt_state = tx.update(grads, opt_state, params, **extra_args)
+        return StepResult(optax.apply_updates(params, updates), opt_state, loss, aux)
+
+    return step
