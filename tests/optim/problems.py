@@ -22,17 +22,17 @@ def array(values: Any) -> jax.Array:
     return jnp.asarray(np.asarray(values, float))
 
 
-def tolerance() -> dict[str, float]:
-    """As many digits as the golden numbers are printed with; 1e-5 in float32."""
-    return {"rtol": 1e-9, "atol": 2e-12} if jax.config.jax_enable_x64 else {"rtol": 1e-5}
+def assert_close(actual: Any, expected: Any, *, scale: float | None = None) -> None:
+    """All printed digits in float64 (12 decimals); in float32 1e-5 of the largest entry.
 
-
-def assert_close(actual: Any, expected: Any) -> None:
-    scale = max(1.0, float(np.max(np.abs(expected))))
-    limits = tolerance()
-    np.testing.assert_allclose(
-        np.ravel(actual), np.ravel(expected), limits["rtol"], limits.get("atol", 1e-5 * scale)
-    )
+    `scale` stands for the largest entry where all are zero or what is left of larger terms.
+    """
+    expected = np.ravel(expected)
+    if jax.config.jax_enable_x64:
+        limits = {"rtol": 1e-12, "atol": 1e-12}
+    else:
+        limits = {"rtol": 1e-5, "atol": 1e-5 * (scale or float(np.max(np.abs(expected))))}
+    np.testing.assert_allclose(np.ravel(actual), expected, **limits)
 
 
 def quadratic(w: jax.Array) -> jax.Array:

@@ -28,12 +28,6 @@ QUADRATIC_ROWS = {
 }
 
 
-@pytest.fixture(params=["float32", "float64"])
-def precision(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
-
-
 @pytest.mark.parametrize("name", QUADRATIC_ROWS)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_quadratic(name, wrap, precision, strict):

@@ -11,3 +11,5 @@ from trustjax.geometry.divergence import reverse_kl as reverse_kl
 from trustjax.geometry.divergence import symmetric_kl as symmetric_kl
 from trustjax.geometry.divergence import tsallis_divergence as tsallis_divergence
 from trustjax.geometry.norm import global_norm as global_norm
+from trustjax.geometry.sharpness import epsilon_sharpness as epsilon_sharpness
+from trustjax.geometry.similarity import linear_cka as linear_cka

@@ -47,7 +47,8 @@ def reverse_kl(
 
     Arguments, result and errors as in `kl_divergence`.
     """
-    return kl_divergence(logits_q, logits_p, axis=axis, where=where)
+    log_p, log_q = _log_probs(logits_p, logits_q, axis, where)
+    return _tsallis(log_q, log_p, 1.0, axis)
 
 
 def symmetric_kl(
@@ -128,16 +129,19 @@ def renyi_divergence(
     """
     check_number("order", order, above=0.0)
     log_p, log_q = _log_probs(logits_p, logits_q, axis, where)
-    tsallis = _tsallis(log_p, log_q, order, axis)
-    d, is_kl, d_safe = _excess_order(order, tsallis.dtype)
+    d, is_kl, d_safe = _excess_order(order, log_p.dtype)
     # The power sum overflows for high orders long before its logarithm is large: take that from
     # logsumexp, and the small values, which would cancel there, from the Tsallis divergence.
     possible = jnp.isfinite(log_p) & (jnp.isfinite(log_q) | (d > 0))
     exponent = jnp.where(possible, d * (jnp.where(possible, log_p, 0.0) - log_q) + log_p, -jnp.inf)
     log_sum = jax.nn.logsumexp(exponent, axis)
-    small = jnp.abs(d * tsallis) < 0.5
-    from_tsallis = jnp.log1p(jnp.where(small, d * tsallis, jnp.zeros_like(tsallis))) / d_safe
-    return jnp.where(is_kl, tsallis, jnp.where(small, from_tsallis, log_sum / d_safe))
+    small = is_kl | (jnp.abs(d * _tsallis(log_p, log_q, order, axis)) < 0.5)
+    # Elsewhere an overflow in the branch that is not selected would make the gradient nan.
+    keep = jnp.expand_dims(small, axis)
+    log_p, log_q = (jnp.where(keep, x, jnp.zeros_like(x)) for x in (log_p, log_q))
+    tsallis = _tsallis(log_p, log_q, order, axis)
+    from_tsallis = jnp.where(is_kl, tsallis, jnp.log1p(d * tsallis) / d_safe)
+    return jnp.where(small, from_tsallis, log_sum / d_safe)
 
 
 def l2_distance(
@@ -318,20 +322,22 @@ def _tsallis(
     # Logits of -inf make t infinite or nan, and a gradient that meets them, even times 0, is nan:
     # each branch therefore computes on zeros where it is not the one selected.
     possible = p > 0
-    t = jnp.where(possible, jnp.where(possible, log_p, zeros) - log_q, zeros)
+    log_p = jnp.where(possible, log_p, zeros)
+    t = jnp.where(possible, log_p - log_q, zeros)
+
+    # (e^{d t} - 1) / d: expm1 keeps the digits of small d t, for orders close to 1 also far from
+    # p = q; but e^{d t} may overflow where p e^{d t} does not.
+    slow = jnp.abs(d * jnp.where(is_kl, zeros, t)) < 1
+    gain_kl = p * jnp.where(is_kl, t, zeros)
+    gain_slow = p * jnp.expm1(d * jnp.where(slow & ~is_kl, t, zeros)) / d_safe
+    power = jnp.exp(log_p + d * jnp.where(slow, zeros, t))
+    gain = jnp.where(is_kl, gain_kl, jnp.where(slow, gain_slow, (power - p) / d_safe))
+
+    # e^{-t} - 1: likewise, and p e^{-t} = q.
     near = jnp.abs(t) < 1
+    balance = jnp.where(near, p * jnp.expm1(-jnp.where(near, t, zeros)), q - p)
 
-    t_near = jnp.where(near, t, zeros)
-    gain = jnp.where(is_kl, t_near, jnp.expm1(d * t_near) / d_safe)
-    term_near = p * (gain + jnp.expm1(-t_near))
-
-    # Far from p = q nothing cancels, but e^{-t} may overflow where p e^{-t} = q does not.
-    far = possible & ~near
-    t_far, log_p_far = jnp.where(far, t, zeros), jnp.where(far, log_p, zeros)
-    power = jnp.exp(log_p_far + jnp.where(is_kl, zeros, d * t_far))
-    term_far = jnp.where(is_kl, p * t_far, (power - p) / d_safe) + q - p
-
-    term = jnp.where(possible, jnp.where(near, term_near, term_far), q)
+    term = jnp.where(possible, gain + balance, q)
     return jnp.maximum(jnp.sum(term, axis), jnp.zeros([], term.dtype))
 
 

@@ -111,11 +111,14 @@ def second_gradient(
         lambda m, p: p if m is None else m, moved, params, is_leaf=lambda x: x is None
     )
     gradient = grad_fn(_as_local_as(attack, attacked))
-    if jax.tree.structure(gradient) != jax.tree.structure(updates):  # type: ignore[operator]
+    leaves, structure = jax.tree.leaves(gradient), jax.tree.structure(updates)
+    if [jnp.shape(g) for g in leaves] != [jnp.shape(u) for u in jax.tree.leaves(updates)]:
         raise ValueError(
             "grad_fn must return the gradients alone, in the structure of the first gradient "
-            f"{jax.tree.structure(updates)}; it returned {jax.tree.structure(gradient)}"
+            f"{structure}; it returned {jax.tree.structure(gradient)}"
         )
+    # Containers may differ: nnx.grad returns Variables, nnx.Optimizer passes on their arrays.
+    gradient = jax.tree.unflatten(structure, leaves)
     if axis_name is not None:
         gradient = jax.lax.pmean(gradient, axis_name)
     return jax.tree.map(lambda g, u: g.astype(u.dtype) if is_floating(u) else g, gradient, updates)
@@ -164,4 +167,7 @@ def _as_local_as(attack: PyTree, params: PyTree) -> PyTree:
 
 
 def _varying_axes(leaf: Any) -> frozenset[str]:
-    return frozenset(getattr(jax.typeof(leaf), "vma", ()))
+    leaf_type = jax.typeof(leaf)
+    if hasattr(leaf_type, "manual_axis_type"):
+        return frozenset(leaf_type.manual_axis_type.varying)
+    return frozenset(getattr(leaf_type, "vma", ()))  # in older JAX

@@ -93,6 +93,10 @@ def alternating(
 
         def step() -> tuple[PyTree, AlternatingState]:
             descent, base_state = base.update(updates, state.base_state, state.clean, **extra_args)
+            # Integer leaves stay; their update may be a float0, which cannot be added.
+            descent = jax.tree.map(
+                lambda d, p: d if is_floating(p) else jnp.zeros_like(p), descent, state.clean
+            )
             back = _difference(state.clean, params)
             moves = jax.tree.map(jnp.add, back, descent)
             clean = optax.apply_updates(state.clean, descent)

@@ -78,8 +78,11 @@ def tram_fisher(
 
     def init_fn(params: PyTree) -> FisherState:
         _attack.check_whole_tree("tram_fisher", params)
-        zero = _attack.scalar_state(params)
-        return FisherState(jnp.zeros([], jnp.int32), radius=zero, distance=zero)
+        return FisherState(
+            jnp.zeros([], jnp.int32),
+            radius=_attack.scalar_state(params),
+            distance=_attack.scalar_state(params),
+        )
 
     def update_fn(
         updates: PyTree,

@@ -100,8 +100,11 @@ def sam(
 
     def init_fn(params: PyTree) -> SAMState:
         _attack.check_whole_tree("sam", params)
-        zero = _attack.scalar_state(params)
-        return SAMState(count=jnp.zeros([], jnp.int32), radius=zero, distance=zero)
+        return SAMState(
+            count=jnp.zeros([], jnp.int32),
+            radius=_attack.scalar_state(params),
+            distance=_attack.scalar_state(params),
+        )
 
     def update_fn(
         updates: PyTree,

@@ -143,10 +143,14 @@ def tram(
 
     def init_fn(params: PyTree) -> TRAMState:
         _attack.check_whole_tree("tram", params)
-        zero = _attack.scalar_state(params)
         # A copy, so that params and state can both be donated.
         copy = None if reference == "noise" else jax.tree.map(jnp.copy, params)
-        return TRAMState(jnp.zeros([], jnp.int32), copy, radius=zero, distance=zero)
+        return TRAMState(
+            jnp.zeros([], jnp.int32),
+            copy,
+            radius=_attack.scalar_state(params),
+            distance=_attack.scalar_state(params),
+        )
 
     def update_fn(
         updates: PyTree,

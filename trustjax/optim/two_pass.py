@@ -83,11 +83,24 @@ def two_pass_step(
         grad_and_loss = jax.value_and_grad(loss_and_aux, has_aux=True)
         (loss, aux), grads = grad_and_loss(params, *args)
 
+        # The line searches of Optax want value_fn to name every extra argument, used or not.
+        def value_fn(
+            params: PyTree,
+            *,
+            grad_fn: object = None,
+            outputs: object = None,
+            where: object = None,
+            output_fn: object = None,
+            noisy_outputs: object = None,
+            fisher_grads: object = None,
+        ) -> jax.Array:
+            return loss_and_aux(params, *args)[0]
+
         extra_args: dict[str, Any] = {
             "grad_fn": lambda p: jax.grad(loss_and_aux, has_aux=True)(p, *args)[0],
             "value": loss,
             "grad": grads,
-            "value_fn": lambda p: loss_and_aux(p, *args)[0],
+            "value_fn": value_fn,
         }
         if isinstance(aux, Mapping):
             extra_args |= {name: aux[name] for name in ("outputs", "where") if name in aux}

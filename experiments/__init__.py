@@ -1,0 +1,1 @@
+"""Hydra-configured experiments: `python -m experiments.run +exp=NAME`."""

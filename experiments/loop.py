@@ -1,0 +1,308 @@
+"""The run loop: what a task must offer, and how its stages are trained, logged and resumed.
+
+The order of writes makes a run resumable after a kill at any moment. Within a stage, each chunk
+writes its rows first; a checkpoint that follows remembers how many rows there are. A resumed run
+cuts metrics.csv back to the rows of the newest checkpoint and computes the lost chunks again, on
+the same grid of steps, so with the same programs on the same batches.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import jax
+
+from experiments.targets import ConfigError
+from experiments.trackers import Row as Row
+from experiments.trackers import Tracker, read_rows
+
+if TYPE_CHECKING:  # tasks import this module, and need not wait for Orbax
+    from experiments.checkpoint import Checkpoints
+
+State = Any  # a pytree of arrays
+
+
+class Stage(Protocol):
+    """A resumable piece of an experiment: pre-training, or one method's training, seeds at once.
+
+    Attributes:
+      name: the `stage` column of metrics.csv and the folder below checkpoints/.
+      num_steps: its length, at least 1.
+      steps_per_chunk: steps of one call of `advance`; the last chunk may be shorter.
+    """
+
+    name: str
+    num_steps: int
+    steps_per_chunk: int
+
+    def init(self, final: Mapping[str, State]) -> State:
+        """The state before the first step.
+
+        `final[name]` is the final state of an earlier stage. Called on resume too, where its result
+        gives the structure and the placement of the restored state.
+        """
+
+    def batches(self) -> Iterator[Any] | None:
+        """A new iterator, whose `get_state()` is JSON-able and undone by `set_state`, or None."""
+
+    def advance(
+        self, state: State, batches: Any, step: int, num_steps: int
+    ) -> tuple[State, list[Row]]:
+        """Trains `num_steps` further, after `step`.
+
+        All that changes is in `state` and `batches`. Rows hold `seed` and metrics, the main one
+        first; they get `stage`, `step` (that of the end of the chunk unless given) and `time/*`.
+        """
+
+    def finish(self, state: State) -> list[Row]:
+        """Rows of the final evaluation, logged at step `num_steps`."""
+
+
+class Table(NamedTuple):
+    """A table for the console."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Summary(NamedTuple):
+    """What an experiment found: `values` are JSON-able and go to summary.json."""
+
+    values: dict[str, Any]
+    table: Table
+
+
+class Task(Protocol):
+    """An experiment: a dataclass whose fields are its configuration."""
+
+    def validate(self) -> None:
+        """Raises ValueError ("NAME must be ..., got ...") before data is loaded or compiled."""
+
+    def stages(self) -> Sequence[Stage]:
+        """The stages in the order in which they are trained; data is loaded here or later."""
+
+    def summarize(self, rows: list[Row]) -> Summary:
+        """The result, from all rows of metrics.csv."""
+
+    def plot(self, rows: list[Row], folder: Path) -> None:
+        """Writes PNG files into `folder`."""
+
+
+class SaveError(RuntimeError):
+    """The run folder cannot be written. Its text is the one line that the user sees."""
+
+
+class Mark(NamedTuple):
+    """What a checkpoint holds beside the state, as JSON.
+
+    Attributes:
+      step: steps of the stage done.
+      num_rows: rows of metrics.csv at that moment; a resumed run cuts the file back to them.
+      seconds: time spent on the stage.
+      finished: whether the rows of the final evaluation are among `num_rows`.
+      began_from: for each earlier stage whose final state this one began from, its step.
+      batches: state of the iterator over batches, or None.
+    """
+
+    step: int = 0
+    num_rows: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    began_from: Mapping[str, int] = MappingProxyType({})
+    batches: Any = None
+
+
+class Planned(NamedTuple):
+    """A stage, its checkpoints, and how far it has come."""
+
+    stage: Stage
+    checkpoints: "Checkpoints"
+    mark: Mark
+
+
+def plan(
+    stages: Sequence[Stage], open_checkpoints: Callable[[str], "Checkpoints"]
+) -> list[Planned]:
+    """Finds how far each stage has come; `open_checkpoints` takes the name of a stage.
+
+    Raises ConfigError for bad names or lengths, and for lengths that do not fit what is saved.
+    """
+    names = [stage.name for stage in stages]
+    lengths = {stage.name: stage.num_steps for stage in stages}
+    planned = []
+    for stage in stages:
+        if not re.fullmatch(r"\w[\w.-]*", stage.name) or names.count(stage.name) > 1:
+            raise ConfigError(
+                f"stage names must be unique and of letters, digits, . _ -, got {names}"
+            )
+        for length in ("num_steps", "steps_per_chunk"):
+            if (number := getattr(stage, length)) < 1:
+                raise ConfigError(f"{length} of stage {stage.name} must be >= 1, got {number}")
+        checkpoints = open_checkpoints(stage.name)
+        mark = checkpoints.latest()
+        done = mark.step if mark.finished else mark.step + 1
+        if mark.step and stage.num_steps < done:
+            raise ConfigError(
+                f"stage {stage.name} must have at least {done} steps, as it is at step "
+                f"{mark.step}, got {stage.num_steps}"
+            )
+        for name, step in mark.began_from.items():
+            if lengths.get(name) != step:
+                raise ConfigError(
+                    f"stage {name} must keep its {step} steps, as {stage.name} began from its end, "
+                    f"got {lengths.get(name)}"
+                )
+        planned.append(Planned(stage, checkpoints, mark))
+    return planned
+
+
+def _is_done(stage: Stage, mark: Mark) -> bool:
+    return mark.finished and mark.step == stage.num_steps
+
+
+class FinalStates(Mapping[str, State]):
+    """Final states of the stages that are done, each read from its last checkpoint when asked for.
+
+    `asked` maps the stages that were asked for to their steps.
+    """
+
+    def __init__(self) -> None:
+        self.asked: dict[str, int] = {}
+        self._done: dict[str, Planned] = {}
+
+    def add(self, planned: Planned) -> None:
+        """Makes the final state of a stage available."""
+        self._done[planned.stage.name] = planned
+
+    def __getitem__(self, name: str) -> State:
+        stage, checkpoints, _ = self._done[name]
+        self.asked[name] = stage.num_steps
+        return checkpoints.restore(_abstract(stage.init(self)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._done)
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+
+def run(
+    stages: Sequence[Planned],
+    metrics: Path,
+    trackers: Sequence[Tracker],
+    *,
+    every: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Trains what is left of the stages; returns whether all are done.
+
+    Writes a checkpoint every `every` steps at the end of a chunk, at the end of every stage, and
+    when `should_stop()` is true after a chunk, where it ends. `metrics` is the metrics.csv that one
+    of the trackers writes. Raises SaveError where the folder cannot be written.
+    """
+    log = _Log(trackers, num_rows=max((mark.num_rows for _, _, mark in stages), default=0))
+    log.cut(metrics)
+    final = FinalStates()
+    for planned in stages:
+        done = _is_done(planned.stage, planned.mark)
+        if not done and (should_stop() or not _train(planned, final, log, every, should_stop)):
+            return False
+        final.add(planned)
+    return True
+
+
+class _Log:
+    """Hands rows to all trackers and counts them."""
+
+    def __init__(self, trackers: Sequence[Tracker], num_rows: int) -> None:
+        self._trackers = trackers
+        self.num_rows = num_rows
+
+    def cut(self, metrics: Path) -> None:
+        rows = read_rows(metrics)
+        if len(rows) < self.num_rows:
+            raise SaveError(
+                f"{metrics} has {len(rows)} rows, but had {self.num_rows} at the last checkpoint"
+            )
+        self._call("cut", rows[: self.num_rows])
+
+    def __call__(self, rows: list[Row]) -> None:
+        self._call("log", rows)
+        self.num_rows += len(rows)
+
+    def _call(self, method: str, rows: list[Row]) -> None:
+        for tracker in self._trackers:
+            try:
+                getattr(tracker, method)(rows)
+            except OSError as error:
+                raise SaveError(f"cannot write metrics: {error}") from error
+
+
+def _train(
+    planned: Planned,
+    final: FinalStates,
+    log: _Log,
+    every: int,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Trains one stage; returns False if it was stopped before its end."""
+    stage, checkpoints, mark = planned
+    started = time.perf_counter() - mark.seconds
+    final.asked = {}
+    batches: Any = stage.batches()
+    if mark.step == 0:
+        state = stage.init(final)
+        began_from = final.asked
+    else:
+        state = checkpoints.restore(_abstract(stage.init(final)))
+        began_from = dict(mark.began_from)
+        if batches is not None:
+            batches.set_state(mark.batches)
+    step = saved = mark.step
+    while step < stage.num_steps:
+        chunk_started = time.perf_counter()
+        # Chunks end at multiples of their size, from wherever they start.
+        end = min((step // stage.steps_per_chunk + 1) * stage.steps_per_chunk, stage.num_steps)
+        state, rows = stage.advance(state, batches, step, end - step)
+        labels: Row = {"stage": stage.name, "step": end}
+        now = time.perf_counter()
+        times: Row = {
+            "time/seconds": now - started,
+            "time/steps_per_second": (end - step) / (now - chunk_started),
+        }
+        log([labels | _plain(row) | times for row in rows])
+        finished, stop = end == stage.num_steps, should_stop()
+        if finished:
+            log([labels | _plain(row) for row in stage.finish(state)])
+        if finished or stop or end // every > saved // every:
+            seconds = time.perf_counter() - started
+            iterator = None if batches is None else batches.get_state()
+            checkpoints.save(
+                state, Mark(end, log.num_rows, seconds, finished, began_from, iterator)
+            )
+            saved = end
+        step = end
+        if stop:
+            break
+    return step == stage.num_steps
+
+
+def _abstract(state: State) -> State:
+    """Shapes, dtypes and shardings without the memory."""
+
+    def describe(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(describe, state)
+
+
+def _plain(row: Mapping[str, Any]) -> Row:
+    """Array scalars as numbers of Python, so that trackers and JSON can write them."""
+    items = ((key, value.item() if hasattr(value, "item") else value) for key, value in row.items())
+    return {key: int(value) if isinstance(value, bool) else value for key, value in items}

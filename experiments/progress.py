@@ -1,0 +1,115 @@
+"""How far a run is: bars on a terminal, lines elsewhere."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from experiments.trackers import Row, Tracker
+
+
+def make_progress(lengths: Mapping[str, int], console: Console) -> Tracker:
+    """A tracker that shows the stages, with their `lengths` in steps, on `console`."""
+    return Bars(lengths, console) if console.is_terminal else Lines(lengths, console)
+
+
+class Bars:
+    """One bar a stage; the next stage's bar appears when one is full."""
+
+    def __init__(self, lengths: Mapping[str, int], console: Console) -> None:
+        self._lengths = lengths
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metric]}"),
+            console=console,
+        )
+
+    def cut(self, rows: Sequence[Row]) -> None:
+        """Shows what is done already and starts to draw."""
+        steps = {str(row["stage"]): int(row["step"]) for row in rows}
+        self._progress.start()
+        for stage in self._lengths:
+            done = steps.get(stage, 0)
+            self._add(stage, done)
+            if done < self._lengths[stage]:
+                break
+
+    def log(self, rows: Sequence[Row]) -> None:
+        """Moves the bar of the rows' stage."""
+        if not rows:
+            return
+        stage, step = str(rows[-1]["stage"]), int(rows[-1]["step"])
+        self._add(stage, step)
+        self._progress.update(self._bars[stage], completed=step)
+        if _speed(rows):  # the final evaluation comes without times
+            self._progress.update(self._bars[stage], metric=_metric(rows), speed=_speed(rows))
+        waiting = [name for name in self._lengths if name not in self._bars]
+        if step == self._lengths[stage] and waiting:
+            self._add(waiting[0], 0)
+
+    def close(self) -> None:
+        """Stops drawing; the bars stay."""
+        self._progress.stop()
+
+    def _add(self, stage: str, step: int) -> None:
+        if stage not in self._bars:
+            self._bars[stage] = self._progress.add_task(
+                stage, total=self._lengths[stage], completed=step, speed="", metric=""
+            )
+
+
+class Lines:
+    """One line when a stage ends, and at most one in `seconds` before that."""
+
+    def __init__(self, lengths: Mapping[str, int], console: Console, seconds: float = 30.0) -> None:
+        self._lengths = lengths
+        self._console = console
+        self._seconds = seconds
+        self._shown = time.monotonic()
+
+    def cut(self, rows: Sequence[Row]) -> None:
+        """Nothing to show."""
+
+    def log(self, rows: Sequence[Row]) -> None:
+        """Prints the stage, its step, the speed and the first metric."""
+        if not rows or not _speed(rows):  # the final evaluation comes without times
+            return
+        stage, step = str(rows[-1]["stage"]), int(rows[-1]["step"])
+        if step < self._lengths[stage] and time.monotonic() - self._shown < self._seconds:
+            return
+        self._shown = time.monotonic()
+        line = f"{stage} {step}/{self._lengths[stage]} {_speed(rows)} {_metric(rows)}"
+        self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _speed(rows: Sequence[Row]) -> str:
+    speed = rows[-1].get("time/steps_per_second", "")
+    return f"{float(speed):.3g} steps/s" if speed != "" else ""
+
+
+def _metric(rows: Sequence[Row]) -> str:
+    """The first metric of the rows, as its mean over those of the last step."""
+    last = [row for row in rows if row["step"] == rows[-1]["step"]]
+    for column, value in last[0].items():
+        if column in ("stage", "step", "seed") or column.startswith("time/"):
+            continue
+        if not isinstance(value, str):
+            values = [float(row[column]) for row in last if column in row]
+            return f"{column} {sum(values) / len(values):.4g}"
+    return ""

@@ -1,0 +1,186 @@
+"""One run in its folder, from a checked configuration to the table at its end."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+import platformdirs
+import rich.table
+from rich.console import Console
+
+from experiments import loop
+from experiments.checkpoint import Checkpoints
+from experiments.config import save_config, write_whole
+from experiments.progress import make_progress
+from experiments.stopping import StopSignals
+from experiments.targets import ConfigError, argument_error, build
+from experiments.trackers import Csv, Tracker, read_rows
+
+_PACKAGES = ("trustjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def run(folder: Path, config: dict[str, Any], *, resumed: bool) -> int:
+    """Runs or continues what `config` says in `folder`; returns the exit code.
+
+    0 when all is done, 128 + the signal's number when stopped by SIGINT or SIGTERM. Raises
+    ConfigError for bad values, a folder in use or one that holds a run already; SaveError where the
+    folder cannot be written.
+    """
+    _set_up_jax(config["precision"])
+    task: loop.Task = build(config["task"], "task")
+    makers: dict[str, Callable[[Path], Tracker]] = build(config["tracker"], "tracker")
+    try:
+        task.validate()
+    except ValueError as error:
+        raise argument_error("task", error) from error
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with _locked(folder), StopSignals() as signals:
+        if not resumed:
+            with _writing(folder):
+                _claim(folder)
+        try:
+            stages = task.stages()
+        except ValueError as error:  # a number that does not fit the data; else a fault of ours
+            if " must " not in str(error):
+                raise
+            raise argument_error("task", error) from error
+        keep = config["checkpoint"]["keep"]
+        planned = loop.plan(stages, lambda stage: Checkpoints(folder / "checkpoints" / stage, keep))
+        with _writing(folder):
+            save_config(config, folder / "config.yaml")
+        metrics = folder / "metrics.csv"
+        progress = make_progress({stage.name: stage.num_steps for stage in stages}, console)
+        trackers = [Csv(metrics), *(make(folder) for make in makers.values()), progress]
+        with contextlib.ExitStack() as stack:
+            for tracker in trackers:
+                stack.callback(tracker.close)
+            for _, checkpoints, _ in planned:
+                stack.callback(checkpoints.close)
+            done = loop.run(
+                planned,
+                metrics,
+                trackers,
+                every=config["checkpoint"]["every"],
+                should_stop=lambda: signals.received is not None,
+            )
+            seconds = sum(checkpoints.latest().seconds for _, checkpoints, _ in planned)
+        if done:
+            with _writing(folder):
+                _conclude(task, folder, config["exp"], seconds, console)
+        else:
+            _say(console, f"stopped; continue with: {resume_command(folder)}")
+    return 0 if done else 128 + (signals.received or 0)
+
+
+def resume_command(folder: Path) -> str:
+    """The command that continues the run in `folder`."""
+    return f"python -m experiments.run {shlex.quote(f'resume={_short(folder)}')}"
+
+
+def _short(folder: Path) -> Path:
+    inside = folder.absolute().is_relative_to(Path.cwd())
+    return folder.absolute().relative_to(Path.cwd()) if inside else folder.absolute()
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _set_up_jax(precision: str) -> None:
+    jax.config.update("jax_enable_x64", precision == "float64")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = platformdirs.user_cache_path("trustjax") / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    # An entry of the cache whose writing was cut off is compiled again each time, and works.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ConfigError(f"{folder} is in use by another run") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise loop.SaveError(f"cannot write in {folder}: {error}") from error
+
+
+def _claim(folder: Path) -> None:
+    if (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"{folder} holds a run already; continue it with: {resume_command(folder)}"
+        )
+    environment = {
+        "command": shlex.join([Path(sys.executable).name, "-m", "experiments.run", *sys.argv[1:]]),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": _versions(),
+    }
+    write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _conclude(task: loop.Task, folder: Path, name: str, seconds: float, console: Console) -> None:
+    """Writes summary.json and the plots, prints the table."""
+    rows = read_rows(folder / "metrics.csv")
+    summary = task.summarize(rows)
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    task.plot(rows, plots)
+    content = {
+        "exp": name,
+        "result": _finite(summary.values),
+        "seconds": seconds,
+        "device": jax.devices()[0].device_kind,
+        "versions": _versions(),
+    }
+    write_whole(folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    table = rich.table.Table(title=summary.table.title, title_justify="left")
+    for column in summary.table.columns:
+        table.add_column(column)
+    for row in summary.table.rows:
+        table.add_row(*row)
+    console.print(table)
+    _say(console, str(_short(folder)))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

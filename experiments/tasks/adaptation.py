@@ -1,0 +1,317 @@
+"""Cross-dataset adaptation: pre-train on a source domain, fine-tune on a target with little data.
+
+The question of TRAM's vision experiments (arXiv:2310.03646, Section 4 and Table 3): which optimizer
+adapts to the target, and keeps what the pre-trained network knows of the source and of domains that
+it is never trained on? A domain is the same set of images under a distribution shift. For every
+seed all methods start from the same pre-trained network and see the same examples in the same
+order, so that they differ in the optimizer alone.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.loop import Row, Summary
+from experiments.optimizers import Method, Optimizer
+from experiments.tasks.supervised import Lanes, Training, apply_eval, initial_variables
+from trustjax.data import Batches, ImageDataset, parse_shift, split
+from trustjax.geometry import epsilon_sharpness, linear_cka
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+Measure = Callable[[Any, Any], dict[str, jax.Array]]
+
+
+class HeldOut(NamedTuple):
+    """Test examples.
+
+    Attributes:
+      images: float32 [domains, examples, height, width, channels] in [0, 1]; the first domain is
+        the source, the second the target, the others are unseen.
+      labels: int32 [examples], the same in every domain.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+
+
+@dataclass
+class Adaptation:
+    """Configuration and stages of the experiment.
+
+    Attributes:
+      data: makes the dataset; all domains are shifts of its images.
+      model: makes the network: `model(num_classes=..., dtype=...)`.
+      methods: the optimizers to compare, by name; "adamw" is the one differences are taken from.
+      seed: root of all randomness.
+      num_seeds: networks per method, trained side by side.
+      precision: of the network's computations: float32, bfloat16 or float64.
+      source: shift of the source domain, such as "rotation:2"; null for the images as they are.
+      target: shift of the target domain.
+      unseen: shifts of the domains that are only tested on.
+      only: names of the methods to run; all if empty.
+      pretrain_steps: steps on the source domain.
+      pretrain_learning_rate: peak rate of AdamW there.
+      finetune_steps: steps on the target domain.
+      finetune_examples: target examples that each seed draws.
+      batch_size: examples per step.
+      steps_per_chunk: steps in one compiled call, and between two rows of metrics.
+      input_noise: standard deviation of the noise of TRAM-x and TRAM-Fisher, on images in [0, 1].
+      max_test_examples: upper bound of the test examples of a domain.
+      sharpness_examples: target test examples for the sharpness.
+    """
+
+    data: Callable[[], ImageDataset]
+    model: Callable[..., nn.Module]
+    methods: dict[str, Method]
+    seed: int = 0
+    num_seeds: int = 5
+    precision: str = "float32"
+    source: str | None = None
+    target: str = "rotation:3"
+    unseen: Sequence[str] = ("blur:3", "noise:3", "contrast:3", "pixelation:3", "translation:3")
+    only: Sequence[str] = field(default_factory=list)
+    pretrain_steps: int = 400
+    pretrain_learning_rate: float = 3e-3
+    finetune_steps: int = 200
+    finetune_examples: int = 200
+    batch_size: int = 64
+    steps_per_chunk: int = 25
+    input_noise: float = 0.1
+    max_test_examples: int = 1000
+    sharpness_examples: int = 256
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for what cannot run."""
+        for name in ("num_seeds", "pretrain_steps", "finetune_steps", "batch_size",
+                     "steps_per_chunk", "max_test_examples", "sharpness_examples"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.finetune_examples < self.batch_size:
+            raise ValueError(
+                f"finetune_examples must be >= batch_size = {self.batch_size}, "
+                f"got {self.finetune_examples}"
+            )
+        if self.input_noise < 0:
+            raise ValueError(f"input_noise must be >= 0, got {self.input_noise}")
+        if not self.pretrain_learning_rate > 0:
+            raise ValueError(
+                f"pretrain_learning_rate must be > 0, got {self.pretrain_learning_rate}"
+            )
+        for name in self.only:
+            if name not in self.methods:
+                raise ValueError(f"only must name methods of {sorted(self.methods)}, got {name!r}")
+        for spec in (self.source, self.target, *self.unseen):
+            if spec is not None:
+                parse_shift(spec)
+
+    def stages(self) -> list[Training]:
+        """Pre-training, then one stage a method."""
+        finetuning = [self._finetuning(name, self.methods[name]) for name in self._names()]
+        return [self._pretraining(), *finetuning]
+
+    def summarize(self, rows: list[Row]) -> Summary:
+        """Mean and interval over seeds of every final measure and method."""
+        from experiments.tasks import adaptation_report  # needs SciPy and Matplotlib, at the end
+
+        return adaptation_report.summarize(rows, self._names())
+
+    def plot(self, rows: list[Row], folder: Path) -> None:
+        """Learning curves, target against unseen accuracy, trust radius."""
+        from experiments.tasks import adaptation_report
+
+        adaptation_report.plot(rows, self._names(), folder)
+
+    def _names(self) -> list[str]:
+        return list(self.only or self.methods)
+
+    # Data
+
+    @functools.cached_property
+    def _dataset(self) -> ImageDataset:
+        return self.data()
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        """Rows of the dataset by purpose; target examples are never seen in pre-training.
+
+        Always the same split, so that no search at another seed has seen the test examples.
+        """
+        fractions = {"pretrain": 0.45, "finetune": 0.2, "validation": 0.1, "test": 0.25}
+        return split(self._dataset, fractions, seed=0)
+
+    def _domain(self, spec: str | None, rows: np.ndarray, salt: int) -> ImageDataset:
+        """The dataset with the given rows under a shift; other rows are left out."""
+        images = self._dataset.images[rows]
+        if spec is not None:
+            key = jax.random.fold_in(jax.random.key(self.seed), salt)
+            shifted = jax.jit(parse_shift(spec))(images.astype(np.float32) / 255, key)
+            images = np.round(np.asarray(shifted) * 255).astype(np.uint8)
+        return self._dataset._replace(images=images, labels=self._dataset.labels[rows])
+
+    @functools.cached_property
+    def _held_out(self) -> HeldOut:
+        """The same test examples in every domain."""
+        rows = self._rows["test"][: self.max_test_examples]
+        specs = (self.source, self.target, *self.unseen)
+        domains = [self._domain(spec, rows, salt) for salt, spec in enumerate(specs, start=1)]
+        images = np.stack([domain.images for domain in domains]).astype(np.float32) / 255
+        return HeldOut(jnp.asarray(images), jnp.asarray(domains[0].labels))
+
+    # Stages
+
+    @functools.cached_property
+    def _network(self) -> nn.Module:
+        dtype = PRECISIONS[self.precision]
+        return self.model(num_classes=self._dataset.num_classes, dtype=dtype)
+
+    def _pretraining(self) -> Training:
+        rows = self._rows["pretrain"]
+        domain = self._domain(self.source, rows, salt=0)
+        every_row = np.tile(np.arange(len(rows)), (self.num_seeds, 1))
+        key = jax.random.fold_in(jax.random.key(self.seed), 1)
+
+        def start(final: Mapping[str, Any]) -> tuple[Any, Any]:
+            del final
+            image = jnp.zeros((1, *domain.images.shape[1:]), jnp.float32)
+            keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
+            return jax.jit(jax.vmap(lambda k: initial_variables(self._network, k, image)))(keys)
+
+        return self._training(
+            "pretrain",
+            Optimizer(optax.adamw),
+            Lanes(
+                jnp.arange(self.num_seeds),
+                jnp.full(self.num_seeds, self.pretrain_learning_rate),
+                {},
+            ),
+            Batches(domain, every_row, batch_size=self.batch_size, seed=self.seed),
+            num_steps=self.pretrain_steps,
+            start=start,
+            key=key,
+        )
+
+    def _finetuning(self, name: str, method: Method) -> Training:
+        return self._training(
+            name,
+            method.optimizer,
+            self._lanes(name, method),
+            self._target_batches,
+            num_steps=self.finetune_steps,
+            start=lambda final: (final["pretrain"].params, final["pretrain"].model_state),
+            key=jax.random.fold_in(jax.random.key(self.seed), 2),
+        )
+
+    def _lanes(self, name: str, method: Method) -> Lanes:
+        """One lane a seed, all with the method's numbers."""
+        del name
+        full = functools.partial(jnp.full, self.num_seeds)
+        radius = {k: full(v, dtype=jnp.float32) for k, v in method.optimizer.radius.items()}
+        return Lanes(jnp.arange(self.num_seeds), full(method.learning_rate), radius)
+
+    def _label(self, lanes: Lanes) -> list[Row]:
+        return [{"seed": int(index)} for index in lanes.seed_index]
+
+    @functools.cached_property
+    def _target_batches(self) -> Batches:
+        """Few target examples, other ones for every seed."""
+        rows = self._rows["finetune"]
+        if self.finetune_examples > len(rows):
+            raise ValueError(
+                f"finetune_examples must be <= {len(rows)}, the share of the data kept for it, "
+                f"got {self.finetune_examples}"
+            )
+        domain = self._domain(self.target, rows, salt=0)
+        drawn = [
+            np.random.default_rng([self.seed, index]).permutation(len(rows))
+            for index in range(self.num_seeds)
+        ]
+        few = np.stack(drawn)[:, : self.finetune_examples]
+        return Batches(domain, few, batch_size=self.batch_size, seed=self.seed + 1)
+
+    def _training(
+        self, name: str, optimizer: Optimizer, lanes: Lanes, source: Batches, **rest: Any
+    ) -> Training:
+        return Training(
+            name=name,
+            optimizer=optimizer,
+            lanes=lanes,
+            source=source,
+            steps_per_chunk=self.steps_per_chunk,
+            model=self._network,
+            input_noise=self.input_noise,
+            evaluate=self._over_lanes(self._evaluate),
+            measure=self._over_lanes(self._measure),
+            label=self._label(lanes),
+            **rest,
+        )
+
+    # Measures of one network
+
+    def _over_lanes(self, measure: Callable[..., dict[str, jax.Array]]) -> Measure:
+        """`measure` for all lanes at once; the stages share one compiled program."""
+        compiled = self._compiled.setdefault(
+            measure.__name__, jax.jit(jax.vmap(measure, in_axes=(0, 0, None)))
+        )
+        held_out = self._held_out
+        return lambda params, model_state: compiled(params, model_state, held_out)
+
+    @functools.cached_property
+    def _compiled(self) -> dict[str, Callable[..., dict[str, jax.Array]]]:
+        return {}
+
+    def _evaluate(self, params: Any, model_state: Any, held_out: HeldOut) -> dict[str, jax.Array]:
+        """Accuracy on the source, the target, and on average over the unseen domains."""
+        accuracies = self._accuracies(params, model_state, held_out)
+        return {
+            "accuracy/source": accuracies[0],
+            "accuracy/target": accuracies[1],
+            "accuracy/unseen": jnp.mean(accuracies[2:]),
+        }
+
+    def _accuracies(self, params: Any, model_state: Any, held_out: HeldOut) -> jax.Array:
+        def accuracy(images: jax.Array) -> jax.Array:
+            logits = apply_eval(self._network, params, model_state, images)
+            return jnp.mean(jnp.argmax(logits, -1) == held_out.labels)
+
+        return jax.lax.map(accuracy, held_out.images)
+
+    def _measure(self, params: Any, model_state: Any, held_out: HeldOut) -> dict[str, jax.Array]:
+        """The final measures: every accuracy, sharpness on the target, similarity to it.
+
+        Similarity: linear CKA between the features (what enters the head) of the target images and
+        those of the same images in an unseen domain, averaged over these.
+        """
+        few = slice(0, self.sharpness_examples)
+
+        def loss(params: Any) -> jax.Array:
+            logits = apply_eval(self._network, params, model_state, held_out.images[1, few])
+            labels = held_out.labels[few]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        def features(images: jax.Array) -> jax.Array:
+            variables = {"params": params, **model_state}
+            return self._network.apply(variables, images, return_features=True)[1]
+
+        accuracies = self._accuracies(params, model_state, held_out)
+        target = features(held_out.images[1])
+        similarities = jax.lax.map(
+            lambda images: linear_cka(target, features(images)), held_out.images[2:]
+        )
+        return {
+            "final/target": accuracies[1],
+            "final/unseen": jnp.mean(accuracies[2:]),
+            "final/source": accuracies[0],
+            "final/sharpness": epsilon_sharpness(loss, params),
+            "final/similarity": jnp.mean(similarities),
+            **{f"final/{name}": accuracies[i] for i, name in enumerate(self.unseen, start=2)},
+        }

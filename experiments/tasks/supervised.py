@@ -1,0 +1,223 @@
+"""Training a classifier from many seeds at once: one jitted, vmapped scan a chunk."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.loop import Row
+from experiments.optimizers import Optimizer
+from trustjax.data import Batches, iterate
+from trustjax.optim import two_pass_step
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that changes in training. Under vmap every array has a leading axis of lanes.
+
+    Attributes:
+      params: parameters.
+      model_state: the other collections of the Flax model, such as batch statistics.
+      opt_state: state of the optimizer.
+      step: int32 [], steps done.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+class Lanes(NamedTuple):
+    """What differs between runs that train side by side; every array is [lanes].
+
+    Attributes:
+      seed_index: int32, the seed of the lane: which data, order and noise it sees.
+      learning_rate: float32, peak learning rate.
+      radius: keyword arguments of the optimizer's attack, float32 each.
+    """
+
+    seed_index: jax.Array
+    learning_rate: jax.Array
+    radius: Mapping[str, jax.Array]
+
+
+def initial_variables(model: nn.Module, key: jax.Array, image: jax.Array) -> tuple[PyTree, PyTree]:
+    """Parameters and other collections of `model` for inputs like `image` [batch, ...]."""
+    variables = model.init({"params": key, "dropout": key}, image)
+    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+
+def apply_train(
+    model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array, key: jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """Logits in training mode, and the updated other collections."""
+    logits, model_state = model.apply(
+        {"params": params, **model_state},
+        image,
+        train=True,
+        rngs={"dropout": key},
+        mutable=list(model_state),
+    )
+    return logits, model_state
+
+
+def apply_eval(
+    model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array
+) -> jax.Array:
+    """Logits in evaluation mode: no dropout, running batch statistics."""
+    return model.apply({"params": params, **model_state}, image)
+
+
+def classification_step(
+    model: nn.Module, tx: optax.GradientTransformation, input_noise: float
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Makes `step(state, batch, key) -> (state, metrics)` for mean cross-entropy.
+
+    Args:
+      model: Flax module.
+      tx: any optimizer, with or without a second pass.
+      input_noise: standard deviation of the Gaussian noise on images in [0, 1] that
+        `tram("noise")` and `tram_fisher` compare with.
+    """
+
+    def loss_fn(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array) -> Any:
+        logits, new_state = apply_train(model, params, model_state, batch["image"], key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return jnp.mean(losses), {"outputs": logits, "model_state": new_state}
+
+    def output_fn(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
+        return apply_eval(model, params, model_state, batch["image"])
+
+    def noised(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        noise = jax.random.normal(jax.random.fold_in(key, 1), batch["image"].shape)
+        return {**batch, "image": batch["image"] + input_noise * noise}
+
+    train_step = two_pass_step(
+        loss_fn,
+        tx,
+        output_fn=output_fn,
+        noisy_output_fn=lambda p, m, batch, key: output_fn(p, m, noised(batch, key), key),
+        noisy_loss_fn=lambda p, m, batch, key: loss_fn(p, m, noised(batch, key), key)[0],
+    )
+
+    def step(
+        state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        params, opt_state, loss, aux = train_step(
+            state.params, state.opt_state, state.model_state, batch, key
+        )
+        new_state = TrainState(params, aux["model_state"], opt_state, state.step + 1)
+        return new_state, {"train/loss": loss, **trust_metrics(opt_state)}
+
+    return step
+
+
+def trust_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """How far the last step was allowed to go, how far it went, and the ratio of the two."""
+    radius = optax.tree.get(opt_state, "radius")
+    distance = optax.tree.get(opt_state, "distance")
+    if radius is None or distance is None:
+        return {}
+    used = jnp.where(radius > 0, distance / jnp.where(radius > 0, radius, 1.0), 0.0)
+    return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
+
+
+@dataclass
+class Training:
+    """A stage of the experiment loop: trains all lanes side by side.
+
+    Attributes:
+      name: name of the stage.
+      num_steps: length of the training.
+      steps_per_chunk: steps in one jitted scan.
+      model: Flax module.
+      optimizer: factory of the optimizer; the rate follows a cosine down to 0.
+      lanes: what differs between the runs.
+      source: training batches with one leading axis of seeds.
+      key: root of the random keys of this stage.
+      input_noise: see `classification_step`.
+      start: gives (params, model_state) of every seed from the final states of earlier stages.
+      evaluate: `(params, model_state) -> {name: [lanes]}` for all lanes, after every chunk.
+      measure: the same at the end of the training.
+      label: extra columns of the metric rows, one mapping per lane.
+    """
+
+    name: str
+    num_steps: int
+    steps_per_chunk: int
+    model: nn.Module
+    optimizer: Optimizer
+    lanes: Lanes
+    source: Batches
+    key: jax.Array
+    input_noise: float
+    start: Callable[[Mapping[str, Any]], tuple[PyTree, PyTree]]
+    evaluate: Callable[[PyTree, PyTree], dict[str, jax.Array]]
+    measure: Callable[[PyTree, PyTree], dict[str, jax.Array]]
+    label: list[Row]
+
+    def init(self, final: Mapping[str, Any]) -> TrainState:
+        """The lanes before their first step."""
+        start = jax.tree.map(lambda x: x[self.lanes.seed_index], self.start(final))
+
+        @jax.jit
+        @jax.vmap
+        def begin(lane: Lanes, params: PyTree, model_state: PyTree) -> TrainState:
+            opt_state = self._optimizer(lane).init(params)
+            return TrainState(params, model_state, opt_state, jnp.zeros([], jnp.int32))
+
+        return begin(self.lanes, *start)
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """The batches from the first one."""
+        return iterate(self.source)
+
+    def advance(
+        self, state: TrainState, batches: Iterator[Any], step: int, num_steps: int
+    ) -> tuple[TrainState, list[Row]]:
+        """Trains `num_steps` steps; one row a lane with the chunk's mean metrics."""
+        chunk = [next(batches) for _ in range(num_steps)]
+        stacked = {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
+        state, metrics = self._advance(state, self.lanes, stacked)
+        return state, self._rows({**metrics, **self.evaluate(state.params, state.model_state)})
+
+    def finish(self, state: TrainState) -> list[Row]:
+        """One row a lane with the final measures."""
+        return self._rows(self.measure(state.params, state.model_state))
+
+    def _optimizer(self, lane: Lanes) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(lane.learning_rate, self.num_steps)
+        return self.optimizer(schedule, **lane.radius)
+
+    @functools.cached_property
+    def _advance(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        def advance_lane(
+            state: TrainState, lane: Lanes, batches: Batch
+        ) -> tuple[TrainState, dict[str, jax.Array]]:
+            step = classification_step(self.model, self._optimizer(lane), self.input_noise)
+            key = jax.random.fold_in(self.key, lane.seed_index)
+
+            def body(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+                batch = jax.tree.map(lambda x: x[lane.seed_index], batch)
+                return step(state, batch, jax.random.fold_in(key, state.step))
+
+            state, metrics = jax.lax.scan(body, state, batches)
+            return state, jax.tree.map(jnp.mean, metrics)
+
+        return jax.jit(jax.vmap(advance_lane, in_axes=(0, 0, None)), donate_argnums=0)
+
+    def _rows(self, metrics: Mapping[str, jax.Array]) -> list[Row]:
+        columns = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        return [
+            {**label, **{name: float(column[lane]) for name, column in columns.items()}}
+            for lane, label in enumerate(self.label)
+        ]

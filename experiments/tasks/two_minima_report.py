@@ -1,0 +1,125 @@
+"""Table and plots of `two_minima`."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.loop import Row, Summary, Table
+from experiments.tasks.two_minima import CORNER, FLAT, SHARP, Landscape, TwoMinima, Walk, measure
+
+# Okabe and Ito: told apart by colour-blind eyes
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+
+
+class End(NamedTuple):
+    """Where the walkers of a stage end.
+
+    Attributes:
+      radius: of the method, 0 for the optimizer alone.
+      flat: share of the walkers in the basin of the flat minimum.
+      interval: 95 % bootstrap interval of that share over walkers.
+      loss: mean over walkers.
+    """
+
+    radius: float
+    flat: float
+    interval: tuple[float, float]
+    loss: float
+
+
+def ends(task: TwoMinima, rows: list[Row]) -> dict[str, End]:
+    """The end of every stage, from its last rows."""
+    found = {}
+    for stage in task.stages():
+        last = [r for r in rows if r["stage"] == stage.name and r["step"] == task.steps]
+        flat, loss = (float(np.mean([row[name] for row in last])) for name in ("flat", "loss"))
+        interval = bootstrap(flat, task.num_seeds * task.num_starts, seed=task.seed)
+        found[stage.name] = End(stage.radius, flat, interval, loss)
+    return found
+
+
+def bootstrap(share: float, total: int, *, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of a share of `total` cases: resampling them is a binomial draw."""
+    draws = np.random.default_rng(seed).binomial(total, share, 10_000) / total
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def summarize(task: TwoMinima, rows: list[Row]) -> Summary:
+    """Share of walkers that end in the flat minimum, with its interval, by stage."""
+    found = ends(task, rows)
+    lines = [
+        (name, f"{end.flat:.3f}", "{:.3f} to {:.3f}".format(*end.interval), f"{end.loss:.3f}")
+        for name, end in found.items()
+    ]
+    columns = ("method", "share", "95 % interval", "loss")
+    table = Table("Walkers that end in the flat minimum", columns, lines)
+    return Summary({name: end._asdict() for name, end in found.items()}, table)
+
+
+def plot(task: TwoMinima, rows: list[Row], folder: Path) -> None:
+    """share.png: share against radius; landscape.png: the loss and some paths."""
+    found = ends(task, rows)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    _plot_share(figure.subplots(), task, found)
+    figure.savefig(folder / "share.png", dpi=150)
+    stages = {stage.name: stage for stage in task.stages()}
+    best = max(list(found)[1:], key=lambda name: found[name].flat, default="sgd")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    profile, *maps = figure.subplots(1, 3)
+    _plot_profile(profile, task.landscape)
+    for axis, name in zip(maps, ("sgd", best), strict=True):
+        _plot_paths(axis, stages[name])
+    figure.savefig(folder / "landscape.png", dpi=150)
+
+
+def _plot_share(axis: Axes, task: TwoMinima, found: Mapping[str, End]) -> None:
+    alone = found["sgd"]
+    axis.axhspan(*alone.interval, color=GREY, alpha=0.2, linewidth=0)
+    axis.axhline(alone.flat, color=GREY, linestyle="--", label="sgd")
+    for name, color in zip(task.methods, itertools.cycle((BLUE, GREEN, PINK))):
+        points = [found[f"{name}_{radius:g}"] for radius in sorted(task.radii)]
+        radii = [point.radius for point in points]
+        low, high = zip(*(point.interval for point in points), strict=True)
+        axis.fill_between(radii, low, high, color=color, alpha=0.2, linewidth=0)
+        axis.plot(radii, [point.flat for point in points], "o-", color=color, label=name)
+    axis.set(xlabel="radius", ylabel="share", xlim=(0, None), ylim=(None, 1.01))
+    axis.set(title="Starts that end in the flat minimum (band: 95 % interval)")
+    axis.legend()
+
+
+def _heights(landscape: Landscape, x: np.ndarray, y: np.ndarray) -> jax.Array:
+    points = np.stack(np.meshgrid(x, y), axis=-1)
+    heights: jax.Array = jax.jit(jnp.vectorize(landscape, signature="(d)->()"))(points)
+    return heights
+
+
+def _plot_profile(axis: Axes, landscape: Landscape) -> None:
+    x = np.linspace(-1.15 * CORNER[0], 1.15 * CORNER[0], 300)
+    axis.plot(x, _heights(landscape, x, np.zeros(1))[0], color="black")
+    axis.set(title="loss along w[1] = 0", xlabel="w[0]", ylabel="loss", ylim=(-0.3, None))
+    for (place, _), name, color in ((SHARP, "sharp", ORANGE), (FLAT, "flat", BLUE)):
+        axis.text(place, -0.22, name, color=color, ha="center", weight="bold")
+
+
+def _plot_paths(axis: Axes, stage: Walk, num_paths: int = 14) -> None:
+    landscape = stage.task.landscape
+    x, y = (np.linspace(-1.15 * c, 1.15 * c, 150) for c in CORNER)
+    axis.contourf(x, y, _heights(landscape, x, y), levels=20, cmap="Greys", alpha=0.4)
+    start = jax.tree.map(lambda leaf: leaf[:1, :num_paths], stage.init({}))
+    _, paths = stage.walk(start, 0, stage.num_steps)
+    in_flat = measure(paths[0, :, -1:], landscape=landscape)["flat"]
+    points = np.concatenate([start.position[0, :, None], paths[0]], axis=1).astype(float)
+    for path, flat in zip(points, in_flat, strict=True):
+        color = BLUE if flat else ORANGE
+        axis.plot(*path.T, color=color, linewidth=0.5, alpha=0.6)
+        axis.plot(*path[0], "o", color="white", markeredgecolor="black", markersize=5)
+        axis.plot(*path[-1], "s", color=color, markeredgecolor="white", markersize=7, zorder=3)
+    axis.set(title=f"{stage.name}: circle to square", xlabel="w[0]", ylabel="w[1]")

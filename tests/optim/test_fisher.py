@@ -1,0 +1,127 @@
+"""TRAM-Fisher against numbers worked out elsewhere, and its ellipse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import (
+    QUADRATIC,
+    SOFTMAX,
+    array,
+    assert_close,
+    attack_of,
+    cross_entropies,
+    quadratic,
+    softmax_loss,
+)
+
+from trustjax.optim import sam, tram_fisher
+
+NOISE = SOFTMAX["noise"]["z"]
+FISHER_GRADS = {
+    "batch_mean": lambda w: jax.grad(softmax_loss)(w, NOISE),
+    "per_example": lambda w: jax.jacobian(cross_entropies)(w, NOISE),
+}
+
+
+def test_quadratic(precision, strict):
+    """Fisher SAM: the Fisher matrix from the clean gradient itself."""
+    row, tx, w = QUADRATIC["fisher"], tram_fisher(0.1, 0.1), array(QUADRATIC["w"])
+    grad = jax.grad(quadratic)
+    gradient, state, attack = jax.jit(
+        lambda w: (
+            *tx.update(grad(w), tx.init(w), w, grad_fn=grad, fisher_grads=grad(w)),
+            attack_of(tx, tx.init(w), w, quadratic, fisher_grads=grad(w)),
+        )
+    )(w)
+    assert_close(attack, row["attack"])
+    assert_close(gradient, row["gradient"])
+    assert_close([state.radius, state.distance], [0.1, 0.1])
+
+
+@pytest.mark.parametrize("name", FISHER_GRADS)
+def test_softmax_eager(name, x64, strict):
+    check_softmax(name, lambda f: f)
+
+
+@pytest.mark.parametrize("name", FISHER_GRADS)
+def test_softmax(name, precision, strict):
+    check_softmax(name, jax.jit)
+
+
+def check_softmax(name, wrap):
+    row, tx, w = SOFTMAX["fisher"][name], tram_fisher(0.1, 0.1), array(SOFTMAX["w"])
+
+    def step(w):
+        fisher_grads = FISHER_GRADS[name](w)
+        attack = attack_of(tx, tx.init(w), w, softmax_loss, fisher_grads=fisher_grads)
+        grad = jax.grad(softmax_loss)
+        gradient, _ = tx.update(grad(w), tx.init(w), w, grad_fn=grad, fisher_grads=fisher_grads)
+        return fisher_grads, attack, gradient
+
+    fisher_grads, attack, gradient = wrap(step)(w)
+    fisher = np.square(fisher_grads).reshape(-1, 4).mean(0)
+    assert_close(fisher, row["fisher"])
+    assert_close(attack, row["attack"])
+    if "new_w" in row:
+        assert_close(w - SOFTMAX["learning_rate"] * gradient, row["new_w"])
+    # The attack ends on the ellipse of radius gamma.
+    np.testing.assert_allclose(np.sum(np.square(attack).ravel() * (1 + 0.1 * fisher)), 0.01, 1e-5)
+
+
+def test_noised_gradient_for_both_is_fisher_sam_on_the_noised_batch(x64):
+    """Two passes instead of three: the first gradient, too, from the noised batch."""
+    w, tx = array(SOFTMAX["w"]), tram_fisher(0.1, 0.1)
+    noised = jax.jit(lambda w: jax.grad(softmax_loss)(w, NOISE))(w)
+    call = lambda g: tx.update(g, tx.init(w), w, grad_fn=lambda p: p, fisher_grads=g)[0]
+    moved = jax.jit(call)(noised)
+    inverse = 1 / (1 + 0.1 * np.square(noised))
+    expected = 0.1 * inverse * noised / np.sqrt(np.sum(noised * inverse * noised))
+    np.testing.assert_allclose(moved - w, expected, rtol=1e-12)
+
+
+def test_no_metric_is_sam():
+    w, grad = array(SOFTMAX["w"]), jax.grad(softmax_loss)
+    ours, theirs = tram_fisher(0.05, eta=0.0), sam(0.05)
+    actual, expected = jax.jit(
+        lambda w: (
+            ours.update(grad(w), ours.init(w), w, grad_fn=grad, fisher_grads=100 * grad(w))[0],
+            theirs.update(grad(w), theirs.init(w), w, grad_fn=grad)[0],
+        )
+    )(w)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_mask_and_schedule():
+    """A masked leaf stays out of the norm; the radius follows the count."""
+    params = {"a": array([3.0]), "b": array([4.0])}
+    loss = lambda p: jnp.sum(p["a"] * p["b"])
+    tx = tram_fisher(lambda count: 1.0 + count, 0.0, mask={"a": True, "b": False})
+    grad = jax.grad(loss)
+    state = tx.init(params)
+    for step in range(2):
+        gradient, state = tx.update(
+            grad(params), state, params, grad_fn=grad, fisher_grads=grad(params)
+        )
+        assert float(gradient["a"][0]) == 4.0
+        assert float(gradient["b"][0]) == 4.0 + step  # a moved by gamma
+        assert float(state.radius) == float(state.distance) == 1.0 + step
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: tram_fisher(-0.1), "gamma must be >= 0, got -0.1"),
+        (lambda: tram_fisher(eta=-1.0), "eta must be >= 0, got -1.0"),
+    ],
+)
+def test_bad_numbers(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_fisher_grads_are_required():
+    tx, w = optax.chain(tram_fisher(), optax.sgd(0.1)), array(SOFTMAX["w"])
+    with pytest.raises(ValueError, match=r"tram_fisher needs fisher_grads: call .*fisher_grads="):
+        tx.update(w, tx.init(w), w, grad_fn=jax.grad(softmax_loss))

@@ -1,0 +1,543 @@
+"""One table of transforms, and what every row of it must do. A new transform adds a row."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from trustjax.optim import alternating, asam, sam, tram, tram_fisher
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A transform of the table.
+
+    Attributes:
+      factory: makes the transform; takes the swept number by name.
+      number: the name of the radius, rate or factor that is swept.
+      values: two values of it.
+      needs: the extra arguments that `update` cannot do without.
+      with_base: makes an optimizer of the transform and a base optimizer.
+      calls: calls of `update` per step.
+    """
+
+    factory: Callable[..., Any]
+    number: str
+    values: tuple[float, float] = (0.05, 0.2)
+    needs: tuple[str, ...] = ("grad_fn",)
+    with_base: Callable[..., Any] = optax.chain
+    calls: int = 1
+
+    def make(self, value: Any = None) -> optax.GradientTransformationExtraArgs:
+        return self.factory(**{self.number: self.values[0] if value is None else value})
+
+
+REFERENCE = ("grad_fn", "outputs", "output_fn")
+NOISE = ("grad_fn", "outputs", "noisy_outputs")
+RELEASED = {"ascent": "released", "divergence": "released_kl"}
+TRANSFORMS = {
+    "sam": Row(sam, "rho"),
+    "sam_linf": Row(functools.partial(sam, norm="linf"), "rho"),
+    "asam": Row(asam, "rho"),
+    "tram_previous": Row(functools.partial(tram, "previous"), "scale", (1.0, 4.0), REFERENCE),
+    "tram_initial": Row(functools.partial(tram, "initial"), "scale", (1.0, 4.0), REFERENCE),
+    "tram_ema": Row(functools.partial(tram, "ema", decay=0.5), "scale", (1.0, 4.0), REFERENCE),
+    "tram_noise": Row(functools.partial(tram, "noise"), "scale", (1.0, 4.0), NOISE),
+    "tram_released": Row(
+        functools.partial(tram, "initial", **RELEASED), "scale", (1.0, 4.0), REFERENCE
+    ),
+    "tram_fisher": Row(tram_fisher, "gamma", needs=("grad_fn", "fisher_grads")),
+    "alternating": Row(sam, "rho", needs=(), with_base=alternating, calls=2),
+}
+# Those that return a gradient taken at attacked weights.
+ATTACKS = [name for name, row in TRANSFORMS.items() if "grad_fn" in row.needs]
+rows = pytest.mark.parametrize("row", TRANSFORMS.values(), ids=TRANSFORMS)
+attacks = pytest.mark.parametrize("row", [TRANSFORMS[n] for n in ATTACKS], ids=ATTACKS)
+
+# ---- the problem: a small MLP as a plain dict
+
+RANDOM = np.random.default_rng(0)
+X, Z = RANDOM.normal(size=(2, 6, 2)).astype(np.float32) * np.array([[[1.0]], [[0.2]]], np.float32)
+LABELS = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
+SHAPES = {
+    "hidden": {"kernel": (2, 4), "bias": (4,)},
+    "out": {"kernel": (4, 3), "bias": (3,)},
+}
+
+
+def random_params():
+    return {
+        layer: {name: RANDOM.normal(size=shape).astype(np.float32) for name, shape in leaf.items()}
+        for layer, leaf in SHAPES.items()
+    }
+
+
+PARAMS = random_params()
+START = jax.tree.map(lambda p, r: p + np.float32(0.2) * r, PARAMS, random_params())
+
+
+def compiled(function, **arguments):
+    """`function` compiled, also inside of disable_jit."""
+    return jax.disable_jit(False)(jax.jit(function, **arguments))
+
+
+@compiled
+def mlp(params, x):
+    # Computes in the dtype of x, and spells out every promotion.
+    dense = lambda layer, x: (
+        x @ layer["kernel"].astype(x.dtype) + jnp.expand_dims(layer["bias"].astype(x.dtype), 0)
+    )
+    return dense(params["out"], jnp.tanh(dense(params["hidden"], x)))
+
+
+def loss_of(params, x=X, apply=mlp):
+    return -jnp.mean(jnp.sum(LABELS * jax.nn.log_softmax(apply(params, x)), -1))
+
+
+# Compiled once for all rows; what is under test runs operation by operation around it.
+gradient_of = compiled(jax.grad(loss_of), static_argnames="apply")
+
+
+def extra_args(params, apply=mlp):
+    """Everything a transform may ask for."""
+    return {
+        "grad_fn": lambda p: gradient_of(p, X, apply=apply),
+        "outputs": apply(params, X),
+        "output_fn": lambda p: apply(p, X),
+        "noisy_outputs": apply(params, X + Z),
+        "fisher_grads": gradient_of(params, X + Z, apply=apply),
+    }
+
+
+def call(tx, params, state, apply=mlp, **changes):
+    """One call of `update` and its application."""
+    arguments = extra_args(params, apply) | changes
+    updates, state = tx.update(gradient_of(params, X, apply=apply), state, params, **arguments)
+    return optax.apply_updates(params, updates), state
+
+
+def advance(tx, calls, params=PARAMS, start=START, **changes):
+    """`calls` calls after `init` at another point, so that there is a way to the reference."""
+    params, state = as_arrays(params), tx.init(as_arrays(start))
+    return repeat(tx, calls, params, state, **changes)
+
+
+def repeat(tx, calls, params, state, **changes):
+    # Outside of jit a lax.cond compiles its branches anew at every call, unless jit is disabled.
+    with jax.disable_jit():
+        for _ in range(calls):
+            params, state = call(tx, params, state, **changes)
+    return params, state
+
+
+def as_arrays(tree):
+    """New arrays, which may be donated."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def assert_trees_close(actual, expected, rtol=1e-4, atol=1e-6):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol, atol), actual, expected)
+
+
+def dtypes(tree):
+    return [leaf.dtype for leaf in jax.tree.leaves(tree)]
+
+
+def largest_difference(actual, expected):
+    gap = lambda a, e: np.abs(np.asarray(a) - np.asarray(e)).max()
+    return max(jax.tree.leaves(jax.tree.map(gap, actual, expected)))
+
+
+# ---- how it is run
+
+
+@rows
+def test_eager_loop_equals_compiled_scan(row):
+    """And parameters and state can be donated, and unknown arguments are ignored."""
+    tx = row.with_base(row.make(), optax.sgd(0.1))
+    expected = advance(tx, 5, start=PARAMS, unknown_argument=3.0)
+
+    body = lambda carry, _: (call(tx, *carry), None)
+    scan = lambda params, state: jax.lax.scan(body, (params, state), length=5)[0]
+    params = as_arrays(PARAMS)
+    state = tx.init(params)  # must share no buffer with the donated parameters, nor two in itself
+    assert_trees_close(jax.jit(scan, donate_argnums=(0, 1))(params, state), expected)
+    assert largest_difference(expected[0], PARAMS) > 0.01
+
+
+@rows
+def test_vmap_over_the_number(row):
+    """Equal to one by one; and the number makes a difference."""
+    run = lambda value: advance(row.with_base(row.make(value), optax.sgd(0.1)), row.calls)
+    together = jax.jit(jax.vmap(run))(jnp.array(row.values))
+    first, second = (jax.tree.map(lambda x, i=i: x[i], together) for i in (0, 1))
+    assert_trees_close(first, run(row.values[0]))
+    assert_trees_close(second, run(row.values[1]))
+    assert largest_difference(first[0], second[0]) > 1e-5
+
+
+@rows
+def test_mixed_dtypes(row):
+    """bfloat16 leaves beside float32 ones: each keeps its dtype."""
+    params = as_arrays(PARAMS)
+    params["hidden"] = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params["hidden"])
+    tx = row.with_base(row.make(row.values[1]), optax.sgd(0.1))
+    new, _ = advance(tx, 2, params, params)
+    assert dtypes(new) == dtypes(params)
+    expected, _ = advance(tx, 2, start=PARAMS)
+    assert_trees_close(jax.tree.map(np.float32, new), expected, atol=0.03)
+
+
+@rows
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_dtypes_of_updates_and_state(row, dtype, x64):
+    """Leaf by leaf those of the parameters; the same before and after a call, for scan."""
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+    tx = row.with_base(row.make(), optax.identity())
+    state = jax.eval_shape(tx.init, params)
+
+    def grad_fn(attacked):
+        assert set(dtypes(attacked)) == {jnp.dtype(dtype)}
+        return jax.tree.map(lambda p: p.astype(jnp.float32), attacked)
+
+    # With a traced number.
+    run = lambda value, state: row.with_base(row.make(value), optax.identity()).update(
+        gradient_of(params, X), state, params, **(extra_args(params) | {"grad_fn": grad_fn})
+    )
+    updates, new_state = jax.eval_shape(run, jnp.float32(0.1), state)
+    assert set(dtypes(updates)) == {jnp.dtype(dtype)}
+    assert jax.tree.leaves(new_state) == jax.tree.leaves(state)
+    for radius in optax.tree.get_all_with_path(state, "radius"):
+        assert radius[1].dtype == ("float64" if dtype == jnp.float64 else "float32")
+
+
+@rows
+def test_strict_promotion(row, strict):
+    tx = row.make() if row.with_base is optax.chain else row.with_base(row.make(), optax.sgd(0.1))
+    state = tx.init(PARAMS)
+    jax.eval_shape(lambda p: tx.update(gradient_of(p, X), state, p, **extra_args(p)), PARAMS)
+
+
+@attacks
+def test_integer_leaf_is_left_alone(row):
+    """A step counter among the parameters, whose gradient under allow_int is a float0."""
+    with_count = lambda tree, count: {**as_arrays(tree), "count": count}
+    without_count = lambda tree: {name: tree[name] for name in PARAMS}
+    gradient_with_float0 = lambda tree: with_count(tree, np.zeros([], jax.dtypes.float0))
+    tx, seen = row.make(), []
+
+    def grad_fn(params):
+        seen.append(params["count"])
+        return gradient_with_float0(gradient_of(without_count(params), X))
+
+    arguments = extra_args(PARAMS)
+    with jax.disable_jit():
+        expected, _ = tx.update(gradient_of(PARAMS, X), tx.init(START), PARAMS, **arguments)
+    params, start = with_count(PARAMS, jnp.array(7)), with_count(START, jnp.array(7))
+    arguments |= {
+        "grad_fn": grad_fn,
+        "output_fn": lambda params: mlp(without_count(params), X),
+        "fisher_grads": gradient_with_float0(arguments["fisher_grads"]),
+    }
+    gradient = gradient_with_float0(gradient_of(PARAMS, X))
+    with jax.disable_jit():
+        actual, state = tx.update(gradient, tx.init(start), params, **arguments)
+    assert (seen[0].dtype, seen[0]) == (jnp.int32, 7)
+    assert actual["count"].dtype == jax.dtypes.float0
+    assert_trees_close(without_count(actual), expected)
+    if getattr(state, "reference", None) is not None:
+        assert state.reference["count"] == 7
+
+
+# ---- what it is combined with
+
+
+@rows
+def test_chain_with_clipping_and_adamw(row):
+    """The clip sees the gradient of the second pass; the loss falls."""
+    base = optax.chain(optax.clip_by_global_norm(1e-3), optax.adamw(0.05))
+    tx = row.with_base(row.make(), base)
+    params, state = advance(tx, row.calls)
+    length = optax.tree.norm(optax.tree.get(state, "mu"))
+    np.testing.assert_allclose(length, (1 - 0.9) * 1e-3, rtol=1e-4)
+    params, _ = repeat(tx, 3 * row.calls, params, state)
+    assert loss_of(params) < 0.9 * loss_of(PARAMS)
+
+
+@rows
+def test_injected_number_is_state(row):
+    """It is read from the state at every call, and may be a tracer when the factory is called."""
+    make = lambda value: row.with_base(
+        optax.inject_hyperparams(row.factory)(**{row.number: value}), optax.sgd(0.1)
+    )
+    tx = make(row.values[0])
+    state = tx.init(as_arrays(START))
+    assert float(optax.tree.get(state, row.number)) == pytest.approx(row.values[0])
+    state = optax.tree.set(state, **{row.number: jnp.array(row.values[1])})
+    actual, _ = repeat(tx, row.calls, as_arrays(PARAMS), state)
+    expected, _ = advance(row.with_base(row.make(row.values[1]), optax.sgd(0.1)), row.calls)
+    assert_trees_close(actual, expected)
+    jax.eval_shape(lambda value: advance(make(value), row.calls), row.values[0])
+
+
+@rows
+def test_apply_if_finite(row):
+    plain = row.with_base(row.make(), optax.sgd(0.1))
+    tx = optax.apply_if_finite(plain, 3)
+    jax.eval_shape(lambda: advance(tx, 1))  # both branches, traced
+    params, state = advance(tx, row.calls)
+    assert_trees_close((params, state.inner_state), advance(plain, row.calls))
+    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), PARAMS)
+    with jax.disable_jit():
+        updates, after = tx.update(bad, state, params, **extra_args(params))
+    assert largest_difference(updates, jax.tree.map(np.zeros_like, PARAMS)) == 0
+    jax.tree.map(np.testing.assert_array_equal, after.inner_state, state.inner_state)
+
+
+@rows
+def test_accumulation_around_the_base(row):
+    """Every micro-batch attacks on its own; the base steps with the mean of their gradients."""
+    # A base that returns the gradient as its update shows the gradient.
+    tx = row.with_base(row.make(), optax.identity())
+    state, gradients = tx.init(as_arrays(START)), []
+    for _ in range(2):
+        params, state = repeat(tx, row.calls, as_arrays(PARAMS), state)
+        gradients.append(jax.tree.map(jnp.subtract, params, PARAMS))
+    expected = jax.tree.map(lambda p, g, h: p - 0.05 * (g + h), PARAMS, *gradients)
+
+    base = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+    tx = row.with_base(row.make(), base)
+    jax.eval_shape(lambda: advance(tx, 1))
+    params, state = advance(tx, row.calls)
+    assert_trees_close(params, PARAMS)
+    params, _ = repeat(tx, row.calls, params, state)
+    assert_trees_close(params, expected)
+
+
+def test_states_survive_a_checkpoint(tmp_path):
+    """Written and read by Orbax, into the state of a fresh `init`; no pickle."""
+    optimizers = {n: r.with_base(r.make(), optax.adamw(0.1)) for n, r in TRANSFORMS.items()}
+    states = {name: advance(tx, 3)[1] for name, tx in optimizers.items()}
+    fresh = {name: tx.init(PARAMS) for name, tx in optimizers.items()}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "states", states)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "states", fresh)
+    assert jax.tree.structure(restored) == jax.tree.structure(states)
+    jax.tree.map(np.testing.assert_array_equal, restored, states)
+
+
+# ---- trees of other libraries
+
+
+class LinenMLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="out")(jnp.tanh(nn.Dense(4, name="hidden")(x)))
+
+
+class NNXMLP(nnx.Module):
+    def __init__(self):
+        self.hidden, self.out = (nnx.Linear(i, o, rngs=nnx.Rngs(0)) for i, o in ((2, 4), (4, 3)))
+
+    def __call__(self, x):
+        return self.out(jnp.tanh(self.hidden(x)))
+
+
+class EquinoxMLP(eqx.Module):
+    hidden: eqx.nn.Linear
+    out: eqx.nn.Linear
+
+    def __call__(self, x):
+        return jax.vmap(lambda row: self.out(jnp.tanh(self.hidden(row))))(x)
+
+
+def linen_tree(params):
+    apply = lambda variables, x: LinenMLP().apply(variables, x)
+    return {"params": params}, apply, lambda variables: variables["params"]
+
+
+def nnx_tree(params):
+    graph, state = nnx.split(NNXMLP(), nnx.Param)
+    state = nnx.as_pure(state)
+    nnx.replace_by_pure_dict(state, params)
+    return state, lambda s, x: nnx.merge(graph, s)(x), nnx.to_pure_dict
+
+
+def equinox_tree(params):
+    linear = lambda layer: eqx.tree_at(
+        lambda m: (m.weight, m.bias),
+        eqx.nn.Linear(*layer["kernel"].shape, key=jax.random.key(0)),
+        (jnp.asarray(layer["kernel"]).T, jnp.asarray(layer["bias"])),
+    )
+    arrays, static = eqx.partition(
+        EquinoxMLP(linear(params["hidden"]), linear(params["out"])), eqx.is_inexact_array
+    )
+    layer = lambda linear: {"kernel": linear.weight.T, "bias": linear.bias}
+    to_dict = lambda model: {"hidden": layer(model.hidden), "out": layer(model.out)}
+    return arrays, lambda m, x: eqx.combine(m, static)(x), to_dict
+
+
+@pytest.mark.parametrize("make_tree", [linen_tree, nnx_tree, equinox_tree])
+def test_trees_of_other_libraries(make_tree):
+    """The same step as on a dict, for all rows."""
+    params, apply, to_dict = make_tree(PARAMS)
+    start, _, _ = make_tree(START)
+    apply = compiled(apply)
+    for row in TRANSFORMS.values():
+        tx = row.with_base(row.make(), optax.adam(0.1))
+        actual, _ = advance(tx, row.calls, params, start, apply=apply)
+        assert jax.tree.structure(actual) == jax.tree.structure(params)
+        assert_trees_close(to_dict(actual), advance(tx, row.calls)[0])
+
+
+class NNXNoisyMLP(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden, self.out = nnx.Linear(2, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(self.norm(jnp.tanh(self.hidden(x)))))
+
+
+@nnx.jit
+def nnx_step(model, optimizer, x):
+    loss_fn = lambda model: loss_of(None, x, lambda _, x: model(x))
+    # A copy from before the first pass has its random keys; its new batch statistics are dropped.
+    attacked = nnx.clone(model)
+
+    def grad_fn(params):
+        nnx.update(attacked, params)
+        return nnx.grad(loss_fn)(attacked)
+
+    optimizer.update(model, nnx.grad(loss_fn)(model), grad_fn=grad_fn)
+
+
+def test_nnx_optimizer():
+    """One key for both passes, batch statistics from the first alone."""
+    models = {}
+    for name, transform in {"plain": optax.identity(), "at_0": sam(0.0), "at_1": sam(1.0)}.items():
+        models[name] = model = NNXNoisyMLP(nnx.Rngs(0))
+        tx = optax.chain(transform, optax.sgd(0.1))
+        nnx_step(model, nnx.Optimizer(model, tx, wrt=nnx.Param), X)
+    params, statistics = (
+        {n: nnx.to_pure_dict(nnx.state(m, kind)) for n, m in models.items()}
+        for kind in (nnx.Param, nnx.BatchStat)
+    )
+    assert_trees_close(params["at_0"], params["plain"])
+    assert largest_difference(params["at_1"], params["plain"]) > 1e-3
+    fresh = nnx.to_pure_dict(nnx.state(NNXNoisyMLP(nnx.Rngs(0)), nnx.BatchStat))
+    assert largest_difference(statistics["plain"], fresh) > 1e-3
+    assert_trees_close(statistics["at_1"], statistics["plain"])
+
+
+# ---- degenerate input
+
+
+@attacks
+def test_zero_gradient_attacks_nothing(row):
+    """The base optimizer then sees the gradient at the weights themselves."""
+    tx, zeros = row.make(), jax.tree.map(jnp.zeros_like, PARAMS)
+    arguments = extra_args(PARAMS) | {"grad_fn": lambda p: p, "fisher_grads": zeros}
+    gradient, state = tx.update(zeros, tx.init(START), PARAMS, **arguments)
+    jax.tree.map(np.testing.assert_array_equal, gradient, PARAMS)
+    assert float(state.distance) == 0.0
+
+
+@attacks
+def test_zero_weights_are_finite(row):
+    """An adaptive ball has no extent there."""
+    tx, zeros = row.make(), jax.tree.map(jnp.zeros_like, PARAMS)
+    direction = jax.tree.map(jnp.ones_like, PARAMS)
+    arguments = extra_args(zeros) | {"grad_fn": lambda p: p}
+    result = tx.update(direction, tx.init(START), zeros, **arguments)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(result))
+
+
+@attacks
+def test_one_class(row):
+    """With a single class no function differs from another."""
+    one_class = lambda params, x: mlp(params, x)[:, :1]
+    tx = row.make()
+    arguments = extra_args(PARAMS)
+    arguments |= {
+        "grad_fn": lambda p: p,
+        "outputs": one_class(PARAMS, X),
+        "output_fn": lambda p: one_class(p, X),
+        "noisy_outputs": one_class(PARAMS, X + Z),
+    }
+    gradient, state = tx.update(PARAMS, tx.init(START), PARAMS, **arguments)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((gradient, state)))
+    if "outputs" in row.needs:
+        jax.tree.map(np.testing.assert_array_equal, gradient, PARAMS)
+        assert float(state.radius) == float(state.distance) == 0.0
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS if "outputs" in TRANSFORMS[n].needs])
+def test_no_divergence_is_a_step_of_the_base_optimizer(name):
+    base = optax.adamw(0.1)
+    tx = optax.chain(TRANSFORMS[name].make(), base)
+    actual, state = advance(tx, 1, start=PARAMS, noisy_outputs=mlp(PARAMS, X))
+    assert_trees_close(actual, advance(base, 1)[0])
+    assert optax.tree.get(state, "radius") == 0.0
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, "alternating"])
+def test_hidden_leaves_raise(name):
+    """masked and partition would let the transform see a part of the model."""
+    row = TRANSFORMS[name]
+    tx = row.with_base(row.make(), optax.sgd(0.1))
+    labels = {"hidden": "a", "out": "b"}
+    for wrapper in (
+        optax.masked(tx, {"hidden": True, "out": False}),
+        optax.partition({"a": tx, "b": optax.set_to_zero()}, labels),
+    ):
+        with pytest.raises(ValueError, match=r"mask=.*optax\.partition"):
+            wrapper.init(PARAMS)
+
+
+@rows
+def test_missing_params_raise(row):
+    tx = row.with_base(row.make(), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"needs params: call tx\.update\(grads, state, params"):
+        tx.update(PARAMS, tx.init(PARAMS), None, grad_fn=lambda p: p)
+
+
+@attacks
+def test_missing_grad_fn_raises(row):
+    tx = optax.chain(row.make(), optax.sgd(0.1))
+    arguments = extra_args(PARAMS)
+    del arguments["grad_fn"]
+    with pytest.raises(ValueError, match=r"needs grad_fn: call .*grad_fn=lambda.*alternating\("):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, **arguments)
+
+
+@rows
+def test_what_it_needs_is_enough_and_necessary(row):
+    tx = row.with_base(row.make(), optax.sgd(0.1))
+    arguments = {name: extra_args(PARAMS)[name] for name in row.needs}
+    state = tx.init(START)
+    jax.eval_shape(lambda p: tx.update(p, state, p, **arguments), PARAMS)
+    for missing in set(row.needs) - {"outputs"}:  # tram computes these by output_fn
+        fewer = {name: value for name, value in arguments.items() if name != missing}
+        with pytest.raises(ValueError, match=f"needs {missing}"):
+            tx.update(PARAMS, state, PARAMS, **fewer)
+
+
+def test_gradients_of_other_shapes_are_refused():
+    tx = sam()
+    with pytest.raises(ValueError, match="in the structure of the first gradient"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, grad_fn=lambda p: (1.0, p))

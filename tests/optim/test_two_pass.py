@@ -1,0 +1,246 @@
+"""The train step that gives every optimizer what it asks for."""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import SOFTMAX, array, assert_close, logits, softmax_loss
+
+from trustjax.optim import sam, tram, tram_fisher, two_pass_step
+
+RANDOM = np.random.default_rng(0)
+X, Z = RANDOM.normal(size=(2, 16, 8)).astype(np.float32)
+Y = np.arange(16) % 3
+
+
+def cross_entropy(outputs, y):
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
+
+
+# ---- batch statistics and random keys
+
+
+class NoisyModel(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(jnp.tanh(x)))
+
+
+@functools.cache
+def variables():
+    return jax.jit(NoisyModel().init)(
+        {"params": jax.random.key(0), "dropout": jax.random.key(0)}, X
+    )
+
+
+def noisy_loss(params, batch_stats, key):
+    outputs, new = NoisyModel().apply(
+        {"params": params, "batch_stats": batch_stats},
+        X,
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+    )
+    return cross_entropy(outputs, Y), {"outputs": outputs, **new}
+
+
+def noisy_step(tx, key, loss_fn=noisy_loss):
+    params, batch_stats = variables()["params"], variables()["batch_stats"]
+    step = jax.jit(two_pass_step(loss_fn, tx))
+    return step(params, tx.init(params), batch_stats, key)
+
+
+def difference(actual, expected):
+    gap = lambda a, e: np.abs(np.asarray(a) - np.asarray(e)).max()
+    return max(jax.tree.leaves(jax.tree.map(gap, actual, expected)))
+
+
+def test_one_key_for_both_passes():
+    """At radius 0 the second gradient is the first, dropout included."""
+    key, other_key = jax.random.split(jax.random.key(1))
+    plain = noisy_step(optax.sgd(1.0), key)
+    both = noisy_step(optax.chain(sam(0.0), optax.sgd(1.0)), key)
+    assert difference(both.params, plain.params) == 0.0
+    assert both.loss == plain.loss
+    assert difference(noisy_step(optax.sgd(1.0), other_key).params, plain.params) > 1e-3
+
+
+def test_batch_statistics_come_from_the_first_pass():
+    key = jax.random.key(1)
+    params, batch_stats = variables()["params"], variables()["batch_stats"]
+    result = noisy_step(optax.chain(sam(10.0), optax.sgd(0.1)), key)
+    loss_fn = jax.jit(jax.value_and_grad(noisy_loss, has_aux=True))
+    (_, expected), gradient = loss_fn(params, batch_stats, key)
+    assert difference(result.aux, expected) < 1e-6
+    # Those of the attacked weights are far off.
+    length = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient)))
+    attacked = jax.tree.map(lambda p, g: p + np.float32(10.0) * g / length, params, gradient)
+    (_, wrong), _ = loss_fn(attacked, batch_stats, key)
+    assert difference(wrong["batch_stats"], expected["batch_stats"]) > 0.1
+
+
+# ---- what optimizers get
+
+
+def linear_loss(w, x, y):
+    outputs = x @ w
+    return cross_entropy(outputs, y), {"outputs": outputs}
+
+
+def softmax_steps(loss_fn, tx, steps, *, donate=(0, 1), **functions):
+    w = array(SOFTMAX["w"])
+    step = jax.jit(two_pass_step(loss_fn, tx, **functions), donate_argnums=donate)
+    params, state, losses = w, tx.init(w), []
+    for _ in range(steps):
+        params, state, loss, aux = step(params, state)
+        losses.append(float(loss))
+    return params, state, losses, aux
+
+
+@pytest.mark.parametrize("with_aux", [False, True])
+def test_sam_golden(with_aux, precision):
+    """Donated, with and without auxiliary outputs; the loss is the one without an attack."""
+    loss_fn = (lambda w: (softmax_loss(w), {"seen": w})) if with_aux else softmax_loss
+    tx = optax.chain(sam(0.05), optax.sgd(SOFTMAX["learning_rate"]))
+    params, _, losses, aux = softmax_steps(loss_fn, tx, 1)
+    assert_close(params, SOFTMAX["steps"]["sam"]["new_w"])
+    assert_close(losses[0], SOFTMAX["loss"])
+    if with_aux:
+        assert_close(aux["seen"], SOFTMAX["w"])
+    else:
+        assert aux is None
+
+
+@pytest.mark.parametrize("with_outputs", [False, True])
+@pytest.mark.parametrize("reference", ["previous", "initial"])
+def test_tram_golden(reference, with_outputs, x64):
+    golden = SOFTMAX["trajectories"][reference]
+    aux = lambda w: {"outputs": logits(w)} if with_outputs else {}
+    tx = optax.chain(tram(reference), optax.sgd(SOFTMAX["learning_rate"]))
+    params, state, _, _ = softmax_steps(
+        lambda w: (softmax_loss(w), aux(w)), tx, 4, output_fn=logits
+    )
+    assert_close(params, golden["w_after_4"])
+    assert_close(optax.tree.get(state, "radius"), golden["radius"][-1])
+
+
+def test_noise_golden(x64):
+    noise, learning_rate = SOFTMAX["noise"], SOFTMAX["learning_rate"]
+    loss_fn = lambda w: (softmax_loss(w), {"outputs": logits(w)})
+    params, state, _, _ = softmax_steps(
+        loss_fn,
+        optax.chain(tram("noise"), optax.sgd(learning_rate)),
+        1,
+        noisy_output_fn=lambda w: logits(w, noise["z"]),
+    )
+    assert_close(params, noise["new_w"])
+    assert_close(optax.tree.get(state, "radius"), noise["kl"])
+    params, _, _, _ = softmax_steps(
+        loss_fn,
+        optax.chain(tram_fisher(0.1, 0.1), optax.sgd(learning_rate)),
+        1,
+        noisy_loss_fn=lambda w: softmax_loss(w, noise["z"]),
+    )
+    assert_close(params, SOFTMAX["fisher"]["batch_mean"]["new_w"])
+
+
+def test_mask_of_examples_reaches_tram():
+    where = np.array([True, False, True])
+    loss_fn = lambda w: (softmax_loss(w), {"outputs": logits(w), "where": where})
+    tx, reference, w = tram("initial"), array(SOFTMAX["reference"]), array(SOFTMAX["w"])
+    step = jax.jit(two_pass_step(loss_fn, optax.chain(tx, optax.sgd(0.1)), output_fn=logits))
+    state = step(w, (tx.init(reference), (optax.EmptyState(), optax.EmptyState()))).opt_state
+    expected = np.array(SOFTMAX["kl_per_example"])[where].mean()
+    np.testing.assert_allclose(optax.tree.get(state, "radius"), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: optax.adamw(0.05), optax.lbfgs], ids=["adamw", "lbfgs"])
+def test_plain_optimizers(make):
+    """The line search of lbfgs asks for value, grad and value_fn, and is strict about the rest."""
+    functions = {"output_fn": logits, "noisy_output_fn": logits, "noisy_loss_fn": softmax_loss}
+    aux = lambda w: {"outputs": logits(w), "where": jnp.ones(3, bool)}
+    loss_fn = lambda w: (softmax_loss(w), aux(w))
+    # The fresh state of lbfgs holds one buffer twice, so it cannot be donated.
+    _, _, losses, _ = softmax_steps(loss_fn, make(), 4, donate=(), **functions)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_further_arguments_go_to_every_function(x64):
+    """Here a shift of the inputs."""
+    w, shift = array(SOFTMAX["w"]), np.array(SOFTMAX["noise"]["z"])
+
+    def report(updates, state, params, **given):
+        given = {
+            "grad_fn": given["grad_fn"](params),
+            "value_fn": given["value_fn"](params),
+            "output_fn": given["output_fn"](params),
+        } | {name: given[name] for name in ("value", "grad", "noisy_outputs", "fisher_grads")}
+        return updates, given
+
+    step = two_pass_step(
+        softmax_loss,
+        optax.GradientTransformationExtraArgs(lambda _: (), report),
+        output_fn=logits,
+        noisy_output_fn=logits,
+        noisy_loss_fn=softmax_loss,
+    )
+    given = jax.jit(lambda w: step(w, (), shift).opt_state)(w)
+    value, gradient = jax.jit(lambda w: jax.value_and_grad(softmax_loss)(w, shift))(w)
+    outputs = logits(w, shift)
+    expected = {
+        "value": value,
+        "value_fn": value,
+        "grad": gradient,
+        "grad_fn": gradient,
+        "fisher_grads": gradient,
+        "output_fn": outputs,
+        "noisy_outputs": outputs,
+    }
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12), given, expected)
+
+
+# ---- what it costs
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params[0]) @ params[1]
+
+
+# A forward pass of the two layers has 2 matrix products, a backward pass 3.
+FORWARD, BACKWARD = 2, 3
+
+
+@pytest.mark.parametrize(
+    ("make", "products"),
+    [
+        (lambda: optax.adamw(1e-3), FORWARD + BACKWARD),
+        (lambda: optax.chain(sam(), optax.adamw(1e-3)), 2 * FORWARD + 2 * BACKWARD),
+        (lambda: optax.chain(tram(), optax.adamw(1e-3)), 3 * FORWARD + 2 * BACKWARD),
+        (lambda: optax.chain(tram("noise"), optax.adamw(1e-3)), 3 * FORWARD + 2 * BACKWARD),
+        (lambda: optax.chain(tram_fisher(), optax.adamw(1e-3)), 3 * FORWARD + 3 * BACKWARD),
+    ],
+    ids=["adamw", "sam", "tram", "tram_noise", "tram_fisher"],
+)
+def test_unused_passes_are_not_computed(make, products):
+    """One step for all optimizers, compiled: it holds the passes that the optimizer needs."""
+
+    def loss_fn(params, x, z):
+        outputs = mlp(params, x)
+        return cross_entropy(outputs, Y), {"outputs": outputs}
+
+    step = two_pass_step(
+        loss_fn,
+        make(),
+        output_fn=lambda params, x, z: mlp(params, x),
+        noisy_output_fn=lambda params, x, z: mlp(params, x + z),
+        noisy_loss_fn=lambda params, x, z: cross_entropy(mlp(params, x + z), Y),
+    )
+    params = [jnp.ones((8, 8)), jnp.ones((8, 3))]
+    compiled = jax.jit(step).lower(params, make().init(params), X, Z).compile()
+    assert len(re.findall(r" dot\(", compiled.as_text())) == products

@@ -1,0 +1,333 @@
+"""Labelled image sets held in memory: scikit-learn's digits and Hugging Face parquet folders."""
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+_SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?\.parquet")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_IMAGE_NAMES = ("image", "img")
+_LABEL_NAMES = ("label", "labels", "fine_label")
+# Pillow modes that become 8-bit grey or colour without loss. Others (alpha, 16 bits, CMYK) raise.
+_LOSSLESS_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
+# Pillow decodes outside the GIL, but for small images Python's share dominates: more threads than
+# this only wait for each other.
+_DECODING_THREADS = min(4, os.cpu_count() or 1)
+_ROWS_PER_TASK = 512
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, and the row and column if there are."""
+
+
+class ImageDataset(NamedTuple):
+    """Images of one size with their classes.
+
+    Attributes:
+      images: uint8 [n, height, width, channels], 0..255.
+      labels: int32 [n], 0..num_classes - 1.
+      num_classes: number of classes, also those without an example.
+      name: short name for logs.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int32]
+    num_classes: int
+    name: str
+
+
+class _Columns(NamedTuple):
+    image: str
+    label: str
+    class_names: tuple[str, ...] | None  # of the label, where the file's metadata has them
+
+
+@contextmanager
+def experiments_extra() -> Iterator[None]:
+    """Lets an import inside it fail with an error that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'{error}; run: pip install "trustjax[experiments]"') from error
+
+
+def digits() -> ImageDataset:
+    """scikit-learn's handwritten digits: 1797 images, uint8 [1797, 8, 8, 1], 10 classes, no split.
+
+    The grey values 0..16 are rescaled to 0..255. Raises ImportError without scikit-learn.
+    """
+    with experiments_extra():
+        from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    return ImageDataset(images[..., None], bunch.target.astype(np.int32), 10, "digits")
+
+
+def hugging_face(
+    path: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageDataset:
+    """One split of a labelled image set in Hugging Face's parquet layout, decoded into memory.
+
+    Args:
+      path: a folder with files `SPLIT-00000-of-0000N.parquet` at any depth, or a hub id
+        `owner/name`, which is downloaded once and then read in the same way.
+      split: which files to read.
+      image_column: encoded images (JPEG, PNG, ...). By default the one column that the file's
+        metadata calls an Image; without metadata the one called image or img.
+      label_column: integer classes. By default the one column that the metadata calls a
+        ClassLabel; without metadata the one called label, labels or fine_label.
+
+    Returns:
+      Images uint8 [n, height, width, 1 or 3], in the order of the files. The number of classes is
+      the number of ClassLabel names, or the largest label of this split plus one.
+
+    Raises:
+      DataError: no such folder, split or column, more than one that fits, a file that cannot be
+        read, a null, an image that cannot be decoded without loss to 8-bit grey or colour, images
+        of different shapes, a label out of range.
+      ImportError: a package of the `experiments` extra is missing.
+    """
+    files = _split_files(_local_folder(path), split)
+    parts = [_read_file(file, image_column, label_column) for file in files]
+    (first_images, first_labels, first_columns), *others = parts
+    for file, (images, _, columns) in zip(files[1:], others, strict=True):
+        if columns != first_columns:
+            raise DataError(f"{file}: columns {columns} differ from {first_columns} in {files[0]}")
+        if images.shape[1:] != first_images.shape[1:]:
+            raise DataError(
+                f"{file}, row 0, column {columns.image!r}: image of shape {images.shape[1:]}, but "
+                f"those in {files[0]} are {first_images.shape[1:]}"
+            )
+    all_images = np.concatenate([first_images, *(images for images, _, _ in others)])
+    all_labels = np.concatenate([first_labels, *(labels for _, labels, _ in others)])
+    names = first_columns.class_names
+    num_classes = int(all_labels.max()) + 1 if names is None else len(names)
+    return ImageDataset(all_images, all_labels, num_classes, f"{Path(path).resolve().name}/{split}")
+
+
+def split(
+    dataset: ImageDataset, fractions: Mapping[str, float], *, seed: int
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Disjoint random parts of a dataset, each with the same share of every class.
+
+    A part of fraction f has f n rows (rounded), and of a class with m examples about f m.
+
+    Args:
+      dataset: what to split.
+      fractions: name to share, each above 0, together at most 1; the rest is in no part.
+      seed: int >= 0; the same seed gives the same parts.
+
+    Returns:
+      Name to row numbers, int64 [rows of the part], ascending.
+
+    Raises:
+      ValueError: fractions out of range, or a part without rows.
+    """
+    if not fractions or not all(fraction > 0 for fraction in fractions.values()):
+        raise ValueError(f"fractions must be above 0, got {dict(fractions)}")
+    bounds = np.cumsum([0.0, *fractions.values()])
+    if bounds[-1] > 1 + 1e-9:
+        raise ValueError(f"fractions must add up to at most 1, got {dict(fractions)}")
+
+    # Place the shuffled examples of each class evenly on the line from 0 to 1, from a random start.
+    # A cut of that line then takes the same share of every class.
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(len(dataset.labels))
+    place = np.empty(len(shuffled))
+    for label in np.unique(dataset.labels):
+        of_class = np.flatnonzero(dataset.labels[shuffled] == label)
+        place[of_class] = (np.arange(len(of_class)) + random.random()) / len(of_class)
+    line = shuffled[np.argsort(place, kind="stable")]
+
+    cuts = np.rint(bounds * len(line)).astype(np.int64)
+    parts = {
+        name: np.sort(line[start:stop])
+        for name, start, stop in zip(fractions, cuts[:-1], cuts[1:], strict=True)
+    }
+    for name, rows in parts.items():
+        if len(rows) == 0:
+            raise ValueError(
+                f"fractions[{name!r}] = {fractions[name]} of {len(line)} rows leaves no row"
+            )
+    return parts
+
+
+def _local_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder itself, or the local copy of a hub dataset."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(str(path)):
+        raise DataError(f"path must be a folder or a hub id owner/name; no folder {str(path)!r}")
+    with experiments_extra():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+    try:
+        return Path(snapshot_download(str(path), repo_type="dataset", allow_patterns="*.parquet"))
+    except (OSError, HFValidationError) as error:  # every network and hub error is an OSError
+        raise DataError(
+            f"no folder {str(path)!r} here, and the Hugging Face hub gave no dataset of that name "
+            f"(offline? then set path to a folder that holds its parquet files): {error}"
+        ) from error
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """All shards of a split, in order."""
+    shards = [
+        (file, match)
+        for file in folder.rglob("*.parquet")
+        if (match := _SHARD.fullmatch(file.name))
+    ]
+    found = sorted((file, match) for file, match in shards if match["split"] == split)
+    if not found:
+        splits = sorted({match["split"] for _, match in shards})
+        raise DataError(
+            f"{folder}: no split {split!r}; splits found: {', '.join(splits) or 'none'} "
+            "(files named SPLIT-00000-of-0000N.parquet)"
+        )
+    folders = sorted({str(file.parent) for file, _ in found})
+    if len(folders) > 1:
+        raise DataError(
+            f"{folder}: split {split!r} is in several folders, give one as path: "
+            + ", ".join(folders)
+        )
+    numbers = [int(match["index"]) for _, match in found]
+    counts = {int(match["count"]) for _, match in found}
+    if len(counts) > 1 or numbers != list(range(max(counts))):
+        raise DataError(
+            f"{folders[0]}: split {split!r} must have files 0 to {max(counts) - 1}, each once; "
+            f"found {numbers}"
+        )
+    return [file for file, _ in found]
+
+
+def _read_file(
+    file: Path, image_column: str | None, label_column: str | None
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], _Columns]:
+    """Images, labels and columns of one parquet file."""
+    with experiments_extra():
+        import pyarrow
+        from pyarrow import parquet
+    try:
+        with parquet.ParquetFile(file) as reader:
+            columns = _find_columns(file, reader.schema_arrow, image_column, label_column)
+            table = reader.read(columns=[columns.image, columns.label])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a whole parquet file: {error}") from error
+    if table.num_rows == 0:
+        raise DataError(f"{file}: no rows")
+    labels = _labels(file, columns, table.column(columns.label))
+    return _images(file, columns.image, table.column(columns.image)), labels, columns
+
+
+def _find_columns(
+    file: Path, schema: Any, image_column: str | None, label_column: str | None
+) -> _Columns:
+    """Which columns hold images and labels, by Hugging Face's metadata or else by name."""
+    try:
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = metadata.get("info", {}).get("features", {})
+        kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file}: the schema's huggingface metadata is malformed") from error
+
+    def find(argument: str, given: str | None, kind: str, usual: Sequence[str]) -> str:
+        by_kind = [name for name in schema.names if kinds[name] == kind]
+        by_name = [name for name in usual if name in schema.names]
+        candidates = [given] if given is not None else by_kind or by_name
+        if len(candidates) == 1 and candidates[0] in schema.names:
+            return candidates[0]
+        problem = "several columns fit" if len(candidates) > 1 else "no such column"
+        raise DataError(
+            f"{file}: {argument}={given!r}: {problem}; name one of: {', '.join(schema.names)}"
+        )
+
+    label = find("label_column", label_column, "ClassLabel", _LABEL_NAMES)
+    names = features.get(label, {}).get("names")
+    return _Columns(
+        image=find("image_column", image_column, "Image", _IMAGE_NAMES),
+        label=label,
+        class_names=None if names is None else tuple(names),
+    )
+
+
+def _labels(file: Path, columns: _Columns, column: Any) -> npt.NDArray[np.int32]:
+    """Labels int32 [n] of an integer column without nulls, all in range."""
+    from pyarrow import types
+
+    if not types.is_integer(column.type):
+        raise DataError(f"{file}, column {columns.label!r}: {column.type} is not an integer type")
+    nulls = np.flatnonzero(column.is_null().to_numpy())
+    if len(nulls):
+        raise DataError(f"{file}, row {nulls[0]}, column {columns.label!r}: null")
+    labels = column.to_numpy()
+    largest = (
+        np.iinfo(np.int32).max if columns.class_names is None else len(columns.class_names) - 1
+    )
+    outside = np.flatnonzero((labels < 0) | (labels > largest))
+    if len(outside):
+        raise DataError(
+            f"{file}, row {outside[0]}, column {columns.label!r}: label {labels[outside[0]]} is "
+            f"not in 0..{largest}"
+        )
+    return np.asarray(labels, np.int32)
+
+
+def _images(file: Path, name: str, column: Any) -> npt.NDArray[np.uint8]:
+    """Decodes a column of encoded images, or of structs with `bytes`, to one array."""
+    from pyarrow import compute, types
+
+    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = compute.struct_field(column, "bytes")
+    if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
+        raise DataError(f"{file}, column {name!r}: {column.type} is not an encoded image")
+    encoded: list[bytes | None] = column.to_pylist()
+
+    def decode_rows(start: int) -> list[npt.NDArray[np.uint8]]:
+        return [
+            _decode(f"{file}, row {row}, column {name!r}", image)
+            for row, image in enumerate(encoded[start : start + _ROWS_PER_TASK], start)
+        ]
+
+    with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+        blocks = pool.map(decode_rows, range(0, len(encoded), _ROWS_PER_TASK))
+        images = [image for block in blocks for image in block]
+    for row, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"{file}, row {row}, column {name!r}: image of shape {image.shape}, but row 0 is "
+                f"{images[0].shape}"
+            )
+    return np.stack(images)
+
+
+def _decode(place: str, encoded: bytes | None) -> npt.NDArray[np.uint8]:
+    """One image, uint8 [height, width, channels]."""
+    with experiments_extra():
+        from PIL import Image
+    if encoded is None:
+        raise DataError(f"{place}: null")
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            mode = image.mode
+            target = _LOSSLESS_MODES.get(mode, mode)
+            pixels = np.asarray(image if target == mode else image.convert(target))
+    except Exception as error:  # Pillow's readers raise errors of many types on corrupt bytes
+        raise DataError(f"{place}: cannot decode the image: {error}") from error
+    if mode not in _LOSSLESS_MODES:
+        raise DataError(f"{place}: image mode {mode}; allowed: {', '.join(_LOSSLESS_MODES)}")
+    return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -1,0 +1,62 @@
+"""Multilayer perceptron."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from trustjax._checks import check_choice
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "tanh": nn.tanh,
+}
+
+
+class MLP(nn.Module):
+    """Dense layers on the flattened input, with dropout after each hidden one.
+
+    Attributes:
+      num_classes: number of logits.
+      hidden: widths of the hidden layers; none gives a linear model.
+      activation: a name in ACTIVATIONS, or a function of an array.
+      dropout: share of hidden units dropped in training; needs the `dropout` key.
+      dtype: of the computation; parameters are float32.
+
+    Raises ValueError for an unknown activation.
+    """
+
+    num_classes: int
+    hidden: Sequence[int] = (64, 64)
+    activation: str | Callable[[jax.Array], jax.Array] = "relu"
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Makes the module hashable when its widths come from a config, and checks the names."""
+        self.hidden = tuple(self.hidden)
+        if isinstance(self.activation, str):
+            check_choice("activation", self.activation, ACTIVATIONS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool = False, return_features: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Logits float32 [batch, num_classes] of images [batch, ...].
+
+        With `return_features` also what enters the head, [batch, hidden[-1]] of `dtype`.
+        """
+        activation = (
+            ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
+        )
+        x = images.reshape(images.shape[0], -1).astype(self.dtype)
+        for index, width in enumerate(self.hidden):
+            x = activation(nn.Dense(width, dtype=self.dtype, name=f"dense_{index}")(x))
+            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        return (logits, x) if return_features else logits

@@ -1,0 +1,145 @@
+"""Vision transformer: Dosovitskiy et al. 2020, An Image is Worth 16x16 Words, arXiv:2010.11929.
+
+Layer by layer as in the paper and in the checkpoints google/vit-*: layer norms before attention and
+MLP, learned position embeddings, exact GELU, biases on query, key and value. These are separate
+Dense layers, and patches are cut by a reshape, not by a convolution, which is slow in a scan on
+CPU: a checkpoint's convolution kernel [patch, patch, channels, width] is the Dense kernel
+[patch * patch * channels, width] of the same order.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from trustjax._checks import check_choice, check_number
+
+
+class _Block(nn.Module):
+    """Pre-norm transformer block on [batch, tokens, width]."""
+
+    num_heads: int
+    mlp_width: int
+    dropout: float
+    layer_norm_epsilon: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
+        batch, length, width = tokens.shape
+
+        norm = functools.partial(nn.LayerNorm, self.layer_norm_epsilon, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+
+        x = norm(name="attention_norm")(tokens)
+        query, key, value = (
+            dense(width, name=name)(x).reshape(batch, length, self.num_heads, -1)
+            for name in ("query", "key", "value")
+        )
+        x = jax.nn.dot_product_attention(query, key, value).reshape(batch, length, width)
+        tokens = tokens + drop(dense(width, name="attention_out")(x))
+
+        x = norm(name="mlp_norm")(tokens)
+        x = drop(nn.gelu(dense(self.mlp_width, name="mlp_in")(x), approximate=False))
+        tokens = tokens + drop(dense(width, name="mlp_out")(x))
+        return tokens
+
+
+class ViT(nn.Module):
+    """Vision transformer classifier.
+
+    Attributes:
+      num_classes: number of logits.
+      patch_size: side of a patch in pixels; must divide the image's height and width.
+      width: size of a token; must be a multiple of `num_heads`.
+      depth: number of blocks.
+      num_heads: attention heads.
+      mlp_ratio: hidden width of a block's MLP, as a multiple of `width`.
+      dropout: share dropped in training after the position embeddings, the attention and both MLP
+        layers (not of the attention weights); needs the `dropout` key.
+      pool: what enters the head: "cls", a learned token before the patches, or "mean" of them.
+      layer_norm_epsilon: 1e-12 in the checkpoints google/vit-*.
+      dtype: of the computation; parameters are float32.
+
+    Raises ValueError for an unknown pool, or sizes that do not divide each other.
+    """
+
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4
+    dropout: float = 0.0
+    pool: str = "cls"
+    layer_norm_epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks what does not depend on the images."""
+        check_choice("pool", self.pool, ("cls", "mean"))
+        check_number("patch_size", self.patch_size, at_least=1)
+        check_number("num_heads", self.num_heads, at_least=1)
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool = False, return_features: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Logits float32 [batch, num_classes] of images [batch, height, width, channels].
+
+        With `return_features` also what enters the head, [batch, width] of `dtype`. The position
+        embeddings fix the image size that parameters are good for.
+        """
+        x = nn.Dense(self.width, dtype=self.dtype, name="patch_embedding")(
+            patches(images, self.patch_size)
+        )
+        if self.pool == "cls":
+            token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
+            token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, self.width))
+            x = jnp.concatenate([token, x], axis=1)
+        positions = self.param(
+            "position_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:])
+        )
+        x = nn.Dropout(self.dropout)(x + positions.astype(self.dtype), deterministic=not train)
+        for index in range(self.depth):
+            x = _Block(
+                num_heads=self.num_heads,
+                mlp_width=round(self.width * self.mlp_ratio),
+                dropout=self.dropout,
+                layer_norm_epsilon=self.layer_norm_epsilon,
+                dtype=self.dtype,
+                name=f"block_{index}",
+            )(x, train)
+        x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")(x)
+        x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        return (logits, x) if return_features else logits
+
+
+def patches(images: jax.Array, patch_size: int) -> jax.Array:
+    """Cuts images [batch, height, width, channels] into square patches, row by row.
+
+    Returns [batch, height / p * width / p, p * p * channels]; within a patch also row by row.
+    Raises ValueError unless `patch_size` p divides height and width.
+    """
+    if images.ndim != 4:
+        raise ValueError(
+            f"images must be [batch, height, width, channels], got shape {images.shape}"
+        )
+    batch, height, width, channels = images.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"patch_size must divide the image's height and width, got patch_size {patch_size} "
+            f"and images of {height} x {width}"
+        )
+    rows, columns = height // patch_size, width // patch_size
+    grid = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    return grid.swapaxes(2, 3).reshape(batch, rows * columns, -1)
