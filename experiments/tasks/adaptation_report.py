@@ -12,9 +12,9 @@ from experiments.statistics import Interval, bootstrap_mean
 COLUMNS = (
     ("final/target", "target, %", 100, 1),
     ("final/unseen", "unseen, %", 100, 1),
-    ("final/source", "source kept, %", 100, 1),
+    ("final/source", "source, %", 100, 1),
     ("final/sharpness", "sharpness, %", 1, 3),
-    ("final/similarity", "CKA to target", 1, 3),
+    ("final/similarity", "CKA", 1, 3),
 )
 
 
@@ -120,7 +120,7 @@ def _entry(seeds: Sequence[float]) -> dict[str, float | list[float]]:
 
 def _cell(seeds: Sequence[float], factor: float, digits: int) -> str:
     mean, low, high = (f"{factor * value:.{digits}f}" for value in bootstrap_mean(seeds))
-    return f"{mean} ({low} to {high})"
+    return f"{mean}\n{low}-{high}"
 
 
 def _arms(interval: Interval) -> list[list[float]]:

@@ -218,6 +218,7 @@ class Training:
     def _rows(self, metrics: Mapping[str, jax.Array]) -> list[Row]:
         columns = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         return [
-            {**label, **{name: float(column[lane]) for name, column in columns.items()}}
+            # The label again at the end, so that a metric stands behind the seed.
+            {"seed": label["seed"], **{k: float(v[lane]) for k, v in columns.items()}, **label}
             for lane, label in enumerate(self.label)
         ]
