@@ -8,6 +8,7 @@ order, so that they differ in the optimizer alone.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,8 +117,13 @@ class Adaptation:
 
     def stages(self) -> list[Training]:
         """Pre-training, then one stage a method."""
+        pretraining = self._pretraining()
         finetuning = [self._finetuning(name, self.methods[name]) for name in self._names()]
-        return [self._pretraining(), *finetuning]
+        stages = [pretraining, *finetuning]
+        shapes = {"pretrain": pretraining.shapes({})}
+        for stage, following in itertools.pairwise(stages):
+            stage.begun = functools.partial(following.compile_ahead, shapes)
+        return stages
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Mean and interval over seeds of every final measure and method."""
