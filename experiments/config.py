@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from experiments.files import write_text
 from experiments.targets import (
     ConfigError,
     check_nodes,
@@ -213,15 +214,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:
-    """Writes `config` as YAML beside `path`, then renames it, so that it is there whole or not."""
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside `path`, then renames it."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    """Writes `config` as YAML, whole or not at all."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
 # Lengths: fields of the task itself whose names end in "steps", such as task.pretrain_steps.

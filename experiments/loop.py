@@ -173,6 +173,7 @@ class FinalStates(Mapping[str, State]):
     def __init__(self) -> None:
         self.asked: dict[str, int] = {}
         self._done: dict[str, Planned] = {}
+        self._like: dict[str, State] = {}
 
     def add(self, planned: Planned) -> None:
         """Makes the final state of a stage available."""
@@ -181,7 +182,9 @@ class FinalStates(Mapping[str, State]):
     def __getitem__(self, name: str) -> State:
         stage, checkpoints, _ = self._done[name]
         self.asked[name] = stage.num_steps
-        return checkpoints.restore(_abstract(stage.init(self)))
+        if name not in self._like:
+            self._like[name] = _abstract(stage.init(self))
+        return checkpoints.restore(self._like[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._done)

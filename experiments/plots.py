@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.files import replacing
 from experiments.statistics import bootstrap_mean
 
 # Okabe and Ito's palette without its yellow, which is too light for lines.
@@ -25,10 +26,9 @@ def panels(count: int, *, width: float = 4.6, height: float = 3.8) -> tuple[Figu
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure as PNG beside `path`, then renames it."""
-    beside = path.with_name(f"{path.name}.new")
-    figure.savefig(beside, dpi=150, format="png")
-    beside.replace(path)
+    """Writes the figure as PNG, whole or not at all."""
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=150, format="png")
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -22,7 +22,8 @@ from rich.console import Console
 
 from experiments import loop
 from experiments.checkpoint import Checkpoints
-from experiments.config import save_config, write_whole
+from experiments.config import save_config
+from experiments.files import write_text
 from experiments.progress import make_progress
 from experiments.stopping import StopSignals
 from experiments.targets import ConfigError, argument_error, build
@@ -142,7 +143,7 @@ def _claim(folder: Path) -> None:
         "platform": platform.platform(),
         "versions": _versions(),
     }
-    write_whole(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _versions() -> dict[str, str]:
@@ -167,7 +168,7 @@ def _conclude(task: loop.Task, folder: Path, name: str, seconds: float, console:
         "device": jax.devices()[0].device_kind,
         "versions": _versions(),
     }
-    write_whole(folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     table = rich.table.Table(title=summary.table.title, title_justify="left")
     for column in summary.table.columns:
         table.add_column(column)

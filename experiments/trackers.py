@@ -11,6 +11,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
+from experiments.files import write_text
+
 Row = dict[str, float | int | str]  # one line of metrics.csv
 
 
@@ -57,9 +59,7 @@ class Csv:
     def _write_anew(self, rows: Sequence[Row]) -> None:
         self._columns = list(dict.fromkeys([*self._columns, *(c for row in rows for c in row)]))
         header: Row = dict(zip(self._columns, self._columns, strict=True))
-        beside = self.path.with_name(f"{self.path.name}.new")
-        beside.write_text(self._lines([header, *rows] if header else []), "utf-8", newline="")
-        beside.replace(self.path)
+        write_text(self.path, self._lines([header, *rows] if header else []))
 
     def _lines(self, rows: Iterable[Row]) -> str:
         text = io.StringIO()

@@ -10,7 +10,7 @@ order, so that they differ in the optimizer alone.
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import optax
 from experiments.loop import Row, Summary
 from experiments.optimizers import Method, Optimizer
 from experiments.tasks.supervised import Lanes, Training, apply_eval, initial_variables
-from trustjax.data import Batches, ImageDataset, parse_shift, split
+from trustjax.data import Batches, ImageDataset, parse_shift, split, unit_range
 from trustjax.geometry import epsilon_sharpness, linear_cka
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -45,9 +45,9 @@ class HeldOut(NamedTuple):
     labels: jax.Array
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Adaptation:
-    """Configuration and stages of the experiment.
+    """Configuration and stages of the experiment; conf/exp/tram_vision.yaml has the numbers.
 
     Attributes:
       data: makes the dataset; all domains are shifts of its images.
@@ -74,22 +74,22 @@ class Adaptation:
     data: Callable[[], ImageDataset]
     model: Callable[..., nn.Module]
     methods: dict[str, Method]
-    seed: int = 0
-    num_seeds: int = 5
-    precision: str = "float32"
-    source: str | None = None
-    target: str = "rotation:3"
-    unseen: Sequence[str] = ("blur:3", "noise:3", "contrast:3", "pixelation:3", "translation:3")
-    only: Sequence[str] = field(default_factory=list)
-    pretrain_steps: int = 400
-    pretrain_learning_rate: float = 3e-3
-    finetune_steps: int = 200
-    finetune_examples: int = 200
-    batch_size: int = 64
-    steps_per_chunk: int = 25
-    input_noise: float = 0.1
-    max_test_examples: int = 1000
-    sharpness_examples: int = 256
+    seed: int
+    num_seeds: int
+    precision: str
+    source: str | None
+    target: str
+    unseen: Sequence[str]
+    only: Sequence[str]
+    pretrain_steps: int
+    pretrain_learning_rate: float
+    finetune_steps: int
+    finetune_examples: int
+    batch_size: int
+    steps_per_chunk: int
+    input_noise: float
+    max_test_examples: int
+    sharpness_examples: int
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -160,7 +160,7 @@ class Adaptation:
         images = self._dataset.images[rows]
         if spec is not None:
             key = jax.random.fold_in(jax.random.key(self.seed), salt)
-            shifted = jax.jit(parse_shift(spec))(images.astype(np.float32) / 255, key)
+            shifted = jax.jit(parse_shift(spec))(unit_range(images), key)
             images = np.round(np.asarray(shifted) * 255).astype(np.uint8)
         return self._dataset._replace(images=images, labels=self._dataset.labels[rows])
 
@@ -170,7 +170,7 @@ class Adaptation:
         rows = self._rows["test"][: self.max_test_examples]
         specs = (self.source, self.target, *self.unseen)
         domains = [self._domain(spec, rows, salt) for salt, spec in enumerate(specs, start=1)]
-        images = np.stack([domain.images for domain in domains]).astype(np.float32) / 255
+        images = unit_range(np.stack([domain.images for domain in domains]))
         return HeldOut(jnp.asarray(images), jnp.asarray(domains[0].labels))
 
     # Stages
@@ -305,8 +305,7 @@ class Adaptation:
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         def features(images: jax.Array) -> jax.Array:
-            variables = {"params": params, **model_state}
-            return self._network.apply(variables, images, return_features=True)[1]
+            return apply_eval(self._network, params, model_state, images, return_features=True)[1]
 
         accuracies = self._accuracies(params, model_state, held_out)
         target = features(held_out.images[1])

@@ -8,7 +8,7 @@ unseen domains are looked at.
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from experiments.loop import Row, Summary, Table
 from experiments.optimizers import Method
 from experiments.tasks.adaptation import Adaptation, HeldOut
 from experiments.tasks.supervised import Lanes, apply_eval
+from trustjax.data import unit_range
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AdaptationSearch(Adaptation):
     """Configuration and stages of the search; the fields of `Adaptation` and these.
 
@@ -33,9 +34,9 @@ class AdaptationSearch(Adaptation):
       radii: by method, the candidates for the radius argument of its attack.
     """
 
-    learning_rates: Sequence[float] = (1e-3, 3e-3, 1e-2)
-    learning_rates_alone: Sequence[float] = field(default_factory=list)
-    radii: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    learning_rates: Sequence[float]
+    learning_rates_alone: Sequence[float]
+    radii: Mapping[str, Sequence[float]]
 
     def validate(self) -> None:
         """As for `Adaptation`; also every method must have the same number of candidates."""
@@ -73,8 +74,8 @@ class AdaptationSearch(Adaptation):
     def _held_out(self) -> HeldOut:
         """Validation examples of the target domain alone."""
         domain = self._domain(self.target, self._rows["validation"], salt=1)
-        images = jnp.asarray(domain.images, jnp.float32)[None] / 255
-        return HeldOut(images, jnp.asarray(domain.labels))
+        images = unit_range(domain.images[None])
+        return HeldOut(jnp.asarray(images), jnp.asarray(domain.labels))
 
     def _evaluate(self, params: Any, model_state: Any, held_out: HeldOut) -> dict[str, jax.Array]:
         logits = apply_eval(self._network, params, model_state, held_out.images[0])

@@ -74,10 +74,10 @@ def apply_train(
 
 
 def apply_eval(
-    model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array
-) -> jax.Array:
-    """Logits in evaluation mode: no dropout, running batch statistics."""
-    return model.apply({"params": params, **model_state}, image)
+    model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array, **options: bool
+) -> Any:
+    """Logits in evaluation mode: no dropout, running batch statistics; `options` of the model."""
+    return model.apply({"params": params, **model_state}, image, **options)
 
 
 def classification_step(

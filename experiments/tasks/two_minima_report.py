@@ -1,6 +1,5 @@
 """Table and plots of `two_minima`."""
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from experiments import plots
 from experiments.loop import Row, Summary, Table
 from experiments.tasks.two_minima import CORNER, FLAT, SHARP, Landscape, TwoMinima, Walk, measure
 
-# Okabe and Ito: told apart by colour-blind eyes
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+# The two wells, and the walkers that end in them
+WELLS = {"sharp": plots.COLORS[5], "flat": plots.COLORS[4]}
 
 
 class End(NamedTuple):
@@ -67,29 +66,29 @@ def summarize(task: TwoMinima, rows: list[Row]) -> Summary:
 def plot(task: TwoMinima, rows: list[Row], folder: Path) -> None:
     """share.png: share against radius; landscape.png: the loss and some paths."""
     found = ends(task, rows)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    _plot_share(figure.subplots(), task, found)
-    figure.savefig(folder / "share.png", dpi=150)
+    figure, (axis,) = plots.panels(1, width=6, height=4)
+    _plot_share(axis, task, found)
+    plots.save(figure, folder / "share.png")
     stages = {stage.name: stage for stage in task.stages()}
     best = max(list(found)[1:], key=lambda name: found[name].flat, default="sgd")
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    profile, *maps = figure.subplots(1, 3)
+    figure, (profile, *maps) = plots.panels(3, width=4)
     _plot_profile(profile, task.landscape)
     for axis, name in zip(maps, ("sgd", best), strict=True):
         _plot_paths(axis, stages[name])
-    figure.savefig(folder / "landscape.png", dpi=150)
+    plots.save(figure, folder / "landscape.png")
 
 
 def _plot_share(axis: Axes, task: TwoMinima, found: Mapping[str, End]) -> None:
-    alone = found["sgd"]
-    axis.axhspan(*alone.interval, color=GREY, alpha=0.2, linewidth=0)
-    axis.axhline(alone.flat, color=GREY, linestyle="--", label="sgd")
-    for name, color in zip(task.methods, itertools.cycle((BLUE, GREEN, PINK))):
+    style = plots.styles(["sgd", *task.methods])
+    alone, color = found["sgd"], style["sgd"]["color"]
+    axis.axhspan(*alone.interval, color=color, alpha=0.15, linewidth=0)
+    axis.axhline(alone.flat, color=color, linestyle="--", label="sgd")
+    for name in task.methods:
         points = [found[f"{name}_{radius:g}"] for radius in sorted(task.radii)]
         radii = [point.radius for point in points]
         low, high = zip(*(point.interval for point in points), strict=True)
-        axis.fill_between(radii, low, high, color=color, alpha=0.2, linewidth=0)
-        axis.plot(radii, [point.flat for point in points], "o-", color=color, label=name)
+        axis.fill_between(radii, low, high, color=style[name]["color"], alpha=0.15, linewidth=0)
+        axis.plot(radii, [point.flat for point in points], label=name, **style[name])
     axis.set(xlabel="radius", ylabel="share", xlim=(0, None), ylim=(None, 1.01))
     axis.set(title="Starts that end in the flat minimum (band: 95 % interval)")
     axis.legend()
@@ -105,7 +104,7 @@ def _plot_profile(axis: Axes, landscape: Landscape) -> None:
     x = np.linspace(-1.15 * CORNER[0], 1.15 * CORNER[0], 300)
     axis.plot(x, _heights(landscape, x, np.zeros(1))[0], color="black")
     axis.set(title="loss along w[1] = 0", xlabel="w[0]", ylabel="loss", ylim=(-0.3, None))
-    for (place, _), name, color in ((SHARP, "sharp", ORANGE), (FLAT, "flat", BLUE)):
+    for (place, _), (name, color) in zip((SHARP, FLAT), WELLS.items(), strict=True):
         axis.text(place, -0.22, name, color=color, ha="center", weight="bold")
 
 
@@ -118,7 +117,7 @@ def _plot_paths(axis: Axes, stage: Walk, num_paths: int = 14) -> None:
     in_flat = measure(paths[0, :, -1:], landscape=landscape)["flat"]
     points = np.concatenate([start.position[0, :, None], paths[0]], axis=1).astype(float)
     for path, flat in zip(points, in_flat, strict=True):
-        color = BLUE if flat else ORANGE
+        color = WELLS["flat" if flat else "sharp"]
         axis.plot(*path.T, color=color, linewidth=0.5, alpha=0.6)
         axis.plot(*path[0], "o", color="white", markeredgecolor="black", markersize=5)
         axis.plot(*path[-1], "s", color=color, markeredgecolor="white", markersize=7, zorder=3)

@@ -27,6 +27,16 @@ SMALL = {
     "num_seeds": 2,
     "target": "rotation:2",
     "unseen": ("blur:3", "contrast:3"),
+    "seed": 0,
+    "precision": "float32",
+    "source": None,
+    "only": (),
+    "pretrain_learning_rate": 3e-3,
+    "finetune_examples": 200,
+    "batch_size": 64,
+    "input_noise": 0.1,
+    "max_test_examples": 1000,
+    "sharpness_examples": 256,
     "pretrain_steps": 60,
     "finetune_steps": 60,
     "steps_per_chunk": 30,
@@ -135,7 +145,8 @@ def test_refused_before_data_is_loaded(changes, words):
 
 
 def test_search_budgets_must_be_equal():
-    task = AdaptationSearch(**SMALL, learning_rates_alone=[1e-3], radii={"sam": [0.1]})
+    grid = {"learning_rates": [1e-3], "learning_rates_alone": [1e-3, 3e-3], "radii": {"sam": [0.1]}}
+    task = AdaptationSearch(**SMALL, **grid)
     with pytest.raises(ValueError, match="equally many candidates"):
         task.validate()
 

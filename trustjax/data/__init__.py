@@ -8,5 +8,6 @@ from trustjax.data.images import ImageDataset as ImageDataset
 from trustjax.data.images import digits as digits
 from trustjax.data.images import hugging_face as hugging_face
 from trustjax.data.images import split as split
+from trustjax.data.images import unit_range as unit_range
 from trustjax.data.shifts import SHIFTS as SHIFTS
 from trustjax.data.shifts import parse_shift as parse_shift

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from trustjax.data.images import ImageDataset, experiments_extra
+from trustjax.data.images import ImageDataset, experiments_extra, unit_range
 
 if TYPE_CHECKING:
     import grain
@@ -115,10 +115,7 @@ def evaluation_batches(dataset: ImageDataset, rows: npt.ArrayLike, batch_size: i
 
 
 def _batch(dataset: ImageDataset, rows: npt.NDArray[np.int64]) -> Batch:
-    # Float32 throughout; a division, so that 255 gives exactly 1.
-    image = dataset.images[rows].astype(np.float32)
-    image /= 255
-    return {"image": image, "label": dataset.labels[rows]}
+    return {"image": unit_range(dataset.images[rows]), "label": dataset.labels[rows]}
 
 
 def _checked_rows(

@@ -45,6 +45,13 @@ class ImageDataset(NamedTuple):
     name: str
 
 
+def unit_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Images of 0..255 as float32 in [0, 1], of the same shape; 255 gives exactly 1."""
+    scaled = images.astype(np.float32)
+    scaled /= 255
+    return scaled
+
+
 class _Columns(NamedTuple):
     image: str
     label: str

@@ -1,0 +1,19 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; the file is renamed to `path` at a clean end."""
+    beside = path.with_name(f"{path.name}.new")
+    yield beside
+    beside.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8, line ends as they are."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="")
