@@ -89,24 +89,34 @@ class AdaptationSearch(Adaptation):
 
     def summarize(self, rows: list[Row]) -> Summary:
         """The best candidate of every method: highest accuracy, then lowest loss, over seeds."""
-        best = {}
+        candidates = {}
         for name in self._names():
             finals = [row for row in rows if row["stage"] == name and "final/accuracy" in row]
-            ranked = []
-            for candidate in self._candidates(name, self.methods[name]):
-                own = [r for r in finals if all(r[k] == v for k, v in candidate.items())]
-                accuracy = float(np.mean([row["final/accuracy"] for row in own]))
-                loss = float(np.mean([row["final/loss"] for row in own]))
-                ranked.append({**candidate, "accuracy": accuracy, "loss": loss})
-            best[name] = max(ranked, key=lambda c: (c["accuracy"], -c["loss"]))
-        cells = [
-            [name, *(f"{k} = {v:g}" for k, v in itertools.islice(found.items(), 1)),
-             ", ".join(f"{k} = {v:g}" for k, v in list(found.items())[1:-2]),
-             f"{100 * found['accuracy']:.1f}", f"{found['loss']:.3f}"]
-            for name, found in best.items()
-        ]  # fmt: skip
+            candidates[name] = [
+                {**candidate, **_mean_over_seeds(finals, candidate)}
+                for candidate in self._candidates(name, self.methods[name])
+            ]
+        best = {
+            name: max(tried, key=lambda c: (c["accuracy"], -c["loss"]))
+            for name, tried in candidates.items()
+        }
+        cells = []
+        for name, found in best.items():
+            measured = ("learning_rate", "accuracy", "loss")
+            rate, accuracy, loss = (found[key] for key in measured)
+            radius = ", ".join(f"{k} = {v:g}" for k, v in found.items() if k not in measured)
+            cells.append((name, f"{rate:g}", radius, f"{100 * accuracy:.1f}", f"{loss:.3f}"))
         columns = ("method", "learning rate", "radius", "validation accuracy, %", "loss")
-        return Summary({"best": best}, Table("Best on the validation split", columns, cells))
+        table = Table("Best on the validation split", columns, cells)
+        return Summary({"best": best, "candidates": candidates}, table)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """Nothing to see: the table says it."""
+
+
+def _mean_over_seeds(finals: list[Row], candidate: Mapping[str, float]) -> dict[str, float]:
+    own = [row for row in finals if all(row[key] == value for key, value in candidate.items())]
+    return {
+        measure: float(np.mean([row[f"final/{measure}"] for row in own]))
+        for measure in ("accuracy", "loss")
+    }

@@ -36,6 +36,8 @@ def alternating(
     weights. Even calls take the attack back and step with `base` from the clean weights. Give both
     calls of a pair the same batch; use `clean_params` for evaluation and checkpoints.
 
+    Call `update` under `jax.jit`: outside it every call compiles its two branches again.
+
     Args:
       attack: `sam`, `asam`, `tram` or another transform that takes `grad_fn`; what else it needs
         (`outputs`, `output_fn`, ...) goes through the extra arguments of odd calls. Or a plain
