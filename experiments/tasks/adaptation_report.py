@@ -39,12 +39,12 @@ def summarize(rows: Sequence[Row], names: Sequence[str]) -> Summary:
         for name in ("pretrain", *names)
     ]
     seeds = len(next(iter(finals["pretrain"].values())))
-    title = f"Mean and 95 % bootstrap interval over {seeds} seeds"
+    title = f"Mean and 95 % bootstrap interval over seeds, {seeds} of them"
     return Summary(values, Table(title, ("method", *(c[1] for c in COLUMNS)), cells))
 
 
 def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
-    """Writes learning_curves.png, target_and_unseen.png and trust_radius.png."""
+    """Writes learning_curves.png, target_and_unseen.png and, with attacks, trust_radius.png."""
     style = plots.styles(names)
 
     figure, axes = plots.panels(3)
@@ -81,12 +81,13 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
     axis.legend(fontsize=8)
     plots.save(figure, folder / "target_and_unseen.png")
 
+    attacking = [name for name in names if _curves(rows, name, "trust/radius")]
+    if not attacking:
+        return
     figure, axes = plots.panels(2)
     for axis, metric in zip(axes, ("trust/radius", "trust/used"), strict=True):
-        for name in names:
-            curves = _curves(rows, name, metric)
-            if curves:
-                plots.band(axis, curves, name, style[name])
+        for name in attacking:
+            plots.band(axis, _curves(rows, name, metric), name, style[name])
         axis.set(title=metric, xlabel="fine-tuning step")
     axes[0].set(yscale="log", ylabel="radius of the last attacks")
     axes[1].set(ylim=(0, 1.1), ylabel="distance / radius")

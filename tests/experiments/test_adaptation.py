@@ -84,6 +84,11 @@ def test_it_adapts(trained, tmp_path):
     }
 
 
+def test_plots_of_methods_without_an_attack(trained, tmp_path):
+    Adaptation(**SMALL | {"only": ["adamw"]}).plot(trained[0], tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"learning_curves.png", "target_and_unseen.png"}
+
+
 def test_unseen_accuracy_is_the_mean_over_its_domains(trained):
     for row in trained[0]:
         if "final/unseen" in row:
