@@ -22,12 +22,15 @@ import optax
 
 from experiments.loop import Row, Summary
 from experiments.optimizers import Method, Optimizer
-from experiments.tasks.supervised import Lanes, Training, apply_eval, initial_variables
+from experiments.tasks.supervised import (
+    PRECISIONS,
+    Lanes,
+    Training,
+    apply_eval,
+    initial_variables,
+)
 from trustjax.data import Batches, ImageDataset, parse_shift, split, unit_range
 from trustjax.geometry import epsilon_sharpness, linear_cka
-
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
-
 
 Measure = Callable[[Any, Any], dict[str, jax.Array]]
 

@@ -21,6 +21,7 @@ PyTree = Any
 # Compiles the next stage while the present one trains: on CPU that halves a short experiment.
 COMPILER = ThreadPoolExecutor(max_workers=1)
 Batch = Mapping[str, jax.Array]
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
 class TrainState(NamedTuple):

@@ -1,0 +1,275 @@
+"""Training from scratch on wrong labels: SAM's best-known claim is that it memorises fewer of them.
+
+Foret, Kleiner, Mobahi, Neyshabur, arXiv:2010.01412, Section 3.3: a share of the training labels is
+replaced by random classes, the test labels stay right. For every noise level and seed all methods
+start from the same network and see the same examples, labels and order.
+"""
+
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.loop import Row, Summary, Table
+from experiments.optimizers import Method
+from experiments.tasks.supervised import (
+    PRECISIONS,
+    Lanes,
+    Training,
+    apply_eval,
+    initial_variables,
+)
+from trustjax.data import Batches, ImageDataset, split, unit_range
+
+
+@dataclass(kw_only=True)
+class LabelNoise:
+    """Configuration and stages of the experiment; conf/exp/sam_vision.yaml has the numbers.
+
+    Attributes:
+      data: makes the dataset.
+      model: makes the network: `model(num_classes=..., dtype=...)`.
+      methods: the optimizers to compare, by name; gains are taken over the first.
+      seed: root of all randomness.
+      num_seeds: networks per method and noise level, trained side by side.
+      precision: of the network's computations: float32, bfloat16 or float64.
+      noise_levels: shares of training labels that are drawn again, uniformly over all classes, so
+        that a share `level * (1 - 1 / num_classes)` of them is wrong.
+      only: names of the methods to run; all if empty.
+      train_examples: examples that each seed draws.
+      steps: of training.
+      batch_size: examples per step.
+      steps_per_chunk: steps in one compiled call, and between two rows of metrics.
+      max_test_examples: upper bound of the test examples.
+    """
+
+    data: Callable[[], ImageDataset]
+    model: Callable[..., nn.Module]
+    methods: dict[str, Method]
+    seed: int
+    num_seeds: int
+    precision: str
+    noise_levels: Sequence[float]
+    only: Sequence[str]
+    train_examples: int
+    steps: int
+    batch_size: int
+    steps_per_chunk: int
+    max_test_examples: int
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for what cannot run."""
+        for name in ("num_seeds", "steps", "batch_size", "steps_per_chunk", "max_test_examples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.train_examples < self.batch_size:
+            raise ValueError(
+                f"train_examples must be >= batch_size = {self.batch_size}, "
+                f"got {self.train_examples}"
+            )
+        levels = list(self.noise_levels)
+        if not levels or not all(0 <= level <= 1 for level in levels):
+            raise ValueError(f"noise_levels must be in [0, 1], at least one, got {levels}")
+        if len(set(levels)) < len(levels):
+            raise ValueError(f"noise_levels must differ, got {levels}")
+        for name in self.only:
+            if name not in self.methods:
+                raise ValueError(f"only must name methods of {sorted(self.methods)}, got {name!r}")
+
+    def stages(self) -> list[Training]:
+        """One stage a method: all noise levels and seeds side by side."""
+        stages = [self._training(name, self.methods[name]) for name in self._names()]
+        for stage, following in itertools.pairwise(stages):
+            stage.begun = functools.partial(following.compile_ahead, {})
+        return stages
+
+    def summarize(self, rows: list[Row]) -> Summary:
+        """Mean and interval of the test accuracy by method and noise level."""
+        from experiments.statistics import bootstrap_mean  # needs SciPy, at the end
+
+        finals = {name: by_noise(rows, name, "final/test") for name in self._names()}
+        values: dict[str, Any] = {}
+        for name, found in finals.items():
+            trained = by_noise(rows, name, "final/train")
+            values[name] = {
+                f"{level:g}": {
+                    "test": {**bootstrap_mean(seeds)._asdict(), "seeds": seeds},
+                    "train": {**bootstrap_mean(trained[level])._asdict(), "seeds": trained[level]},
+                    "gain": bootstrap_mean(
+                        [a - b for a, b in zip(seeds, first, strict=True)]
+                    )._asdict(),
+                }
+                for (level, seeds), first in zip(
+                    found.items(), finals[self._names()[0]].values(), strict=True
+                )
+            }
+        cells = [
+            [name, *("{:.1f}\n{:.1f}-{:.1f}".format(*_percent(bootstrap_mean(seeds)))
+                     for seeds in finals[name].values())]
+            for name in self._names()
+        ]  # fmt: skip
+        columns = ("method", *(f"noise {100 * level:g} %" for level in self.noise_levels))
+        title = f"Test accuracy in %, mean and 95 % bootstrap interval over {self.num_seeds} seeds"
+        return Summary(values, Table(title, columns, cells))
+
+    def plot(self, rows: list[Row], folder: Path) -> None:
+        """accuracy_by_noise.png, and learning_curves.png at the highest noise."""
+        from experiments import plots
+
+        style = plots.styles(self._names())
+        figure, axes = plots.panels(2)
+        for axis, metric in zip(axes, ("final/test", "final/train"), strict=True):
+            for name in self._names():
+                plots.band(axis, by_noise(rows, name, metric), name, style[name], scale=100)
+            axis.set(xlabel="share of labels drawn again", ylabel="accuracy, %")
+        axes[0].set(title="test, right labels")
+        axes[1].set(title="train, labels as given")
+        axes[0].legend(fontsize=8)
+        plots.save(figure, folder / "accuracy_by_noise.png")
+
+        figure, axes = plots.panels(2)
+        highest = max(self.noise_levels)
+        noisy = [row for row in rows if row["noise"] == highest]
+        for axis, metric in zip(axes, ("accuracy/test", "accuracy/train"), strict=True):
+            for name in self._names():
+                curves: dict[float, list[float]] = defaultdict(list)
+                for row in noisy:
+                    if row["stage"] == name and metric in row:
+                        curves[float(row["step"])].append(float(row[metric]))
+                plots.band(axis, curves, name, style[name], scale=100)
+            axis.set(title=f"{metric.partition('/')[2]}, noise {100 * highest:g} %")
+            axis.set(xlabel="step", ylabel="accuracy, %")
+        axes[0].legend(fontsize=8)
+        plots.save(figure, folder / "learning_curves.png")
+
+    def _names(self) -> list[str]:
+        return list(self.only or self.methods)
+
+    # Data
+
+    @functools.cached_property
+    def _dataset(self) -> ImageDataset:
+        return self.data()
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        """Always the same split, whatever the seed."""
+        return split(self._dataset, {"train": 0.6, "test": 0.4}, seed=0)
+
+    @functools.cached_property
+    def _noised(self) -> Batches:
+        """The training set of every noise level and seed, one behind the other."""
+        rows = self._rows["train"]
+        if self.train_examples > len(rows):
+            raise ValueError(
+                f"train_examples must be <= {len(rows)}, the share of the data kept for training, "
+                f"got {self.train_examples}"
+            )
+        images, labels = [], []
+        for level, index in itertools.product(self.noise_levels, range(self.num_seeds)):
+            # The same numbers at every level: what is wrong at 20 % is also wrong at 40 %.
+            random = np.random.default_rng([self.seed, index])
+            drawn = random.permutation(rows)[: self.train_examples]
+            again = random.random(len(drawn)) < level
+            other = random.integers(self._dataset.num_classes, size=len(drawn), dtype=np.int32)
+            images.append(self._dataset.images[drawn])
+            labels.append(np.where(again, other, self._dataset.labels[drawn]))
+        noised = self._dataset._replace(
+            images=np.concatenate(images), labels=np.concatenate(labels)
+        )
+        own = np.arange(len(noised.labels)).reshape(len(images), self.train_examples)
+        return Batches(noised, own, batch_size=self.batch_size, seed=self.seed)
+
+    # Stages
+
+    @functools.cached_property
+    def _network(self) -> nn.Module:
+        return self.model(num_classes=self._dataset.num_classes, dtype=PRECISIONS[self.precision])
+
+    def _training(self, name: str, method: Method) -> Training:
+        lanes = len(self.noise_levels) * self.num_seeds
+        key = jax.random.fold_in(jax.random.key(self.seed), 0)
+
+        def start(final: Mapping[str, Any]) -> tuple[Any, Any]:
+            """The networks of the seeds, the same at every noise level."""
+            del final
+            image = jnp.zeros((1, *self._dataset.images.shape[1:]), jnp.float32)
+            keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
+            begun = jax.jit(jax.vmap(lambda k: initial_variables(self._network, k, image)))(keys)
+            seeds = jnp.tile(jnp.arange(self.num_seeds), len(self.noise_levels))
+            return jax.tree.map(lambda leaf: leaf[seeds], begun)
+
+        full = functools.partial(jnp.full, lanes)
+        radius = {k: full(v, dtype=jnp.float32) for k, v in method.optimizer.radius.items()}
+        accuracies = self._accuracies
+        return Training(
+            name=name,
+            num_steps=self.steps,
+            steps_per_chunk=self.steps_per_chunk,
+            model=self._network,
+            optimizer=method.optimizer,
+            lanes=Lanes(jnp.arange(lanes), full(method.learning_rate), radius),
+            source=self._noised,
+            key=key,
+            input_noise=0.0,
+            start=start,
+            evaluate=functools.partial(accuracies, "accuracy"),
+            measure=functools.partial(accuracies, "final"),
+            label=[
+                {"seed": index, "noise": float(level)}
+                for level, index in itertools.product(self.noise_levels, range(self.num_seeds))
+            ],
+        )
+
+    def _accuracies(self, prefix: str, params: Any, model_state: Any) -> dict[str, jax.Array]:
+        """Of all lanes on the test set, and on their own training set with its wrong labels."""
+        found = self._accuracy_of(params, model_state, *self._held_out)
+        return {f"{prefix}/test": found[0], f"{prefix}/train": found[1]}
+
+    @functools.cached_property
+    def _held_out(self) -> tuple[jax.Array, ...]:
+        rows = self._rows["test"][: self.max_test_examples]
+        source = self._noised
+        few = source.rows[:, : self.max_test_examples]  # enough to tell what is memorised
+        return (
+            jnp.asarray(unit_range(self._dataset.images[rows])),
+            jnp.asarray(self._dataset.labels[rows]),
+            jnp.asarray(source.dataset.images[few]),
+            jnp.asarray(source.dataset.labels[few]),
+        )
+
+    @functools.cached_property
+    def _accuracy_of(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        def accuracy(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+            logits = apply_eval(self._network, params, state, images)
+            return jnp.mean(jnp.argmax(logits, -1) == labels)
+
+        def both(
+            params: Any, state: Any, test: jax.Array, right: jax.Array, own: jax.Array,
+            given: jax.Array,
+        ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+            trained = accuracy(params, state, own.astype(jnp.float32) / 255, given)
+            return accuracy(params, state, test, right), trained
+
+        return jax.jit(jax.vmap(both, in_axes=(0, 0, None, None, 0, 0)))
+
+
+def by_noise(rows: Sequence[Row], stage: str, metric: str) -> dict[float, list[float]]:
+    """A final metric of a stage: noise level to its value for each seed."""
+    found: dict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["stage"] == stage and metric in row:
+            found[float(row["noise"])].append(float(row[metric]))
+    return dict(found)
+
+
+def _percent(interval: Sequence[float]) -> list[float]:
+    return [100 * value for value in interval]
