@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import optax
+
+Mask = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,25 @@ class Optimizer:
     radius: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(
-        self, learning_rate: optax.ScalarOrSchedule, **radius: jax.typing.ArrayLike
+        self,
+        learning_rate: optax.ScalarOrSchedule,
+        *,
+        trainable: Mask | None = None,
+        **radius: jax.typing.ArrayLike,
     ) -> optax.GradientTransformation:
-        """The optimizer at this rate; `radius` replaces entries of the attribute."""
+        """The optimizer at this rate; `radius` replaces entries of the attribute.
+
+        `trainable` maps parameters to a tree of bools. Those with False are neither attacked nor
+        changed, and have no state.
+        """
+        base = self.base(learning_rate)
+        masked = {}
+        if trainable is not None:
+            base = optax.partition({True: base, False: optax.set_to_zero()}, trainable)
+            masked = {"mask": trainable}
         if self.attack is None:
-            return self.base(learning_rate)
-        return optax.chain(self.attack(**{**self.radius, **radius}), self.base(learning_rate))
+            return base
+        return optax.chain(self.attack(**{**self.radius, **radius, **masked}), base)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from experiments.loop import Row, Summary
+from experiments.memory import describe, memory_estimate
 from experiments.optimizers import Method, Optimizer
 from experiments.tasks.supervised import (
     PRECISIONS,
@@ -54,16 +55,17 @@ class Adaptation:
 
     Attributes:
       data: makes the dataset; all domains are shifts of its images.
-      model: makes the network: `model(num_classes=..., dtype=...)`.
+      model: makes the network: `model(num_classes=..., dtype=...)`; it may be a pre-trained one.
       methods: the optimizers to compare, by name; "adamw" is the one differences are taken from.
       seed: root of all randomness.
       num_seeds: networks per method, trained side by side.
       precision: of the network's computations: float32, bfloat16 or float64.
       source: shift of the source domain, such as "rotation:2"; null for the images as they are.
-      target: shift of the target domain.
+      target: shift of the target domain; null for the images as they are.
       unseen: shifts of the domains that are only tested on.
       only: names of the methods to run; all if empty.
-      pretrain_steps: steps on the source domain.
+      pretrain_steps: steps on the source domain; 0 to fine-tune the network as `model` makes it,
+        also on the examples that pre-training would have had.
       pretrain_learning_rate: peak rate of AdamW there.
       finetune_steps: steps on the target domain.
       finetune_examples: target examples that each seed draws.
@@ -81,7 +83,7 @@ class Adaptation:
     num_seeds: int
     precision: str
     source: str | None
-    target: str
+    target: str | None
     unseen: Sequence[str]
     only: Sequence[str]
     pretrain_steps: int
@@ -96,10 +98,12 @@ class Adaptation:
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
-        for name in ("num_seeds", "pretrain_steps", "finetune_steps", "batch_size",
-                     "steps_per_chunk", "max_test_examples", "sharpness_examples"):  # fmt: skip
+        for name in ("num_seeds", "finetune_steps", "batch_size", "steps_per_chunk",
+                     "max_test_examples", "sharpness_examples"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.pretrain_steps < 0:
+            raise ValueError(f"pretrain_steps must be >= 0, got {self.pretrain_steps}")
         if self.finetune_examples < self.batch_size:
             raise ValueError(
                 f"finetune_examples must be >= batch_size = {self.batch_size}, "
@@ -119,11 +123,14 @@ class Adaptation:
                 parse_shift(spec)
 
     def stages(self) -> list[Training]:
-        """Pre-training, then one stage a method."""
-        pretraining = self._pretraining()
-        finetuning = [self._finetuning(name, self.methods[name]) for name in self._names()]
-        stages = [pretraining, *finetuning]
-        shapes = {"pretrain": pretraining.shapes({})}
+        """Pre-training, if it has steps, then one stage a method."""
+        stages = [self._finetuning(name, self.methods[name]) for name in self._names()]
+        shapes = {}
+        if self.pretrain_steps:
+            pretraining = self._pretraining()
+            stages = [pretraining, *stages]
+            shapes = {"pretrain": pretraining.shapes({})}
+        self._report_memory(stages)
         for stage, following in itertools.pairwise(stages):
             stage.begun = functools.partial(following.compile_ahead, shapes)
         return stages
@@ -156,6 +163,8 @@ class Adaptation:
         Always the same split, so that no search at another seed has seen the test examples.
         """
         fractions = {"pretrain": 0.45, "finetune": 0.2, "validation": 0.1, "test": 0.25}
+        if not self.pretrain_steps:
+            fractions = {"finetune": 0.65, "validation": 0.1, "test": 0.25}
         return split(self._dataset, fractions, seed=0)
 
     def _domain(self, spec: str | None, rows: np.ndarray, salt: int) -> ImageDataset:
@@ -183,18 +192,27 @@ class Adaptation:
         dtype = PRECISIONS[self.precision]
         return self.model(num_classes=self._dataset.num_classes, dtype=dtype)
 
+    def _report_memory(self, stages: Sequence[Training]) -> None:
+        """Prints what the training will take; a pre-trained network may be too large."""
+        if not hasattr(self._network, "load_pretrained"):
+            return
+        examples = max(self.batch_size, self.sharpness_examples)
+        images = jax.ShapeDtypeStruct((examples, *self._dataset.images.shape[1:]), jnp.float32)
+        optimizers = [stage.optimizer for stage in stages]
+        num_networks = max(len(stage.lanes.seed_index) for stage in stages)
+        print(describe(memory_estimate(self._network, optimizers, images, num_networks)))
+
+    def _initial_variables(self) -> tuple[Any, Any]:
+        """Parameters and other collections of every seed before any training."""
+        image = jnp.zeros((1, *self._dataset.images.shape[1:]), jnp.float32)
+        key = jax.random.fold_in(jax.random.key(self.seed), 1)
+        keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
+        return initial_variables(self._network, keys, image)
+
     def _pretraining(self) -> Training:
         rows = self._rows["pretrain"]
         domain = self._domain(self.source, rows, salt=0)
         every_row = np.tile(np.arange(len(rows)), (self.num_seeds, 1))
-        key = jax.random.fold_in(jax.random.key(self.seed), 1)
-
-        def start(final: Mapping[str, Any]) -> tuple[Any, Any]:
-            del final
-            image = jnp.zeros((1, *domain.images.shape[1:]), jnp.float32)
-            keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
-            return jax.jit(jax.vmap(lambda k: initial_variables(self._network, k, image)))(keys)
-
         return self._training(
             "pretrain",
             Optimizer(optax.adamw),
@@ -205,18 +223,23 @@ class Adaptation:
             ),
             Batches(domain, every_row, batch_size=self.batch_size, seed=self.seed),
             num_steps=self.pretrain_steps,
-            start=start,
-            key=key,
+            start=lambda final: self._initial_variables(),
+            key=jax.random.fold_in(jax.random.key(self.seed), 1),
         )
 
     def _finetuning(self, name: str, method: Method) -> Training:
+        def start(final: Mapping[str, Any]) -> tuple[Any, Any]:
+            if not self.pretrain_steps:
+                return self._initial_variables()
+            return final["pretrain"].params, final["pretrain"].model_state
+
         return self._training(
             name,
             method.optimizer,
             self._lanes(name, method),
             self._target_batches,
             num_steps=self.finetune_steps,
-            start=lambda final: (final["pretrain"].params, final["pretrain"].model_state),
+            start=start,
             key=jax.random.fold_in(jax.random.key(self.seed), 2),
         )
 

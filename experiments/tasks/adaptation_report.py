@@ -19,13 +19,14 @@ COLUMNS = (
 
 
 def summarize(rows: Sequence[Row], names: Sequence[str]) -> Summary:
-    """Mean and 95 % bootstrap interval over seeds, for every method and the start of all.
+    """Mean and 95 % bootstrap interval over seeds, for every method and the pre-training if any.
 
     `values[method][measure]` holds `mean`, `low`, `high` and `seeds`, the single values. Under
     `difference` stands each seed's gain in target and unseen accuracy over the first method, which
     started from the same network: a narrower comparison than that of two intervals.
     """
-    finals = {name: _finals(rows, name) for name in ("pretrain", *names)}
+    stages = [name for name in ("pretrain", *names) if _finals(rows, name)]
+    finals = {name: _finals(rows, name) for name in stages}
     values = {
         name: {measure: _entry(seeds) for measure, seeds in final.items()}
         for name, final in finals.items()
@@ -36,9 +37,9 @@ def summarize(rows: Sequence[Row], names: Sequence[str]) -> Summary:
             values[name][f"difference/{measure}"] = _entry([a - b for a, b in pairs])
     cells = [
         [name, *(_cell(finals[name][m], factor, digits) for m, _, factor, digits in COLUMNS)]
-        for name in ("pretrain", *names)
+        for name in stages
     ]
-    seeds = len(next(iter(finals["pretrain"].values())))
+    seeds = len(next(iter(finals[names[0]].values())))
     title = f"Mean and 95 % bootstrap interval over seeds, {seeds} of them"
     return Summary(values, Table(title, ("method", *(c[1] for c in COLUMNS)), cells))
 
@@ -52,8 +53,9 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
         for name in names:
             curves = _curves(rows, name, f"accuracy/{domain}")
             plots.band(axis, curves, name, style[name], scale=100)
-        start = bootstrap_mean(_finals(rows, "pretrain")[f"final/{domain}"]).mean
-        axis.axhline(100 * start, color="grey", linestyle=":", label="pretrained")
+        if starts := _finals(rows, "pretrain"):
+            start = bootstrap_mean(starts[f"final/{domain}"]).mean
+            axis.axhline(100 * start, color="grey", linestyle=":", label="pretrained")
         axis.set(title=f"{domain} accuracy", xlabel="fine-tuning step", ylabel="accuracy, %")
     axes[0].legend(fontsize=8)
     plots.save(figure, folder / "learning_curves.png")

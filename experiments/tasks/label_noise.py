@@ -203,7 +203,7 @@ class LabelNoise:
             del final
             image = jnp.zeros((1, *self._dataset.images.shape[1:]), jnp.float32)
             keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
-            begun = jax.jit(jax.vmap(lambda k: initial_variables(self._network, k, image)))(keys)
+            begun = initial_variables(self._network, keys, image)
             seeds = jnp.tile(jnp.arange(self.num_seeds), len(self.noise_levels))
             return jax.tree.map(lambda leaf: leaf[seeds], begun)
 

@@ -54,10 +54,21 @@ class Lanes(NamedTuple):
     radius: Mapping[str, jax.Array]
 
 
-def initial_variables(model: nn.Module, key: jax.Array, image: jax.Array) -> tuple[PyTree, PyTree]:
-    """Parameters and other collections of `model` for inputs like `image` [batch, ...]."""
-    variables = model.init({"params": key, "dropout": key}, image)
-    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+def initial_variables(model: nn.Module, keys: jax.Array, image: jax.Array) -> tuple[PyTree, PyTree]:
+    """Parameters and other collections of `model` for each of `keys`, as leading axis.
+
+    For inputs like `image` [batch, ...]. What a pre-trained model loads is the same for all.
+    """
+    loaded = model.load_pretrained() if hasattr(model, "load_pretrained") else {}
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def init(key: jax.Array, loaded: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
+        variables = dict(model.init({"params": key, "dropout": key}, image))
+        params = variables.pop("params")
+        return {**params, **loaded}, variables
+
+    return init(keys, loaded)
 
 
 def apply_train(
@@ -222,7 +233,9 @@ class Training:
 
     def _optimizer(self, lane: Lanes) -> optax.GradientTransformation:
         schedule = optax.cosine_decay_schedule(lane.learning_rate, self.num_steps)
-        return self.optimizer(schedule, **lane.radius)
+        frozen = getattr(self.model, "frozen_blocks", None) is not None
+        trainable = self.model.trainable if frozen else None
+        return self.optimizer(schedule, trainable=trainable, **lane.radius)
 
     @functools.cached_property
     def _advance(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:

@@ -104,6 +104,8 @@ def test_layer_norm_epsilon(variables_of: Callable[..., Any]) -> None:
         ({"num_heads": 5}, "width must be a multiple of num_heads, got 12 and 5"),
         ({"num_heads": 0}, "num_heads must be >= 1, got 0"),
         ({"patch_size": 0}, "patch_size must be >= 1, got 0"),
+        ({"frozen_blocks": 2}, "frozen_blocks must be <= 1, got 2"),
+        ({"frozen_blocks": -1}, "frozen_blocks must be >= 0, got -1"),
     ],
 )
 def test_wrong_fields(arguments: dict[str, Any], message: str) -> None:
@@ -115,3 +117,74 @@ def test_wrong_fields(arguments: dict[str, Any], message: str) -> None:
 def test_patch_size_must_divide_the_image() -> None:
     with pytest.raises(ValueError, match="got patch_size 4 and images of 4 x 6"):
         jax.eval_shape(ViT(5, 4, 12, 1, 3).init, KEY, IMAGES)
+
+
+def test_without_query_key_and_value_biases() -> None:
+    shapes = jax.eval_shape(ViT(5, 2, 12, 1, 3, qkv_bias=False).init, KEY, IMAGES)["params"]
+    block = shapes["block_0"]
+    biased = {name for name, leaves in block.items() if "bias" in leaves}
+    assert biased == block.keys() - {"query", "key", "value"}
+
+
+def test_without_a_head_the_logits_are_the_features(variables_of: Callable[..., Any]) -> None:
+    """The dense layer with tanh of the pre-training included."""
+    model = ViT(0, 2, 12, 1, 3, representation_width=7)
+    variables = variables_of(model, IMAGES)
+    assert "head" not in variables["params"]
+    apply = jax.jit(model.apply, static_argnames="return_features")
+    logits, features = apply(variables, IMAGES, return_features=True)
+    np.testing.assert_array_equal(logits, features)
+    layer = variables["params"].pop("representation")
+    plain = jax.jit(ViT(0, 2, 12, 1, 3).apply)(variables, IMAGES)
+    np.testing.assert_allclose(
+        features, np.tanh(plain @ layer["kernel"] + layer["bias"]), atol=1e-5
+    )
+
+
+EMBEDDINGS = {"patch_embedding", "class_token", "position_embedding"}
+
+
+@pytest.mark.parametrize(
+    ("frozen_blocks", "frozen"),
+    [
+        (None, set()),
+        (0, EMBEDDINGS),
+        (1, EMBEDDINGS | {"block_0"}),
+        (2, EMBEDDINGS | {"block_0", "block_1"}),
+    ],
+)
+def test_trainable(frozen_blocks: int | None, frozen: set[str]) -> None:
+    model = ViT(5, 2, 12, 2, 3, frozen_blocks=frozen_blocks)
+    params = jax.eval_shape(model.init, KEY, IMAGES)["params"]
+    labels = model.trainable(params)
+    assert jax.tree.structure(labels) == jax.tree.structure(params)
+    expected = {name: jax.tree.map(lambda _: True, leaves) for name, leaves in params.items()}
+    expected |= {name: jax.tree.map(lambda _: False, params[name]) for name in frozen}
+    assert labels == expected
+
+
+@pytest.mark.parametrize(("frozen_blocks", "frozen"), [(0, EMBEDDINGS),
+                                                       (1, EMBEDDINGS | {"block_0"})])  # fmt: skip
+def test_frozen_parts_have_no_gradient(
+    frozen_blocks: int, frozen: set[str], variables_of: Callable[..., Any]
+) -> None:
+    model = ViT(5, 2, 12, 1, 3, frozen_blocks=frozen_blocks)
+    params = variables_of(model, IMAGES)["params"]
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: Any) -> jax.Array:
+        return jnp.sum(model.apply({"params": params}, IMAGES) ** 2)
+
+    gradients = gradient(params)
+    still = {name for name in params if not any(map(np.any, jax.tree.leaves(gradients[name])))}
+    assert still == frozen
+
+
+def test_preprocess_comes_first(variables_of: Callable[..., Any]) -> None:
+    model = ViT(5, 2, 12, 1, 3)
+    variables = variables_of(model, IMAGES)
+    negating = model.clone(preprocess=jnp.negative)
+    np.testing.assert_array_equal(
+        jax.jit(negating.apply)(variables, IMAGES), jax.jit(model.apply)(variables, -IMAGES)
+    )

@@ -1,13 +1,15 @@
 """Vision transformer: Dosovitskiy et al. 2020, An Image is Worth 16x16 Words, arXiv:2010.11929.
 
-Layer by layer as in the paper and in the checkpoints google/vit-*: layer norms before attention and
-MLP, learned position embeddings, exact GELU, biases on query, key and value. These are separate
-Dense layers, and patches are cut by a reshape, not by a convolution, which is slow in a scan on
-CPU: a checkpoint's convolution kernel [patch, patch, channels, width] is the Dense kernel
-[patch * patch * channels, width] of the same order.
+Layer by layer as in the paper and in the checkpoints google/vit-*, which `trustjax.models.
+pretrained` reads: layer norms before attention and MLP, learned position embeddings, exact GELU,
+biases on query, key and value. These are separate Dense layers, and patches are cut by a reshape,
+not by a convolution, which is slow in a scan on CPU: a checkpoint's convolution kernel [patch,
+patch, channels, width] is the Dense kernel [patch * patch * channels, width] of the same order.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,6 +26,7 @@ class _Block(nn.Module):
     mlp_width: int
     dropout: float
     layer_norm_epsilon: float
+    qkv_bias: bool
     dtype: DTypeLike
 
     @nn.compact
@@ -36,7 +39,9 @@ class _Block(nn.Module):
 
         x = norm(name="attention_norm")(tokens)
         query, key, value = (
-            dense(width, name=name)(x).reshape(batch, length, self.num_heads, -1)
+            dense(width, use_bias=self.qkv_bias, name=name)(x).reshape(
+                batch, length, self.num_heads, -1
+            )
             for name in ("query", "key", "value")
         )
         x = jax.nn.dot_product_attention(query, key, value).reshape(batch, length, width)
@@ -52,7 +57,7 @@ class ViT(nn.Module):
     """Vision transformer classifier.
 
     Attributes:
-      num_classes: number of logits.
+      num_classes: number of logits; 0 for no head, so that the features are the logits.
       patch_size: side of a patch in pixels; must divide the image's height and width.
       width: size of a token; must be a multiple of `num_heads`.
       depth: number of blocks.
@@ -63,8 +68,15 @@ class ViT(nn.Module):
       pool: what enters the head: "cls", a learned token before the patches, or "mean" of them.
       layer_norm_epsilon: 1e-12 in the checkpoints google/vit-*.
       dtype: of the computation; parameters are float32.
+      qkv_bias: whether query, key and value have biases.
+      representation_width: width of a dense layer with tanh before the head, which pre-training
+        adds and fine-tuning drops; null for none.
+      frozen_blocks: so many of the first blocks get no gradient, nor do the embeddings before
+        them; null trains all. `trainable` says the same to optimizers.
+      preprocess: what is done to the images first, such as `trustjax.models.Preprocessing`.
 
-    Raises ValueError for an unknown pool, or sizes that do not divide each other.
+    Raises ValueError for an unknown pool, sizes that do not divide each other, or more frozen
+    blocks than there are.
     """
 
     num_classes: int
@@ -77,12 +89,17 @@ class ViT(nn.Module):
     pool: str = "cls"
     layer_norm_epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    qkv_bias: bool = True
+    representation_width: int | None = None
+    frozen_blocks: int | None = None
+    preprocess: Callable[[jax.Array], jax.Array] | None = None
 
     def __post_init__(self) -> None:
         """Checks what does not depend on the images."""
         check_choice("pool", self.pool, ("cls", "mean"))
         check_number("patch_size", self.patch_size, at_least=1)
         check_number("num_heads", self.num_heads, at_least=1)
+        check_number("frozen_blocks", self.frozen_blocks, at_least=0, at_most=self.depth)
         if self.width % self.num_heads:
             raise ValueError(
                 f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
@@ -98,6 +115,8 @@ class ViT(nn.Module):
         With `return_features` also what enters the head, [batch, width] of `dtype`. The position
         embeddings fix the image size that parameters are good for.
         """
+        if self.preprocess is not None:
+            images = self.preprocess(images)
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_embedding")(
             patches(images, self.patch_size)
         )
@@ -109,19 +128,47 @@ class ViT(nn.Module):
             "position_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:])
         )
         x = nn.Dropout(self.dropout)(x + positions.astype(self.dtype), deterministic=not train)
+        x = self._without_gradient(x, blocks=0)
         for index in range(self.depth):
             x = _Block(
                 num_heads=self.num_heads,
                 mlp_width=round(self.width * self.mlp_ratio),
                 dropout=self.dropout,
                 layer_norm_epsilon=self.layer_norm_epsilon,
+                qkv_bias=self.qkv_bias,
                 dtype=self.dtype,
                 name=f"block_{index}",
             )(x, train)
+            x = self._without_gradient(x, blocks=index + 1)
         x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
-        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        if self.representation_width is not None:
+            x = jnp.tanh(
+                nn.Dense(self.representation_width, dtype=self.dtype, name="representation")(x)
+            )
+        logits = x
+        if self.num_classes:
+            logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+        logits = logits.astype(jnp.float32)
         return (logits, x) if return_features else logits
+
+    def _without_gradient(self, x: jax.Array, blocks: int) -> jax.Array:
+        """`x`, the output of so many blocks; no gradient passes if exactly these are frozen."""
+        return jax.lax.stop_gradient(x) if blocks == self.frozen_blocks else x
+
+    @nn.nowrap
+    def trainable(self, params: Any) -> Any:
+        """A tree of bools, False on the parameters that `frozen_blocks` freezes.
+
+        It is the `mask=` of our attacks, and the labels of the optimizer behind them:
+        `optax.partition({True: optax.adamw(1e-3), False: optax.set_to_zero()}, model.trainable)`.
+        Without it weight decay would change frozen weights, and their state take memory.
+        """
+        if self.frozen_blocks is None:
+            return jax.tree.map(lambda _: True, params)
+        blocks = (f"block_{index}" for index in range(self.frozen_blocks))
+        frozen = {"patch_embedding", "class_token", "position_embedding", *blocks}
+        return jax.tree.map_with_path(lambda path, _: path[0].key not in frozen, params)
 
 
 def patches(images: jax.Array, patch_size: int) -> jax.Array:

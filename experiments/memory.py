@@ -1,0 +1,100 @@
+"""How much memory a training will take, before anything is compiled."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from experiments.optimizers import Optimizer
+
+GIB = 2**30
+
+
+def memory_estimate(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    images: jax.ShapeDtypeStruct,
+    num_networks: int,
+) -> dict[str, float]:
+    """GiB that training takes in its largest step, by what they hold.
+
+    Counts arrays by their shapes, so it is the same on every device. The compiler may need somewhat
+    more (scratch space), or less (it fuses operations). Batches and the evaluation are not counted.
+
+    Args:
+      model: Flax module; frozen parameters have neither gradient nor state.
+      optimizers: those that will be used one after another; the largest counts.
+      images: float [examples, height, width, channels], the most that one gradient is taken of.
+      num_networks: trained side by side.
+
+    Returns:
+      "parameters"; "gradients"; "optimizer state" with a reference function's parameters; "attack
+      copies", the attacked parameters of a second pass; "activations", what the forward pass keeps
+      for the backward pass; and their sum, "total".
+    """
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda: model.init({"params": key, "dropout": key}, _zeros(images)))
+    params = variables["params"]
+    trainable = model.trainable if hasattr(model, "trainable") else _everything
+    trained = _bytes(
+        leaf
+        for leaf, chosen in zip(
+            jax.tree.leaves(params), jax.tree.leaves(trainable(params)), strict=True
+        )
+        if chosen
+    )
+    states = []
+    for optimizer in optimizers:
+        tx = optimizer(1.0, trainable=trainable)
+        states.append(_bytes(jax.tree.leaves(jax.eval_shape(tx.init, params))))
+    attacks = any(optimizer.attack is not None for optimizer in optimizers)
+    parts = {
+        "parameters": _bytes(jax.tree.leaves(params)),
+        "gradients": trained,
+        "optimizer state": max(states),
+        "attack copies": trained if attacks else 0,
+        "activations": _residual_bytes(model, variables, images),
+    }
+    gib = {name: num_networks * size / GIB for name, size in parts.items()}
+    return {**gib, "total": sum(gib.values())}
+
+
+def describe(estimate: Mapping[str, float]) -> str:
+    """The estimate in one line."""
+    parts = ", ".join(f"{name} {gib:.2f}" for name, gib in estimate.items() if name != "total")
+    return f"memory estimate: {estimate['total']:.2f} GiB ({parts})"
+
+
+def _residual_bytes(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> int:
+    """What the forward pass computes for the backward pass to read."""
+
+    def residuals(variables: Any, images: jax.Array) -> list[jax.Array]:
+        rest = {name: value for name, value in variables.items() if name != "params"}
+
+        def apply(params: Any) -> jax.Array:
+            rngs = {"dropout": jax.random.key(0)}
+            return model.apply(
+                {"params": params, **rest}, images, train=True, rngs=rngs, mutable=list(rest)
+            )[0]
+
+        # The function that vjp returns is a pytree of the arrays that it keeps.
+        return jax.tree.leaves(jax.vjp(apply, variables["params"])[1])
+
+    jaxpr = jax.make_jaxpr(residuals)(variables, images).jaxpr
+    inputs = set(jaxpr.invars)  # parameters are kept too, but are there already
+    kept = {v for v in jaxpr.outvars if not hasattr(v, "val") and v not in inputs}
+    return _bytes(variable.aval for variable in kept)
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(like.shape, like.dtype)
+
+
+def _everything(params: Any) -> Any:
+    return jax.tree.map(lambda _: True, params)
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(array.size * array.dtype.itemsize for array in arrays)
