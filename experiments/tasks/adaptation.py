@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.loop import Row, Summary
 from experiments.memory import describe, memory_estimate
@@ -32,6 +33,7 @@ from experiments.tasks.supervised import (
 )
 from trustjax.data import Batches, ImageDataset, parse_shift, split, unit_range
 from trustjax.geometry import epsilon_sharpness, linear_cka
+from trustjax.parallel import check_batch_size, make_mesh, replicated
 
 Measure = Callable[[Any, Any], dict[str, jax.Array]]
 
@@ -74,6 +76,7 @@ class Adaptation:
       input_noise: standard deviation of the noise of TRAM-x and TRAM-Fisher, on images in [0, 1].
       max_test_examples: upper bound of the test examples of a domain.
       sharpness_examples: target test examples for the sharpness.
+      mesh: the devices that share every batch; None for one device.
     """
 
     data: Callable[[], ImageDataset]
@@ -95,6 +98,7 @@ class Adaptation:
     input_noise: float
     max_test_examples: int
     sharpness_examples: int
+    mesh: Mesh | None = None
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -104,6 +108,7 @@ class Adaptation:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.pretrain_steps < 0:
             raise ValueError(f"pretrain_steps must be >= 0, got {self.pretrain_steps}")
+        check_batch_size(self.batch_size, self._devices)
         if self.finetune_examples < self.batch_size:
             raise ValueError(
                 f"finetune_examples must be >= batch_size = {self.batch_size}, "
@@ -183,9 +188,13 @@ class Adaptation:
         specs = (self.source, self.target, *self.unseen)
         domains = [self._domain(spec, rows, salt) for salt, spec in enumerate(specs, start=1)]
         images = unit_range(np.stack([domain.images for domain in domains]))
-        return HeldOut(jnp.asarray(images), jnp.asarray(domains[0].labels))
+        return jax.device_put(HeldOut(images, domains[0].labels), replicated(self._devices))
 
     # Stages
+
+    @functools.cached_property
+    def _devices(self) -> Mesh:
+        return self.mesh or make_mesh(num_devices=1)
 
     @functools.cached_property
     def _network(self) -> nn.Module:
@@ -280,6 +289,7 @@ class Adaptation:
             source=source,
             steps_per_chunk=self.steps_per_chunk,
             model=self._network,
+            mesh=self._devices,
             input_noise=self.input_noise,
             evaluate=self._over_lanes(self._evaluate),
             measure=self._over_lanes(self._measure),

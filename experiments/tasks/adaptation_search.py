@@ -22,6 +22,7 @@ from experiments.optimizers import Method
 from experiments.tasks.adaptation import Adaptation, HeldOut
 from experiments.tasks.supervised import Lanes, apply_eval
 from trustjax.data import unit_range
+from trustjax.parallel import replicated
 
 
 @dataclass(kw_only=True)
@@ -75,7 +76,7 @@ class AdaptationSearch(Adaptation):
         """Validation examples of the target domain alone."""
         domain = self._domain(self.target, self._rows["validation"], salt=1)
         images = unit_range(domain.images[None])
-        return HeldOut(jnp.asarray(images), jnp.asarray(domain.labels))
+        return jax.device_put(HeldOut(images, domain.labels), replicated(self._devices))
 
     def _evaluate(self, params: Any, model_state: Any, held_out: HeldOut) -> dict[str, jax.Array]:
         logits = apply_eval(self._network, params, model_state, held_out.images[0])

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.loop import Row
 from experiments.optimizers import Optimizer
 from trustjax.data import Batches, iterate
 from trustjax.optim import two_pass_step
+from trustjax.parallel import batch_sharding, replicated
 
 PyTree = Any
 # Compiles the next stage while the present one trains: on CPU that halves a short experiment.
@@ -159,6 +161,7 @@ class Training:
       lanes: what differs between the runs.
       source: training batches with one leading axis of seeds.
       key: root of the random keys of this stage.
+      mesh: the devices; each trains all lanes on its part of every batch.
       input_noise: see `classification_step`.
       start: gives (params, model_state) of every seed from the final states of earlier stages.
       evaluate: `(params, model_state) -> {name: [lanes]}` for all lanes, after every chunk.
@@ -175,6 +178,7 @@ class Training:
     lanes: Lanes
     source: Batches
     key: jax.Array
+    mesh: Mesh
     input_noise: float
     start: Callable[[Mapping[str, Any]], tuple[PyTree, PyTree]]
     evaluate: Callable[[PyTree, PyTree], dict[str, jax.Array]]
@@ -187,7 +191,7 @@ class Training:
         """The lanes before their first step."""
         start = jax.tree.map(lambda x: x[self.lanes.seed_index], self.start(final))
 
-        @jax.jit
+        @functools.partial(jax.jit, out_shardings=replicated(self.mesh))
         @jax.vmap
         def begin(lane: Lanes, params: PyTree, model_state: PyTree) -> TrainState:
             opt_state = self._optimizer(lane).init(params)
@@ -252,7 +256,14 @@ class Training:
             state, metrics = jax.lax.scan(body, state, batches)
             return state, jax.tree.map(jnp.mean, metrics)
 
-        return jax.jit(jax.vmap(advance_lane, in_axes=(0, 0, None)), donate_argnums=0)
+        whole = replicated(self.mesh)
+        return jax.jit(
+            jax.vmap(advance_lane, in_axes=(0, 0, None)),
+            donate_argnums=0,
+            # Batches are [steps, seeds, examples, ...].
+            in_shardings=(whole, whole, batch_sharding(self.mesh, axis=2)),
+            out_shardings=whole,
+        )
 
     def _rows(self, metrics: Mapping[str, jax.Array]) -> list[Row]:
         columns = {name: np.asarray(value, np.float64) for name, value in metrics.items()}

@@ -1,0 +1,8 @@
+"""Training on several devices: the batch is split over a mesh, parameters are on every device."""
+
+from trustjax.parallel.data_parallel import check_batch_size as check_batch_size
+from trustjax.parallel.data_parallel import data_parallel_step as data_parallel_step
+from trustjax.parallel.data_parallel import shard_batch as shard_batch
+from trustjax.parallel.mesh import batch_sharding as batch_sharding
+from trustjax.parallel.mesh import make_mesh as make_mesh
+from trustjax.parallel.mesh import replicated as replicated
