@@ -213,6 +213,20 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config by their full keys, such as `task.optimizer.learning_rate`.
+
+    Lists and empty nodes are values.
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{key}.{inner}": item for inner, item in flat(value).items()}
+        else:
+            found[key] = value
+    return found
+
+
 def save_config(config: Mapping[str, Any], path: Path) -> None:
     """Writes `config` as YAML, whole or not at all."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))

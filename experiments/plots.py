@@ -1,7 +1,9 @@
 """One look for all figures: colours that colour-blind readers can tell apart, bands, panels."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,16 +15,23 @@ from experiments.statistics import bootstrap_mean
 # Okabe and Ito's palette without its yellow, which is too light for lines.
 COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", ":", "-.")
 
 
-def panels(count: int, *, width: float = 4.6, height: float = 3.8) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels side by side; sizes in inches."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    axes = list(np.ravel(figure.subplots(1, count)))
-    for axis in axes:
+def panels(
+    count: int, *, width: float = 4.6, height: float = 3.8, columns: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, `columns` or all of them in a row; sizes in inches."""
+    columns = min(columns or count, count)
+    num_rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * num_rows), layout="constrained")
+    axes = list(np.ravel(figure.subplots(num_rows, columns)))
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[:count]:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure, axes[:count]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -31,10 +40,19 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(beside, dpi=150, format="png")
 
 
-def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """A colour and a marker for each name, the same for the same list."""
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour, a marker and a line style for each name, the same for the same list.
+
+    Up to eight names differ in all but the line, which is solid; then the colours come again with
+    another line and another marker. Up to 32 names no two share two of the three.
+    """
+    count = len(COLORS)
     return {
-        name: {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
+        name: {
+            "color": COLORS[i % count],
+            "marker": MARKERS[(i + i // count) % count],
+            "linestyle": LINES[i // count % len(LINES)],
+        }
         for i, name in enumerate(names)
     }
 
@@ -43,7 +61,7 @@ def band(
     axis: Axes,
     curves: Mapping[float, Sequence[float]],
     label: str,
-    style: Mapping[str, str],
+    style: Mapping[str, Any],
     *,
     scale: float = 1.0,
 ) -> None:

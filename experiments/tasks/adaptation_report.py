@@ -72,8 +72,7 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
             label=name,
             markersize=7,
             capsize=2,
-            linestyle="none",
-            **style[name],
+            **{**style[name], "linestyle": "none"},
         )
     axis.set(
         title="Adapted and kept (95 % intervals over seeds)",

@@ -56,6 +56,18 @@ def test_new_columns_extend_the_header(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
+def test_half_a_line_is_left_out(tmp_path: Path) -> None:
+    tracker = Csv(tmp_path / "metrics.csv")
+    tracker.cut([])
+    tracker.log(ROWS)
+    whole = tracker.path.read_bytes()
+    for written in ("sam,30,0,0.1", "sam,30,0,0.1,é"):
+        tracker.path.write_bytes(whole + written.encode()[:-1])
+        assert read_rows(tracker.path) == ROWS
+    tracker.path.write_bytes(b"stage,st")
+    assert read_rows(tracker.path) == []
+
+
 def test_cut_forgets_rows_and_their_columns(tmp_path: Path) -> None:
     first = Csv(tmp_path / "metrics.csv")
     first.cut([])

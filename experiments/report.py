@@ -1,0 +1,505 @@
+"""Learning curves and tables from any set of run folders, finished or still running.
+
+python -m experiments.report RUN ... [--out FOLDER]      learning curves, scores, report.md
+    --metric NAME     metric to report, may be repeated; by default the scores are of final/*, or
+                      of the first metric where there are none, and the curves of all metrics
+    --baseline NAME   method that the others are compared with; by default the first
+    --method NAME     method to report, may be repeated; by default all
+    --lower NAME      metric of which less is better, may be repeated
+    --tasks KEY       key of the configs that tells tasks apart, such as task.target or exp
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import plots
+from experiments.config import flat
+from experiments.files import write_text
+from experiments.statistics import (
+    Interval,
+    bootstrap_mean,
+    interquartile_mean,
+    probability_of_improvement,
+)
+from experiments.targets import ConfigError, nearest_name
+from experiments.trackers import Row, read_rows
+
+# Parts of keys in which runs of one method may differ.
+_NOT_SETTINGS = {
+    "exp",
+    "seed",
+    "num_seeds",
+    "only",
+    "tracker",
+    "checkpoint",
+    "deterministic",
+    "mesh",
+}
+_MOST_POINTS = 60  # of a curve, as every point is a bootstrap
+
+
+class Run(NamedTuple):
+    """A run folder: its config by full keys, and its rows of metrics."""
+
+    folder: Path
+    config: dict[str, Any]
+    rows: list[Row]
+    finished: bool
+
+
+class Seed(NamedTuple):
+    """One seed of a method in a task: `series[metric]` maps steps to values."""
+
+    run: Run
+    task: str
+    series: dict[str, dict[int, float]]
+
+    def last(self, metric: str) -> float:
+        """The value at the last step."""
+        return self.series[metric][max(self.series[metric])]
+
+
+@dataclass
+class Collection:
+    """Every seed of every method, by the method's name, and what the reader must know."""
+
+    tasks: list[str]
+    methods: dict[str, list[Seed]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def metrics(self) -> list[str]:
+        """Names of all metrics, in the order of the columns of metrics.csv."""
+        seeds = (seed for seeds in self.methods.values() for seed in seeds)
+        return [*dict.fromkeys(metric for seed in seeds for metric in seed.series)]
+
+    def having(self, metric: str) -> dict[str, list[Seed]]:
+        """The methods that have a metric in every task, with their seeds that have it."""
+        found = {}
+        for method, seeds in self.methods.items():
+            having = [seed for seed in seeds if metric in seed.series]
+            if {seed.task for seed in having} == set(self.tasks):
+                found[method] = having
+        return found
+
+
+class Score(NamedTuple):
+    """What a method reached in one metric.
+
+    Attributes:
+      values: of every seed, by task; scaled to [0, 1] if there are several tasks.
+      middle: interquartile mean over seeds and tasks.
+      better: probability that a seed is better than one of the baseline; None for the baseline
+        itself and where the baseline has no such metric.
+    """
+
+    values: list[list[float]]
+    middle: Interval
+    better: Interval | None
+
+
+# Reading
+
+
+def read_run(folder: Path) -> Run:
+    """Reads config.yaml and metrics.csv. Raises ConfigError where there is no run."""
+    for name in ("config.yaml", "metrics.csv"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: holds no run (no {name})")
+    config, metrics = folder / "config.yaml", folder / "metrics.csv"
+    try:
+        found = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
+        rows = read_rows(metrics)
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{folder}: cannot be read: {error}") from error
+    if not rows or not all("stage" in row and "step" in row for row in rows):
+        raise ConfigError(f"{metrics}: has no rows with stage and step yet")
+    summary = folder / "summary.json"  # a run that was made longer has an old one
+    finished = summary.exists() and summary.stat().st_mtime >= metrics.stat().st_mtime
+    return Run(folder, found, rows, finished)
+
+
+def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
+    """Sorts the rows of all runs by method, task and seed.
+
+    A method is a stage; where runs of the same task differ in settings, these are part of its name,
+    and are all of it where there is one stage alone. `tasks` is the key of the configs that tells
+    tasks apart. Raises ConfigError for runs that cannot be compared.
+    """
+    if len({run.folder.resolve() for run in runs}) < len(runs):
+        raise ConfigError(f"a run is given twice: {' '.join(str(run.folder) for run in runs)}")
+    experiments = {str(run.config.get("exp")): run.folder for run in runs}
+    if len(experiments) > 1 and tasks != "exp":
+        found = ", ".join(f"{folder} is of {name}" for name, folder in experiments.items())
+        raise ConfigError(f"different experiments: {found}; --tasks exp takes them as tasks")
+    for run in runs:
+        if tasks is not None and tasks not in run.config:
+            nearest = nearest_name(tasks, run.config)
+            raise ConfigError(f"--tasks: {run.folder} has no {tasks!r}, the nearest is {nearest}")
+    task_of = {run.folder: "" if tasks is None else str(run.config[tasks]) for run in runs}
+    settings = _settings(runs, task_of, tasks)
+    several = len({row["stage"] for run in runs for row in run.rows}) > 1
+    collection = Collection(list(dict.fromkeys(task_of.values())))
+    seen: dict[tuple[str, str, Any], Path] = {}
+    for run in runs:
+        for stage, seeds in _series(run).items():
+            parts = [stage, *settings[run.folder]]
+            method = ", ".join(parts if several or len(parts) == 1 else parts[1:])
+            task = task_of[run.folder]
+            first = seen.setdefault((method, task, run.config.get("seed")), run.folder)
+            if first != run.folder:
+                collection.notes.append(
+                    f"{method} of {run.folder} is left out: the same seeds as in {first}"
+                )
+                continue
+            known = collection.methods.setdefault(method, [])
+            known += [Seed(run, task, series) for series in seeds]
+    return collection
+
+
+def _settings(
+    runs: Sequence[Run], task_of: Mapping[Path, str], tasks: str | None
+) -> dict[Path, list[str]]:
+    """What tells each run from others of the same task: `name=value`, names as short as can be."""
+
+    def differs(key: str) -> bool:
+        values: dict[str, set[str]] = {}
+        for run in runs:
+            values.setdefault(task_of[run.folder], set()).add(repr(run.config.get(key)))
+        return any(len(each) > 1 for each in values.values())
+
+    every = dict.fromkeys(key for run in runs for key in run.config)
+    keys = [k for k in every if k != tasks and not _NOT_SETTINGS & {*k.split(".")} and differs(k)]
+    # A target is known by the key above it and its own last part: attack=sam.
+    shown = {key: key.removesuffix("._target_") for key in keys}
+    return {
+        run.folder: [
+            f"{_short(shown[key], shown.values())}={_value(key, run.config[key])}"
+            for key in keys
+            if key in run.config
+        ]
+        for run in runs
+    }
+
+
+def _short(key: str, keys: Iterable[str]) -> str:
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        end = "." + ".".join(parts[-count:])
+        if sum(f".{other}".endswith(end) for other in keys) == 1:
+            return end[1:]
+    return key
+
+
+def _value(key: str, value: Any) -> str:
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
+
+
+def _series(run: Run) -> dict[str, list[dict[str, dict[int, float]]]]:
+    """Of every stage, for every seed: metric to step to value."""
+    stages: dict[str, dict[Any, dict[str, dict[int, float]]]] = {}
+    for row in run.rows:
+        series = stages.setdefault(str(row["stage"]), {}).setdefault(row.get("seed"), {})
+        for metric, value in row.items():
+            if metric in ("stage", "step", "seed") or isinstance(value, str):
+                continue
+            steps = series.setdefault(metric, {})
+            if int(row["step"]) in steps:
+                raise ConfigError(
+                    f"{run.folder}: stage {row['stage']} has {metric} twice for seed "
+                    f"{row.get('seed')} at step {row['step']}, so its seeds are not all"
+                )
+            steps[int(row["step"])] = float(value)
+    return {stage: list(seeds.values()) for stage, seeds in stages.items()}
+
+
+# Scores
+
+
+def score(collection: Collection, metric: str, baseline: str, *, lower: bool) -> dict[str, Score]:
+    """The scores of all methods that have the metric in every task.
+
+    With several tasks the values of each are scaled to [0, 1]: the lowest of all methods and seeds
+    is 0, the highest 1. `lower` tells that less is better.
+    """
+    values = {
+        method: [
+            np.array([s.last(metric) for s in seeds if s.task == task]) for task in collection.tasks
+        ]
+        for method, seeds in collection.having(metric).items()
+    }
+    if len(collection.tasks) > 1:
+        for index in range(len(collection.tasks)):
+            every = np.concatenate([of_tasks[index] for of_tasks in values.values()])
+            low, extent = every.min(), np.ptp(every)
+            for of_tasks in values.values():
+                of_tasks[index] = (of_tasks[index] - low) / (extent or 1.0)
+    sign = -1 if lower else 1
+    scores = {}
+    for method, of_tasks in values.items():
+        better = None
+        if method != baseline and baseline in values:
+            pairs = zip(of_tasks, values[baseline], strict=True)
+            better = probability_of_improvement([(sign * x, sign * y) for x, y in pairs])
+        scores[method] = Score([x.tolist() for x in of_tasks], interquartile_mean(of_tasks), better)
+    return scores
+
+
+# Figures
+
+
+def plot_curves(collection: Collection, metrics: Sequence[str], path: Path) -> None:
+    """Mean and 95 % interval over seeds at every step that all seeds of a method have reached."""
+    style = plots.styles(collection.methods)
+    places = [(metric, task) for metric in metrics for task in collection.tasks]
+    figure, axes = plots.panels(len(places), columns=3)
+    for axis, (metric, task) in zip(axes, places, strict=True):
+        for method, seeds in collection.methods.items():
+            series = [s.series[metric] for s in seeds if s.task == task and metric in s.series]
+            shared = sorted(set.intersection(*map(set, series))) if series else []
+            if shared:
+                some = np.unique(np.linspace(0, len(shared) - 1, _MOST_POINTS).astype(int))
+                steps = [shared[i] for i in some]
+                curves = {float(step): [each[step] for each in series] for step in steps}
+                plots.band(axis, curves, method, style[method])
+        axis.set(title=f"{metric}, {task}" if task else metric, xlabel="step")
+    figure.suptitle("Mean and 95 % interval over seeds", fontsize="medium")
+    found = [axis.get_legend_handles_labels() for axis in axes]
+    handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+    names = [method for method in collection.methods if method in handles]
+    columns = max(1, math.ceil(len(names) / 20))
+    width, height = figure.get_size_inches()  # the legend stands beside the panels
+    figure.set_size_inches(width + columns * (0.8 + 0.07 * max(map(len, names), default=0)), height)
+    figure.legend(
+        [handles[name] for name in names], names,
+        loc="outside right upper", ncols=columns, fontsize=8, handlelength=4,
+    )  # fmt: skip
+    plots.save(figure, path)
+
+
+def plot_scores(
+    collection: Collection, scores: Mapping[str, Mapping[str, Score]], path: Path
+) -> None:
+    """For each metric a bar a method: the interval, the interquartile mean in it, the seeds."""
+    style = plots.styles(collection.methods)
+    figure, axes = _bar_panels(len(scores), len(style))
+    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
+        middles = {method: each.middle for method, each in of_methods.items()}
+        _plot_bars(axis, style, middles)
+        for place, method in enumerate(style):
+            if method in of_methods:
+                seeds = np.concatenate(of_methods[method].values)
+                axis.plot(seeds, np.full(len(seeds), place), "|", color="black", alpha=0.5)
+        axis.set_title(f"{metric}, scaled" if len(collection.tasks) > 1 else metric)
+    figure.suptitle("Interquartile mean, 95 % interval, single seeds", fontsize="medium")
+    plots.save(figure, path)
+
+
+def plot_improvement(
+    collection: Collection, scores: Mapping[str, Mapping[str, Score]], baseline: str, path: Path
+) -> None:
+    """For each metric a bar a method: the probability of improvement over the baseline."""
+    style = plots.styles(collection.methods)
+    others = {method: style[method] for method in style if method != baseline} or style
+    figure, axes = _bar_panels(len(scores), len(others))
+    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
+        found = {method: each.better for method, each in of_methods.items() if each.better}
+        _plot_bars(axis, others, found)
+        axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=metric, xlim=(-0.02, 1.02))
+    figure.suptitle(f"Probability of improvement over {baseline}, 95 % interval", fontsize="medium")
+    plots.save(figure, path)
+
+
+def _bar_panels(num_panels: int, num_bars: int) -> tuple[Figure, list[Axes]]:
+    return plots.panels(num_panels, columns=3, width=4.6, height=1.2 + 0.3 * num_bars)
+
+
+def _plot_bars(
+    axis: Axes, style: Mapping[str, Mapping[str, str]], found: Mapping[str, Interval]
+) -> None:
+    """A bar for each method that was found, from top to bottom in the order of `style`."""
+    for place, method in enumerate(style):
+        if method in found and np.isfinite(found[method].mean):
+            mean, low, high = found[method]
+            color = style[method]["color"]
+            axis.barh(place, high - low, left=low, height=0.7, color=color, alpha=0.35)
+            axis.plot([mean, mean], [place - 0.35, place + 0.35], color=color, linewidth=2.5)
+    axis.use_sticky_edges = False  # room beside the outer bars
+    axis.set_yticks(range(len(style)), list(style), fontsize=8)
+    axis.set_ylim(len(style) - 0.5, -0.5)
+
+
+# Text
+
+
+def markdown(
+    collection: Collection,
+    runs: Sequence[Run],
+    scores: Mapping[str, Mapping[str, Score]],
+    baseline: str,
+    lower: Sequence[str],
+) -> str:
+    """The tables and figures as one page."""
+    names = dict.fromkeys(str(run.config.get("exp")) for run in runs)
+    scaled = (
+        f" Values of each task ({', '.join(collection.tasks)}) are scaled to [0, 1], "
+        "from the lowest of all to the highest."
+        if len(collection.tasks) > 1
+        else ""
+    )
+    lines = [
+        f"# {', '.join(names)}",
+        "",
+        f"Interquartile means over seeds and 95 % bootstrap intervals; probability that a seed is "
+        f"better than one of {baseline}.{scaled}",
+        "",
+        *(f"- {note}" for note in collection.notes),
+        "",
+        "![Learning curves](learning_curves.png)",
+        "",
+        "![Scores](scores.png)",
+        "",
+        f"![Probability of improvement over {baseline}](improvement.png)",
+    ]
+    for metric, of_methods in scores.items():
+        sense = "less" if metric in lower else "more"
+        lines += ["", f"## {metric} ({sense} is better)", ""]
+        cells = [
+            [method, str(sum(map(len, each.values))), *_cells(each.middle),
+             f"{bootstrap_mean(np.concatenate(each.values)).mean:.4g}",
+             *(_cells(each.better) if each.better else ("", ""))]
+            for method, each in of_methods.items()
+        ]  # fmt: skip
+        header = ["method", "seeds", "interquartile mean", "95 % interval", "mean",
+                  f"better than {baseline}", "95 % interval"]  # fmt: skip
+        lines += _table(header, cells)
+    lines += ["", "## Runs", ""]
+    cells = [
+        [str(run.folder), str(run.config.get("seed")), "yes" if run.finished else "no",
+         ", ".join(f"{stage} {step}" for stage, step in _last_steps(run).items())]
+        for run in runs
+    ]  # fmt: skip
+    lines += _table(["folder", "seed", "finished", "last step"], cells)
+    return "\n".join(lines) + "\n"
+
+
+def _last_steps(run: Run) -> dict[str, int]:
+    return {str(row["stage"]): int(row["step"]) for row in run.rows}
+
+
+def _cells(interval: Interval) -> tuple[str, str]:
+    return f"{interval.mean:.4g}", f"{interval.low:.4g} to {interval.high:.4g}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+# Command line
+
+
+def report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    metrics: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    baseline: str | None = None,
+    lower: Sequence[str] = (),
+    tasks: str | None = None,
+) -> list[str]:
+    """Writes learning_curves.png, scores.png, improvement.png and report.md; returns the notes.
+
+    Raises ConfigError for what was given wrong, OSError where `out` cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    collection = collect(runs, tasks)
+    for method in methods:
+        _check_name("--method", method, collection.methods)
+    if methods:
+        collection.methods = {method: collection.methods[method] for method in methods}
+    baseline = baseline or next(iter(collection.methods))
+    _check_name("--baseline", baseline, collection.methods)
+    known = [name for name in collection.metrics() if collection.having(name)]
+    logged = [name for name in known if not name.startswith("time/")]
+    if not logged:
+        raise ConfigError("there is no metric that a method has in every task")
+    for metric in metrics:
+        _check_name("--metric", metric, known)
+    finals = [name for name in logged if name.startswith("final/")]
+    chosen = list(metrics or finals or logged[:1])
+    for metric in lower:
+        _check_name("--lower", metric, chosen)
+    scores = {m: score(collection, m, baseline, lower=m in lower) for m in chosen}
+    lacking: dict[str, list[str]] = {}
+    for metric, of_methods in scores.items():
+        without = [method for method in collection.methods if method not in of_methods]
+        if without:
+            lacking.setdefault(", ".join(without), []).append(metric)
+    for names, of_metrics in lacking.items():
+        where = "in every task" if tasks else "yet"
+        collection.notes.append(f"{names}: no {', '.join(of_metrics)} {where}")
+    unfinished = [str(run.folder) for run in runs if not run.finished]
+    if unfinished:
+        collection.notes.append(f"not finished: {', '.join(unfinished)}")
+    seeds = [seed for seeds in collection.methods.values() for seed in seeds]
+    curves = [
+        name
+        for name in metrics or logged
+        if any(len(seed.series.get(name, ())) > 1 for seed in seeds)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    plot_curves(collection, curves or logged[:1], out / "learning_curves.png")
+    plot_scores(collection, scores, out / "scores.png")
+    plot_improvement(collection, scores, baseline, out / "improvement.png")
+    write_text(out / "report.md", markdown(collection, runs, scores, baseline, lower))
+    return collection.notes
+
+
+def _check_name(option: str, name: str, names: Iterable[str]) -> None:
+    names = list(names)
+    if name not in names:
+        nearest = nearest_name(name, names)
+        raise ConfigError(f"{option}: got {name!r}, the nearest is {nearest}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """Runs the command line; ends the process with exit code 2 for what was given wrong."""
+    parser = _Parser(prog="python -m experiments.report", allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to")
+    parser.add_argument("--metric", action="append", default=[], help="default: those of final/*")
+    parser.add_argument("--baseline", help="method to compare with; default: the first")
+    parser.add_argument("--method", action="append", default=[], help="default: all")
+    parser.add_argument("--lower", action="append", default=[], help="metric: less is better")
+    parser.add_argument("--tasks", metavar="KEY", help="key of the configs that names tasks")
+    given = parser.parse_args()
+    try:
+        notes = report(
+            given.runs, given.out, metrics=given.metric, methods=given.method,
+            baseline=given.baseline, lower=given.lower, tasks=given.tasks,
+        )  # fmt: skip
+    except (ConfigError, OSError) as error:
+        parser.error(str(error))
+    print("\n".join([*notes, str(given.out / "report.md")]))
+
+
+if __name__ == "__main__":
+    main()
