@@ -98,8 +98,8 @@ class Score(NamedTuple):
     Attributes:
       values: of every seed, by task; scaled to [0, 1] if there are several tasks.
       middle: interquartile mean over seeds and tasks.
-      better: probability that a seed is better than one of the baseline; None for the baseline
-        itself and where the baseline has no such metric.
+      better: probability that a seed is above one of the baseline (below, where less is better);
+        None for the baseline itself and where the baseline has no such metric.
     """
 
     values: list[list[float]]
@@ -123,9 +123,7 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder}: cannot be read: {error}") from error
     if not rows or not all("stage" in row and "step" in row for row in rows):
         raise ConfigError(f"{metrics}: has no rows with stage and step yet")
-    summary = folder / "summary.json"  # a run that was made longer has an old one
-    finished = summary.exists() and summary.stat().st_mtime >= metrics.stat().st_mtime
-    return Run(folder, found, rows, finished)
+    return Run(folder, found, rows, finished=(folder / "summary.json").is_file())
 
 
 def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
@@ -305,7 +303,11 @@ def plot_scores(
 
 
 def plot_improvement(
-    collection: Collection, scores: Mapping[str, Mapping[str, Score]], baseline: str, path: Path
+    collection: Collection,
+    scores: Mapping[str, Mapping[str, Score]],
+    baseline: str,
+    lower: Sequence[str],
+    path: Path,
 ) -> None:
     """For each metric a bar a method: the probability of improvement over the baseline."""
     style = plots.styles(collection.methods)
@@ -315,7 +317,8 @@ def plot_improvement(
         found = {method: each.better for method, each in of_methods.items() if each.better}
         _plot_bars(axis, others, found)
         axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=metric, xlim=(-0.02, 1.02))
+        sense = ", less is better" if metric in lower else ""
+        axis.set(title=f"{metric}{sense}", xlim=(-0.02, 1.02))
     figure.suptitle(f"Probability of improvement over {baseline}, 95 % interval", fontsize="medium")
     plots.save(figure, path)
 
@@ -360,11 +363,10 @@ def markdown(
     lines = [
         f"# {', '.join(names)}",
         "",
-        f"Interquartile means over seeds and 95 % bootstrap intervals; probability that a seed is "
-        f"better than one of {baseline}.{scaled}",
+        f"Interquartile means over seeds, and the probability that a seed is above one of "
+        f"{baseline} (below, where less is better), with 95 % bootstrap intervals.{scaled}",
         "",
-        *(f"- {note}" for note in collection.notes),
-        "",
+        *(f"- {note}\n" for note in collection.notes),
         "![Learning curves](learning_curves.png)",
         "",
         "![Scores](scores.png)",
@@ -372,8 +374,8 @@ def markdown(
         f"![Probability of improvement over {baseline}](improvement.png)",
     ]
     for metric, of_methods in scores.items():
-        sense = "less" if metric in lower else "more"
-        lines += ["", f"## {metric} ({sense} is better)", ""]
+        beats = f"{'below' if metric in lower else 'above'} {baseline}"
+        lines += ["", f"## {metric}", ""]
         cells = [
             [method, str(sum(map(len, each.values))), *_cells(each.middle),
              f"{bootstrap_mean(np.concatenate(each.values)).mean:.4g}",
@@ -381,7 +383,7 @@ def markdown(
             for method, each in of_methods.items()
         ]  # fmt: skip
         header = ["method", "seeds", "interquartile mean", "95 % interval", "mean",
-                  f"better than {baseline}", "95 % interval"]  # fmt: skip
+                  beats, "95 % interval"]  # fmt: skip
         lines += _table(header, cells)
     lines += ["", "## Runs", ""]
     cells = [
@@ -462,7 +464,7 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     plot_curves(collection, curves or logged[:1], out / "learning_curves.png")
     plot_scores(collection, scores, out / "scores.png")
-    plot_improvement(collection, scores, baseline, out / "improvement.png")
+    plot_improvement(collection, scores, baseline, lower, out / "improvement.png")
     write_text(out / "report.md", markdown(collection, runs, scores, baseline, lower))
     return collection.notes
 
@@ -484,7 +486,9 @@ def main() -> None:
     """Runs the command line; ends the process with exit code 2 for what was given wrong."""
     parser = _Parser(prog="python -m experiments.report", allow_abbrev=False)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder to write to; default: report"
+    )
     parser.add_argument("--metric", action="append", default=[], help="default: those of final/*")
     parser.add_argument("--baseline", help="method to compare with; default: the first")
     parser.add_argument("--method", action="append", default=[], help="default: all")

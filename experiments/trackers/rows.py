@@ -13,7 +13,7 @@ class Tracker(Protocol):
         """Called once, before any `log`: the run goes on after `rows`; forget what came later."""
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Records rows; when it returns, they outlive the process."""
+        """Records rows. Those of `Csv`, the record, outlive the process when it returns."""
 
     def close(self) -> None:
         """Frees what is held."""

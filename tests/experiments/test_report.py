@@ -144,7 +144,7 @@ def test_a_run_that_is_going_on(tmp_path: Path) -> None:
     assert "| sam 2 |" in (tmp_path / "out" / "report.md").read_text()
     # Alone it has no final metrics: the first one is reported, at its last step.
     report.report([going], tmp_path / "alone")
-    assert "## accuracy" in (tmp_path / "alone" / "report.md").read_text()
+    assert "## accuracy\n" in (tmp_path / "alone" / "report.md").read_text()
     # A method without the metric is named.
     notes = report.report([done, going], tmp_path / "out", metrics=["final/x", "accuracy"])
     assert notes == [f"not finished: {going}"]
@@ -159,6 +159,8 @@ def test_less_is_better(tmp_path: Path) -> None:
         assert found["a"].better is None
         assert found["b"].better is not None
         assert found["b"].better.mean == probability
+    report.report([folder], tmp_path / "out", lower=["final/x"])
+    assert "| below a |" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_tasks_are_scaled_and_aggregated(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_methods_can_be_chosen(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", {"a": [1.0], "b": [2.0], "c": [3.0]})
     report.report([folder], tmp_path / "out", methods=["c", "a"])
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "better than c" in text
+    assert "| above c |" in text
     assert "| b |" not in text
     assert text.index("| c |") < text.index("| a |")
 
@@ -265,7 +267,7 @@ def test_command_line(
     monkeypatch.setattr(sys, "argv", ["report", "run", "--baseline", "b"])
     report.main()
     assert capsys.readouterr() == ("report/report.md\n", "")
-    assert "better than b" in Path("report/report.md").read_text()
+    assert "| above b |" in Path("report/report.md").read_text()
 
 
 def test_styles_tell_all_methods_apart() -> None:
