@@ -6,7 +6,8 @@ python -m experiments.report RUN ... [--out FOLDER]      learning curves, scores
     --baseline NAME   method that the others are compared with; by default the first
     --method NAME     method to report, may be repeated; by default all
     --lower NAME      metric of which less is better, may be repeated
-    --tasks KEY       key of the configs that tells tasks apart, such as task.target or exp
+    --tasks KEY       key of the configs, or column of metrics.csv, that tells tasks apart, such as
+                      task.target, exp or noise
 """
 
 import argparse
@@ -73,7 +74,7 @@ class Seed(NamedTuple):
 class Collection:
     """Every seed of every method, by the method's name, and what the reader must know."""
 
-    tasks: list[str]
+    tasks: list[str] = field(default_factory=list)
     methods: dict[str, list[Seed]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -130,8 +131,9 @@ def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
     """Sorts the rows of all runs by method, task and seed.
 
     A method is a stage; where runs of the same task differ in settings, these are part of its name,
-    and are all of it where there is one stage alone. `tasks` is the key of the configs that tells
-    tasks apart. Raises ConfigError for runs that cannot be compared.
+    and are all of it where there is one stage alone. `tasks` is the key of the configs, or the
+    column of metrics.csv, that tells tasks apart. Raises ConfigError for runs that cannot be
+    compared.
     """
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise ConfigError(f"a run is given twice: {' '.join(str(run.folder) for run in runs)}")
@@ -139,20 +141,14 @@ def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
     if len(experiments) > 1 and tasks != "exp":
         found = ", ".join(f"{folder} is of {name}" for name, folder in experiments.items())
         raise ConfigError(f"different experiments: {found}; --tasks exp takes them as tasks")
-    for run in runs:
-        if tasks is not None and tasks not in run.config:
-            nearest = nearest_name(tasks, run.config)
-            raise ConfigError(f"--tasks: {run.folder} has no {tasks!r}, the nearest is {nearest}")
-    task_of = {run.folder: "" if tasks is None else str(run.config[tasks]) for run in runs}
-    settings = _settings(runs, task_of, tasks)
+    settings = _settings(runs, tasks)
     several = len({row["stage"] for run in runs for row in run.rows}) > 1
-    collection = Collection(list(dict.fromkeys(task_of.values())))
+    collection = Collection()
     seen: dict[tuple[str, str, Any], Path] = {}
     for run in runs:
-        for stage, seeds in _series(run).items():
+        for (stage, task), seeds in _series(run, tasks).items():
             parts = [stage, *settings[run.folder]]
             method = ", ".join(parts if several or len(parts) == 1 else parts[1:])
-            task = task_of[run.folder]
             first = seen.setdefault((method, task, run.config.get("seed")), run.folder)
             if first != run.folder:
                 collection.notes.append(
@@ -161,18 +157,19 @@ def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
                 continue
             known = collection.methods.setdefault(method, [])
             known += [Seed(run, task, series) for series in seeds]
+            if task not in collection.tasks:
+                collection.tasks.append(task)
     return collection
 
 
-def _settings(
-    runs: Sequence[Run], task_of: Mapping[Path, str], tasks: str | None
-) -> dict[Path, list[str]]:
+def _settings(runs: Sequence[Run], tasks: str | None) -> dict[Path, list[str]]:
     """What tells each run from others of the same task: `name=value`, names as short as can be."""
 
     def differs(key: str) -> bool:
         values: dict[str, set[str]] = {}
         for run in runs:
-            values.setdefault(task_of[run.folder], set()).add(repr(run.config.get(key)))
+            task = repr(run.config.get(tasks)) if tasks else ""
+            values.setdefault(task, set()).add(repr(run.config.get(key)))
         return any(len(each) > 1 for each in values.values())
 
     every = dict.fromkeys(key for run in runs for key in run.config)
@@ -202,22 +199,32 @@ def _value(key: str, value: Any) -> str:
     return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 
-def _series(run: Run) -> dict[str, list[dict[str, dict[int, float]]]]:
-    """Of every stage, for every seed: metric to step to value."""
-    stages: dict[str, dict[Any, dict[str, dict[int, float]]]] = {}
+def _series(
+    run: Run, tasks: str | None
+) -> dict[tuple[str, str], list[dict[str, dict[int, float]]]]:
+    """Of every stage and task, for every seed: metric to step to value."""
+    columns = dict.fromkeys(column for row in run.rows for column in row)
+    if tasks is not None and tasks not in run.config and tasks not in columns:
+        nearest = nearest_name(tasks, [*run.config, *columns])
+        raise ConfigError(f"--tasks: {run.folder} has no {tasks!r}, the nearest is {nearest}")
+    found: dict[tuple[str, str], dict[Any, dict[str, dict[int, float]]]] = {}
     for row in run.rows:
-        series = stages.setdefault(str(row["stage"]), {}).setdefault(row.get("seed"), {})
+        if tasks is not None and tasks not in run.config and tasks not in row:
+            continue  # a stage that all tasks begin from
+        task = "" if tasks is None else str(run.config.get(tasks, row.get(tasks)))
+        seeds = found.setdefault((str(row["stage"]), task), {})
+        series = seeds.setdefault(row.get("seed"), {})
         for metric, value in row.items():
-            if metric in ("stage", "step", "seed") or isinstance(value, str):
+            if metric in ("stage", "step", "seed", tasks) or isinstance(value, str):
                 continue
             steps = series.setdefault(metric, {})
             if int(row["step"]) in steps:
                 raise ConfigError(
                     f"{run.folder}: stage {row['stage']} has {metric} twice for seed "
-                    f"{row.get('seed')} at step {row['step']}, so its seeds are not all"
+                    f"{row.get('seed')} at step {row['step']}; --tasks COLUMN tells its rows apart"
                 )
             steps[int(row["step"])] = float(value)
-    return {stage: list(seeds.values()) for stage, seeds in stages.items()}
+    return {key: list(seeds.values()) for key, seeds in found.items()}
 
 
 # Scores
@@ -493,7 +500,7 @@ def main() -> None:
     parser.add_argument("--baseline", help="method to compare with; default: the first")
     parser.add_argument("--method", action="append", default=[], help="default: all")
     parser.add_argument("--lower", action="append", default=[], help="metric: less is better")
-    parser.add_argument("--tasks", metavar="KEY", help="key of the configs that names tasks")
+    parser.add_argument("--tasks", metavar="KEY", help="key or column that names tasks")
     given = parser.parse_args()
     try:
         notes = report(

@@ -182,6 +182,20 @@ def test_tasks_are_scaled_and_aggregated(tmp_path: Path) -> None:
     assert "(near, far) are scaled to [0, 1]" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_column_may_tell_tasks_apart(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {"a": [1.0, 2.0], "b": [3.0, 5.0]})
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    noisy = [f"{line},{noise}" for line in lines[1:] for noise in (0.2, 0.4)]
+    noisy.append("pretrain,1,0,0.5,1.0,,")
+    (folder / "metrics.csv").write_text("\n".join([f"{lines[0]},noise", *noisy]) + "\n")
+    collection = collect(folder, tasks="noise")
+    assert collection.tasks == ["0.2", "0.4"]
+    assert list(collection.methods) == ["a", "b"]
+    assert "noise" not in collection.metrics()
+    scores = report.score(collection, "final/x", "a", lower=False)
+    assert scores["b"].values == [[0.5, 1], [0.5, 1]]
+
+
 def test_experiments_are_mixed_on_demand_alone(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"ppo": [1.0, 2.0]}, exp="hopper", task={"size": 1})
     two = write_run(tmp_path / "two", {"ppo": [100.0, 300.0]}, exp="ant", task={"size": 2})
@@ -218,7 +232,7 @@ def test_methods_can_be_chosen(tmp_path: Path) -> None:
         (["bare"], "bare: holds no run (no metrics.csv)"),
         (["empty"], "empty/metrics.csv: has no rows with stage and step yet"),
         (["broken"], "broken: cannot be read: "),
-        (["search"], "search: stage a has accuracy twice for seed 0 at step 1"),
+        (["search"], "search: stage a has accuracy twice for seed 0 at step 1; --tasks COLUMN"),
         (["run", "run"], "a run is given twice: run run"),
         (["run", "other"], "different experiments: run is of tiny, other is of huge; --tasks exp"),
         (["run", "--metric", "final/y"], "--metric: got 'final/y', the nearest is final/x"),
