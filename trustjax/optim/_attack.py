@@ -1,7 +1,7 @@
 """What SAM and TRAM share: an ascent step of a given radius, and the gradient it leads to."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +54,18 @@ def require(name: str, **arguments: Any) -> None:
         )
 
 
-def attacked_leaves(params: PyTree, mask: Mask | None) -> PyTree:
-    """A tree of Python bools: the floating leaves that `mask`, a tree or its callable, selects."""
-    floating = jax.tree.map(is_floating, params)
-    if mask is None:
-        return floating
-    chosen = jax.tree.broadcast(mask(params) if callable(mask) else mask, params)
-    return jax.tree.map(lambda f, c: f and bool(c), floating, chosen)
+def attacked_gradient(updates: PyTree, params: PyTree, mask: Mask | None) -> PyTree:
+    """The gradient of the attacked leaves, in float32 at least; None stands for the other leaves.
+
+    Attacked are the floating leaves that `mask`, a tree of bools or its callable, selects.
+    """
+    chosen: Any = True if mask is None else mask(params) if callable(mask) else mask
+    return jax.tree.map(
+        lambda p, c, g: widened(g) if c and is_floating(p) else None,
+        params,
+        jax.tree.broadcast(chosen, params),
+        updates,
+    )
 
 
 def scaling(params: PyTree, adaptive: bool | Mask, eta: jax.typing.ArrayLike) -> PyTree:
@@ -77,21 +82,25 @@ def scaling(params: PyTree, adaptive: bool | Mask, eta: jax.typing.ArrayLike) ->
 
 
 def ascent(
-    direction: PyTree, scale: PyTree, attacked: PyTree, radius: jax.typing.ArrayLike
+    gradient: PyTree, scale: PyTree, radius: jax.typing.ArrayLike
 ) -> tuple[PyTree, jax.Array]:
-    r"""The step of length `radius` in the scaled ball along `direction`, and its length.
+    r"""The step of length `radius` in the scaled ball along `gradient`, and its length.
 
     .. math:: \epsilon = r \, T^2 g / \|T g\|_2, \qquad \|\epsilon / T\|_2 = r
 
-    Leaves that are not attacked get None and stay out of the norm. A zero direction gives a zero
-    step of length 0. Steps are float32 at least.
+    A zero gradient gives a zero step of length 0. Steps are float32 at least.
     """
-    scaled = jax.tree.map(lambda a, g, t: widened(g) * t if a else None, attacked, direction, scale)
+    scaled = map_attack(lambda g, t: g * t, gradient, scale)
     norm = global_norm(scaled)
-    positive = norm > 0
-    factor = jnp.asarray(radius, norm.dtype) / jnp.where(positive, norm, jnp.ones_like(norm))
-    factor = jnp.where(positive, factor, jnp.zeros_like(factor))
+    factor = ratio(jnp.asarray(radius, norm.dtype), norm)
     return map_attack(lambda s, t: s * t * factor.astype(s.dtype), scaled, scale), factor * norm
+
+
+def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """The quotient of two scalars; 0 where the denominator, a norm, is 0."""
+    positive = denominator > 0
+    quotient = numerator / jnp.where(positive, denominator, jnp.ones_like(denominator))
+    return jnp.where(positive, quotient, jnp.zeros_like(quotient))
 
 
 def second_gradient(
@@ -119,8 +128,16 @@ def second_gradient(
         )
     # Containers may differ: nnx.grad returns Variables, nnx.Optimizer passes on their arrays.
     gradient = jax.tree.unflatten(structure, leaves)
-    if axis_name is not None:
-        gradient = jax.lax.pmean(gradient, axis_name)
+    return like(averaged(gradient, axis_name), updates)
+
+
+def averaged(tree: PyTree, axis_name: AxisName | None) -> PyTree:
+    """The mean over the shards, if there are any."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def like(gradient: PyTree, updates: PyTree) -> PyTree:
+    """`gradient` in the dtypes of `updates`."""
     return jax.tree.map(lambda g, u: g.astype(u.dtype) if is_floating(u) else g, gradient, updates)
 
 
@@ -134,15 +151,40 @@ def map_attack(function: Callable[..., Any], attack: PyTree, *trees: PyTree) -> 
     )
 
 
-def scalar_state(params: PyTree) -> jax.Array:
-    """A zero in the dtype of reductions over `params`, to hold a radius or a length."""
-    return jnp.zeros([], reduction_dtype(params))
+class AttackState(Protocol):
+    """What the states of all attacks hold."""
+
+    @property
+    def count(self) -> Any:
+        """int32 [], steps so far."""
+
+    @property
+    def radius(self) -> jax.Array:
+        """float [], how far the last attack was allowed to go."""
+
+    @property
+    def distance(self) -> jax.Array:
+        """float [], how far it went."""
 
 
-def as_state(value: jax.typing.ArrayLike, old: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """`value` as the successor of `old`: same dtype, averaged over `axis_name`."""
-    value = jnp.asarray(value).astype(old.dtype)
-    return value if axis_name is None else jax.lax.pmean(value, axis_name)
+def initial(params: PyTree) -> dict[str, jax.Array]:
+    """The fields of `AttackState` before the first step, in the dtype of reductions."""
+    zero = jnp.zeros([], reduction_dtype(params))
+    return {"count": jnp.zeros([], jnp.int32), "radius": zero, "distance": jnp.copy(zero)}
+
+
+def following(
+    state: AttackState,
+    radius: jax.typing.ArrayLike,
+    distance: jax.Array,
+    axis_name: AxisName | None,
+) -> dict[str, jax.Array]:
+    """The fields of `AttackState` after a step; the distance is averaged over the shards."""
+    return {
+        "count": optax.safe_increment(state.count),
+        "radius": jnp.asarray(radius).astype(state.radius.dtype),
+        "distance": averaged(distance.astype(state.distance.dtype), axis_name),
+    }
 
 
 def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:

@@ -1,13 +1,13 @@
-r"""Attacks inside the ellipse of the Fisher metric: TRAM-Fisher.
+r"""Attacks inside the ellipse of the Fisher metric: Fisher SAM and TRAM-Fisher.
 
-Sherborne, Saphra, Dasigi, Peng, arXiv:2310.03646 (ICLR 2024), Eq. 8-9 and Algorithm 2, after
-Fisher SAM: Kim, Li, Hu, Hospedales, arXiv:2206.04920.
+Fisher SAM: Kim, Li, Hu, Hospedales, arXiv:2206.04920 (ICML 2022).
+TRAM-Fisher: Sherborne, Saphra, Dasigi, Peng, arXiv:2310.03646 (ICLR 2024), Eq. 8-9, Algorithm 2.
 
-    F    = 1 + eta f                                f: diagonal empirical Fisher at noised inputs
+    F    = 1 + eta f           f: diagonal empirical Fisher, at the inputs or at noised ones
     eps  = gamma F^-1 g / sqrt(g' F^-1 g)           hence eps' F eps = gamma^2
     g'   = grad L(w + eps),  w <- base(w, g')
 
-TRAM's Fisher code is not released.
+TRAM's Fisher code is not released; the form F = 1 + eta f is that of codes of Fisher SAM.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from trustjax.optim._attack import AxisName, GradFn, Mask, PyTree
 
 
 class FisherState(NamedTuple):
-    """State of `tram_fisher`.
+    """State of `fisher_sam` and `tram_fisher`.
 
     Attributes:
       count: int32 [], steps so far.
@@ -36,7 +36,7 @@ class FisherState(NamedTuple):
     distance: jax.Array
 
 
-def tram_fisher(
+def fisher_sam(
     gamma: optax.ScalarOrSchedule = 0.1,
     eta: jax.typing.ArrayLike = 0.1,
     *,
@@ -44,6 +44,39 @@ def tram_fisher(
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradient by the one at weights attacked inside an ellipse of the Fisher metric.
+
+    .. math:: \epsilon = \gamma \frac{F^{-1} g}{\sqrt{g^\top F^{-1} g}}, \qquad
+              F = 1 + \eta g^2, \qquad \epsilon^\top F \epsilon = \gamma^2
+
+    The square of the batch gradient stands for the diagonal of the Fisher matrix. `update` takes
+    `params` and `grad_fn(params) -> gradients` as in `sam`.
+
+    Args:
+      gamma: radius, >= 0; a number or a schedule.
+      eta: weight of the Fisher matrix in the metric, >= 0; 0 gives SAM.
+      mask: the leaves to attack, as in `sam`.
+      axis_name: as in `sam`.
+
+    Returns:
+      A transform whose state is `FisherState`.
+
+    Raises:
+      ValueError: a negative number; `update` without `params` or `grad_fn`; parameters hidden by
+        `optax.masked` or `optax.partition`.
+
+    Source: arXiv:2206.04920; gamma and eta as in the experiments of arXiv:2310.03646.
+    """
+    return _attack_in_ellipse("fisher_sam", gamma, eta, mask, axis_name, noised=False)
+
+
+def tram_fisher(
+    gamma: optax.ScalarOrSchedule = 0.1,
+    eta: jax.typing.ArrayLike = 0.1,
+    *,
+    mask: Mask | None = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""`fisher_sam` with the Fisher matrix of noised inputs.
 
     .. math:: \epsilon = \gamma \frac{F^{-1} g}{\sqrt{g^\top F^{-1} g}}, \qquad
               F = 1 + \eta f, \qquad \epsilon^\top F \epsilon = \gamma^2
@@ -57,32 +90,29 @@ def tram_fisher(
     their squares. Passing the gradient at noised inputs as `updates` too saves a pass (2 forward
     and 2 backward instead of 3 and 3).
 
-    Args:
-      gamma: radius, >= 0; a number or a schedule.
-      eta: weight of f in the metric, >= 0; 0 gives SAM.
-      mask: the leaves to attack, as in `sam`.
-      axis_name: as in `sam`.
-
-    Returns:
-      A transform whose state is `FisherState`.
-
-    Raises:
-      ValueError: a negative number; `update` without an argument listed above; parameters hidden
-        by `optax.masked` or `optax.partition`.
+    Arguments, state and errors as in `fisher_sam`; ValueError also without `fisher_grads`.
 
     Source: arXiv:2310.03646, Eq. 8-9 and Algorithm 2, with the square root that makes the ellipse
-    have radius gamma, which the printed Eq. 8 lacks. Fisher SAM: Kim et al., arXiv:2206.04920.
+    have radius gamma, which the printed Eq. 8 lacks.
     """
+    return _attack_in_ellipse("tram_fisher", gamma, eta, mask, axis_name, noised=True)
+
+
+def _attack_in_ellipse(
+    name: str,
+    gamma: optax.ScalarOrSchedule,
+    eta: jax.typing.ArrayLike,
+    mask: Mask | None,
+    axis_name: AxisName | None,
+    *,
+    noised: bool,
+) -> optax.GradientTransformationExtraArgs:
     check_number("gamma", gamma, at_least=0.0)
     check_number("eta", eta, at_least=0.0)
 
     def init_fn(params: PyTree) -> FisherState:
-        _attack.check_whole_tree("tram_fisher", params)
-        return FisherState(
-            jnp.zeros([], jnp.int32),
-            radius=_attack.scalar_state(params),
-            distance=_attack.scalar_state(params),
-        )
+        _attack.check_whole_tree(name, params)
+        return FisherState(**_attack.initial(params))
 
     def update_fn(
         updates: PyTree,
@@ -94,19 +124,20 @@ def tram_fisher(
         **extra_args: object,
     ) -> tuple[PyTree, FisherState]:
         del extra_args
-        params, grad_fn = _attack.second_pass_arguments("tram_fisher", params, grad_fn)
-        _attack.require("tram_fisher", fisher_grads=fisher_grads)
+        params, grad_fn = _attack.second_pass_arguments(name, params, grad_fn)
+        if noised:
+            _attack.require(name, fisher_grads=fisher_grads)
+        else:
+            fisher_grads = updates
         radius = _attack.value_at(gamma, state.count)
         # The metric enters as a scaling T = F^(-1/2): T^2 g / ||T g|| = F^-1 g / sqrt(g F^-1 g).
-        scale = jax.tree.map(lambda p, f: _fisher_scaling(p, f, eta), params, fisher_grads)
-        attacked = _attack.attacked_leaves(params, mask)
-        attack, distance = _attack.ascent(updates, scale, attacked, radius)
-        gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
-        return gradient, FisherState(
-            count=optax.safe_increment(state.count),
-            radius=_attack.as_state(radius, state.radius, None),
-            distance=_attack.as_state(distance, state.distance, axis_name),
+        attack, distance = _attack.ascent(
+            _attack.attacked_gradient(updates, params, mask),
+            jax.tree.map(lambda p, f: _fisher_scaling(p, f, eta), params, fisher_grads),
+            radius,
         )
+        gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
+        return gradient, FisherState(**_attack.following(state, radius, distance, axis_name))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import optax
 
 from trustjax._checks import check_choice, check_number
-from trustjax.geometry.norm import widened
 from trustjax.optim import _attack
 from trustjax.optim._attack import AxisName, GradFn, Mask, PyTree
 
@@ -100,11 +99,7 @@ def sam(
 
     def init_fn(params: PyTree) -> SAMState:
         _attack.check_whole_tree("sam", params)
-        return SAMState(
-            count=jnp.zeros([], jnp.int32),
-            radius=_attack.scalar_state(params),
-            distance=_attack.scalar_state(params),
-        )
+        return SAMState(**_attack.initial(params))
 
     def update_fn(
         updates: PyTree,
@@ -117,15 +112,13 @@ def sam(
         del extra_args
         params, grad_fn = _attack.second_pass_arguments("sam", params, grad_fn)
         radius = _attack.value_at(rho, state.count)
-        scale = _attack.scaling(params, adaptive, eta)
-        attacked = _attack.attacked_leaves(params, mask)
-        attack, distance = ASCENTS[norm](updates, scale, attacked, radius)
-        gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
-        return gradient, SAMState(
-            count=optax.safe_increment(state.count),
-            radius=_attack.as_state(radius, state.radius, None),
-            distance=_attack.as_state(distance, state.distance, axis_name),
+        attack, distance = ASCENTS[norm](
+            _attack.attacked_gradient(updates, params, mask),
+            _attack.scaling(params, adaptive, eta),
+            radius,
         )
+        gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
+        return gradient, SAMState(**_attack.following(state, radius, distance, axis_name))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -151,12 +144,10 @@ def asam(
 
 
 def _sign_ascent(
-    direction: PyTree, scale: PyTree, attacked: PyTree, radius: jax.typing.ArrayLike
+    gradient: PyTree, scale: PyTree, radius: jax.typing.ArrayLike
 ) -> tuple[PyTree, jax.Array]:
     """The step to the corner of the box of half-width `radius * T`, and its length."""
-    signs = jax.tree.map(
-        lambda a, g, t: jnp.sign(widened(g)) * t if a else None, attacked, direction, scale
-    )
+    signs = _attack.map_attack(lambda g, t: jnp.sign(g) * t, gradient, scale)
     moves = [jnp.any(s != 0) for s in jax.tree.leaves(signs)]
     distance = jnp.where(sum(moves, jnp.zeros([], bool)), jnp.asarray(radius), 0.0)
     return _attack.map_attack(lambda s: s * jnp.asarray(radius, s.dtype), signs), distance

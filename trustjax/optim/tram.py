@@ -145,12 +145,7 @@ def tram(
         _attack.check_whole_tree("tram", params)
         # A copy, so that params and state can both be donated.
         copy = None if reference == "noise" else jax.tree.map(jnp.copy, params)
-        return TRAMState(
-            jnp.zeros([], jnp.int32),
-            copy,
-            radius=_attack.scalar_state(params),
-            distance=_attack.scalar_state(params),
-        )
+        return TRAMState(reference=copy, **_attack.initial(params))
 
     def update_fn(
         updates: PyTree,
@@ -183,19 +178,15 @@ def tram(
             radius = jnp.minimum(radius, bound)
 
         attack, distance = ASCENTS[ascent](
-            updates,
+            _attack.attacked_gradient(updates, params, mask),
             _attack.scaling(params, adaptive, eta),
-            _attack.attacked_leaves(params, mask),
             radius,
         )
         gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
-        count = optax.safe_increment(state.count)
-        return gradient, TRAMState(
-            count=count,
-            reference=_refreshed(state.reference, params, intake, count, refresh_every),
-            radius=_attack.as_state(radius, state.radius, axis_name),
-            distance=_attack.as_state(distance, state.distance, axis_name),
-        )
+        radius = _attack.averaged(radius.astype(state.radius.dtype), axis_name)
+        scalars = _attack.following(state, radius, distance, axis_name)
+        new_reference = _refreshed(state.reference, params, intake, scalars["count"], refresh_every)
+        return gradient, TRAMState(reference=new_reference, **scalars)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -223,15 +214,14 @@ def _refreshed(
 
 
 def _released_ascent(
-    direction: PyTree, scale: PyTree, attacked: PyTree, radius: jax.typing.ArrayLike
+    gradient: PyTree, scale: PyTree, radius: jax.typing.ArrayLike
 ) -> tuple[PyTree, jax.Array]:
     r"""The released code's step :math:`d T^2 / (\|T g\| + 10^{-12})`, and its length."""
-    scaled = jax.tree.map(lambda a, g, t: widened(g) * t if a else None, attacked, direction, scale)
-    norm = global_norm(scaled)
+    norm = global_norm(_attack.map_attack(lambda g, t: g * t, gradient, scale))
     factor = jnp.asarray(radius, norm.dtype) / (norm + 1e-12)
     # At zero gradient the guard alone would throw the weights far away.
     factor = jnp.where(norm > 0, factor, jnp.zeros_like(factor))
-    steps = _attack.map_attack(lambda s, t: jnp.ones_like(s) * t, scaled, scale)
+    steps = _attack.map_attack(lambda g, t: jnp.ones_like(g) * t, gradient, scale)
     attack = _attack.map_attack(lambda s, t: s * t * factor.astype(s.dtype), steps, scale)
     return attack, factor * global_norm(steps)
 
