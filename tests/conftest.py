@@ -1,10 +1,12 @@
-"""Fixtures of all tests. Eight CPU devices are simulated, so XLA is told before JAX starts."""
+"""Fixtures of all tests. XLA is told before JAX starts: eight CPU devices are simulated, and it
+compiles quickly rather than well, as tests compile more than they compute."""
 
 import os
 from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
 import jax

@@ -62,3 +62,41 @@ def attack_of(
     """The attack itself: the transform is asked for the gradient of (attacked point - params)."""
     extra_args["grad_fn"] = lambda attacked: jax.tree.map(jnp.subtract, attacked, params)
     return tx.update(jax.grad(loss)(params), state, params, **extra_args)[0]
+
+
+def check_golden(
+    tx: optax.GradientTransformation,
+    loss: Callable[[jax.Array], jax.Array],
+    problem: dict[str, Any],
+    row: dict[str, Any],
+    *,
+    start: jax.Array | None = None,
+    arguments: Callable[[jax.Array], dict[str, Any]] = lambda w: {},
+    wrap: Callable[[Any], Any] = jax.jit,
+    scale: dict[str, float] | None = None,
+) -> tuple[dict[str, jax.Array], Any]:
+    """Compares one step with all numbers that `row` has; returns its numbers and the new state.
+
+    `start` is what `init` sees, `arguments` makes further extra arguments from the parameters.
+    """
+    w = array(problem["w"])
+
+    def step(start: jax.Array, w: jax.Array) -> tuple[dict[str, jax.Array], Any]:
+        state, extra_args = tx.init(start), {"grad_fn": jax.grad(loss)} | arguments(w)
+        attack = attack_of(tx, state, w, loss, **extra_args)
+        gradient, state = tx.update(jax.grad(loss)(w), state, w, **extra_args)
+        numbers = {
+            "attack": attack,
+            "rise": jnp.sum(jax.grad(loss)(w) * attack),
+            "attacked_loss": loss(w + attack),
+            "gradient": gradient,
+            "new_w": w - problem["learning_rate"] * gradient,
+        }
+        return numbers, state
+
+    numbers, state = wrap(step)(w if start is None else start, w)
+    compared = numbers.keys() & row.keys()
+    assert compared
+    for name in compared:
+        assert_close(numbers[name], row[name], scale=(scale or {}).get(name))
+    return numbers, state

@@ -1,4 +1,4 @@
-"""TRAM-Fisher against numbers worked out elsewhere, and its ellipse."""
+"""Fisher SAM and TRAM-Fisher against numbers worked out elsewhere, and their ellipse."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from problems import (
     SOFTMAX,
     array,
     assert_close,
-    attack_of,
+    check_golden,
     cross_entropies,
     quadratic,
     softmax_loss,
 )
 
-from trustjax.optim import sam, tram_fisher
+from trustjax.optim import fisher_sam, sam, tram_fisher
 
 NOISE = SOFTMAX["noise"]["z"]
 FISHER_GRADS = {
@@ -25,18 +25,13 @@ FISHER_GRADS = {
 }
 
 
-def test_quadratic(precision, strict):
-    """Fisher SAM: the Fisher matrix from the clean gradient itself."""
-    row, tx, w = QUADRATIC["fisher"], tram_fisher(0.1, 0.1), array(QUADRATIC["w"])
-    grad = jax.grad(quadratic)
-    gradient, state, attack = jax.jit(
-        lambda w: (
-            *tx.update(grad(w), tx.init(w), w, grad_fn=grad, fisher_grads=grad(w)),
-            attack_of(tx, tx.init(w), w, quadratic, fisher_grads=grad(w)),
-        )
-    )(w)
-    assert_close(attack, row["attack"])
-    assert_close(gradient, row["gradient"])
+@pytest.mark.parametrize("make", [fisher_sam, tram_fisher])
+def test_quadratic(make, precision, strict):
+    """Fisher SAM, and TRAM-Fisher without noise."""
+    clean = lambda w: {"fisher_grads": jax.grad(quadratic)(w)}
+    _, state = check_golden(
+        make(0.1, 0.1), quadratic, QUADRATIC, QUADRATIC["fisher"], arguments=clean
+    )
     assert_close([state.radius, state.distance], [0.1, 0.1])
 
 
@@ -51,23 +46,16 @@ def test_softmax(name, precision, strict):
 
 
 def check_softmax(name, wrap):
-    row, tx, w = SOFTMAX["fisher"][name], tram_fisher(0.1, 0.1), array(SOFTMAX["w"])
-
-    def step(w):
-        fisher_grads = FISHER_GRADS[name](w)
-        attack = attack_of(tx, tx.init(w), w, softmax_loss, fisher_grads=fisher_grads)
-        grad = jax.grad(softmax_loss)
-        gradient, _ = tx.update(grad(w), tx.init(w), w, grad_fn=grad, fisher_grads=fisher_grads)
-        return fisher_grads, attack, gradient
-
-    fisher_grads, attack, gradient = wrap(step)(w)
-    fisher = np.square(fisher_grads).reshape(-1, 4).mean(0)
-    assert_close(fisher, row["fisher"])
-    assert_close(attack, row["attack"])
-    if "new_w" in row:
-        assert_close(w - SOFTMAX["learning_rate"] * gradient, row["new_w"])
+    row = SOFTMAX["fisher"][name]
+    noised = lambda w: {"fisher_grads": FISHER_GRADS[name](w)}
+    numbers, _ = check_golden(
+        tram_fisher(0.1, 0.1), softmax_loss, SOFTMAX, row, arguments=noised, wrap=wrap
+    )
     # The attack ends on the ellipse of radius gamma.
-    np.testing.assert_allclose(np.sum(np.square(attack).ravel() * (1 + 0.1 * fisher)), 0.01, 1e-5)
+    squares = np.square(numbers["attack"]).ravel()
+    np.testing.assert_allclose(np.sum(squares * (1 + 0.1 * np.array(row["fisher"]))), 0.01, 1e-5)
+    fisher = np.square(wrap(FISHER_GRADS[name])(array(SOFTMAX["w"]))).reshape(-1, 4).mean(0)
+    assert_close(fisher, row["fisher"])
 
 
 def test_noised_gradient_for_both_is_fisher_sam_on_the_noised_batch(x64):
@@ -112,7 +100,7 @@ def test_mask_and_schedule():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: tram_fisher(-0.1), "gamma must be >= 0, got -0.1"),
+        (lambda: fisher_sam(-0.1), "gamma must be >= 0, got -0.1"),
         (lambda: tram_fisher(eta=-1.0), "eta must be >= 0, got -1.0"),
     ],
 )

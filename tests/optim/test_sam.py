@@ -14,6 +14,7 @@ from problems import (
     array,
     assert_close,
     attack_of,
+    check_golden,
     quadratic,
     softmax_loss,
 )
@@ -31,16 +32,9 @@ QUADRATIC_ROWS = {
 @pytest.mark.parametrize("name", QUADRATIC_ROWS)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_quadratic(name, wrap, precision, strict):
-    row, tx, w = QUADRATIC[name], QUADRATIC_ROWS[name](), array(QUADRATIC["w"])
-    gradient, state = wrap(
-        lambda w: tx.update(jax.grad(quadratic)(w), tx.init(w), w, grad_fn=jax.grad(quadratic))
-    )(w)
-    attack = attack_of(tx, tx.init(w), w, quadratic)
-    assert_close(attack, row["attack"])
-    assert_close(gradient, row["gradient"])
-    assert_close(w - QUADRATIC["learning_rate"] * gradient, row["new_w"])
-    if "attacked_loss" in row:
-        assert_close(quadratic(w + attack), row["attacked_loss"])
+    _, state = check_golden(
+        QUADRATIC_ROWS[name](), quadratic, QUADRATIC, QUADRATIC[name], wrap=wrap
+    )
     rho = 0.5 if name.startswith("asam") else 0.05
     assert_close([state.radius, state.distance], [rho, rho])
 
@@ -86,15 +80,8 @@ def test_second_order_terms_are_dropped(x64):
 
 @pytest.mark.parametrize("name", ["sam", "asam_eta_0"])
 def test_softmax(name, precision):
-    row, w = SOFTMAX["steps"][name], array(SOFTMAX["w"])
     tx = sam(0.05) if name == "sam" else asam(0.5, eta=0.0)
-    attack = attack_of(tx, tx.init(w), w, softmax_loss)
-    gradient = jax.grad(softmax_loss)(w)
-    updates, _ = tx.update(gradient, tx.init(w), w, grad_fn=jax.grad(softmax_loss))
-    assert_close(attack, row["attack"])
-    assert_close(jnp.sum(gradient * attack), row["rise"])
-    assert_close(softmax_loss(w + attack), row["attacked_loss"])
-    assert_close(w - 0.1 * updates, row["new_w"])
+    check_golden(tx, softmax_loss, SOFTMAX, SOFTMAX["steps"][name])
 
 
 def test_scale_invariance(x64):

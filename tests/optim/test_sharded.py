@@ -1,5 +1,6 @@
 """On eight simulated devices: sharded parameters, and an attack per shard (m-sharpness)."""
 
+import functools
 import re
 
 import jax
@@ -10,13 +11,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from problems import GOLDEN, array
 
-from trustjax.optim import asam, sam, tram, tram_fisher
+from trustjax.optim import asam, esam, fisher_sam, gsam, sam, tram, tram_fisher
 
 M_SHARPNESS = GOLDEN["m_sharpness"]
 
 
-def loss(params, x, y):
-    return optax.softmax_cross_entropy_with_integer_labels(x @ params, y).mean()
+def loss(params, x, y, where=None):
+    losses = optax.softmax_cross_entropy_with_integer_labels(x @ params, y)
+    return jnp.mean(losses, where=where)
 
 
 def m_sharpness_problem():
@@ -33,6 +35,9 @@ TRANSFORMS = {
     "tram": lambda: tram("previous"),
     "tram_ema": lambda: tram("ema", decay=0.5),
     "tram_fisher": lambda: tram_fisher(0.5),
+    "fisher_sam": lambda: fisher_sam(0.5),
+    "gsam": lambda: gsam(0.5),
+    "esam": lambda: esam(0.5, gamma=1.0),
 }
 
 
@@ -82,14 +87,14 @@ def test_sharded_parameters_stay_where_they_are(name):
 # ---- m-sharpness: every shard of the batch attacks on its own, the gradients are averaged
 
 
-def shard_map_update(tx, loss, mesh, extra_args=lambda params, x: {}, *, check_vma=True):
+def shard_map_update(tx, loss, mesh, extra_args=lambda params, x, y: {}, *, check_vma=True):
     """An update with the batch split over the mesh axis "data", parameters and state replicated."""
 
     def local_update(params, state, x, y):
-        grad_fn = lambda params: jax.grad(loss)(params, x, y)
+        grad_fn = lambda params, **where: jax.grad(loss)(params, x, y, **where)
         # The gradient of replicated parameters would be summed over the devices; make it local.
         local = jax.tree.map(lambda p: jax.lax.pcast(p, "data", to="varying"), params)
-        return tx.update(grad_fn(local), state, params, grad_fn=grad_fn, **extra_args(params, x))
+        return tx.update(grad_fn(local), state, params, grad_fn=grad_fn, **extra_args(params, x, y))
 
     replicated, split = PartitionSpec(), PartitionSpec("data")
     return jax.jit(
@@ -103,12 +108,14 @@ def shard_map_update(tx, loss, mesh, extra_args=lambda params, x: {}, *, check_v
     )
 
 
-def vmap_update(tx, loss, shards, extra_args=lambda params, x: {}):
+def vmap_update(tx, loss, shards, extra_args=lambda params, x, y: {}):
     """The same on one device: the batch as [shards, examples, ...]."""
 
     def local_update(params, state, x, y):
-        grad_fn = lambda params: jax.grad(loss)(params, x, y)
-        return tx.update(grad_fn(params), state, params, grad_fn=grad_fn, **extra_args(params, x))
+        grad_fn = lambda params, **where: jax.grad(loss)(params, x, y, **where)
+        return tx.update(
+            grad_fn(params), state, params, grad_fn=grad_fn, **extra_args(params, x, y)
+        )
 
     over_shards = jax.vmap(local_update, (None, None, 0, 0), out_axes=None, axis_name="data")
     split = lambda leaf: leaf.reshape(shards, -1, *leaf.shape[1:])
@@ -144,15 +151,15 @@ def test_sam_per_shard(way, m, x64):
     np.testing.assert_allclose([state.radius, state.distance], rho, rtol=1e-12)
 
 
-def by_hand(make, loss, params, start, x, y, shards, extra_args=lambda params, x: {}):
+def by_hand(make, loss, params, start, x, y, shards, extra_args=lambda params, x, y: {}):
     """Each shard by itself, without an axis; then the means of gradients and lengths."""
     tx = make()
 
     @jax.jit
     def update(x, y):
-        grad_fn = lambda params: jax.grad(loss)(params, x, y)
+        grad_fn = lambda params, **where: jax.grad(loss)(params, x, y, **where)
         gradient, state = tx.update(
-            grad_fn(params), tx.init(start), params, grad_fn=grad_fn, **extra_args(params, x)
+            grad_fn(params), tx.init(start), params, grad_fn=grad_fn, **extra_args(params, x, y)
         )
         return gradient, state.radius, state.distance
 
@@ -170,7 +177,7 @@ def test_tram_per_shard(way, x64):
     """A divergence per shard as well; the state holds the mean and stays replicated."""
     w, x, y = m_sharpness_problem()
     start = array(GOLDEN["softmax"]["reference"])
-    extra_args = lambda params, x: {"outputs": x @ params, "output_fn": lambda p: x @ p}
+    extra_args = lambda params, x, y: {"outputs": x @ params, "output_fn": lambda p: x @ p}
     make = lambda **axis: tram("initial", scale=10.0, **axis)
     expected = by_hand(make, loss, w, start, x, y, 2, extra_args)
 
@@ -180,6 +187,36 @@ def test_tram_per_shard(way, x64):
     np.testing.assert_array_equal(state.reference, start)
     # One divergence for all would be another attack.
     whole = by_hand(make, loss, w, start, x, y, 1, extra_args)
+    assert np.abs(whole[0] - expected[0]).max() > 1e-3
+
+
+NEIGHBOURS = {
+    "gsam": functools.partial(gsam, 0.5),
+    "fisher_sam": functools.partial(fisher_sam, 0.5),
+    "esam": functools.partial(esam, 0.5, beta=1.0, gamma=0.5),
+}
+
+
+def losses_of_shard(params, x, y):
+    losses = optax.softmax_cross_entropy_with_integer_labels
+    return {"losses_fn": lambda p: losses(x @ p, y)}
+
+
+@functools.cache
+def neighbour_by_hand(name, shards):
+    w, x, y = m_sharpness_problem()
+    return by_hand(NEIGHBOURS[name], loss, w, w, x, y, shards, losses_of_shard)
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+@pytest.mark.parametrize("way", ["shard_map", "vmap"])
+def test_neighbours_per_shard(way, name, x64):
+    """Each shard splits its gradients, measures its ellipse, selects its examples."""
+    w, x, y = m_sharpness_problem()
+    expected, whole = (neighbour_by_hand(name, shards) for shards in (2, 1))
+    tx = NEIGHBOURS[name](axis_name="data")
+    gradient, state = WAYS[way](tx, loss, 2, losses_of_shard)(w, tx.init(w), x, y)
+    assert_trees_close((gradient, state.radius, state.distance), expected)
     assert np.abs(whole[0] - expected[0]).max() > 1e-3
 
 

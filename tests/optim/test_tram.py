@@ -10,7 +10,7 @@ from problems import (
     SOFTMAX,
     array,
     assert_close,
-    attack_of,
+    check_golden,
     logits,
     quadratic,
     softmax_loss,
@@ -53,28 +53,18 @@ def softmax_call(tx, w, reference=None, wrap=jax.jit, **changes):
     return wrap(call)(w if reference is None else reference, w)
 
 
-def step_in_full(tx, reference, w, loss, extra_args):
-    """Gradient, state, attack, its product with the first gradient, and the attacked loss."""
-    state = tx.init(reference)
-    attack = attack_of(tx, state, w, loss, **extra_args)
-    rise = jnp.sum(jax.grad(loss)(w) * attack)
-    return *tx.update(jax.grad(loss)(w), state, w, **extra_args), attack, rise, loss(w + attack)
-
-
 @pytest.mark.parametrize("name", FORCED_RADIUS)
 def test_quadratic(name, precision, strict):
     """With the divergence forced to 0.02."""
-    row, w = QUADRATIC[name], array(QUADRATIC["w"])
     tx = tram("initial", divergence=lambda *_: array(0.02), **FORCED_RADIUS[name])
-    extra_args = {"grad_fn": jax.grad(quadratic), "output_fn": lambda p: p}
-    call = jax.jit(lambda w: step_in_full(tx, w, w, quadratic, extra_args))
-    gradient, state, attack, rise, _ = call(w)
-    assert_close(attack, row["attack"], scale=0.02)
-    if "gradient" in row:
-        assert_close(gradient, row["gradient"])
-    if "rise" in row:
-        assert_close(rise, row["rise"], scale=0.1)
-    assert_close(w - QUADRATIC["learning_rate"] * gradient, row["new_w"])
+    _, state = check_golden(
+        tx,
+        quadratic,
+        QUADRATIC,
+        QUADRATIC[name],
+        arguments=lambda w: {"output_fn": lambda p: p},
+        scale={"attack": 0.02, "rise": 0.1},
+    )
     assert_close(state.radius, 0.02)
 
 
@@ -89,16 +79,19 @@ def test_softmax(name, precision, strict):
 
 
 def check_softmax(name, wrap):
-    row, w, reference = SOFTMAX["steps"][name], array(SOFTMAX["w"]), array(SOFTMAX["reference"])
-    tx = tram("previous", **STEPS[name])
-    call = lambda r, w: step_in_full(tx, r, w, softmax_loss, softmax_arguments(w))
-    gradient, state, attack, rise, attacked_loss = wrap(call)(reference, w)
+    numbers, state = check_golden(
+        tram("previous", **STEPS[name]),
+        softmax_loss,
+        SOFTMAX,
+        SOFTMAX["steps"][name],
+        start=array(SOFTMAX["reference"]),
+        arguments=softmax_arguments,
+        wrap=wrap,
+        scale={"attack": 0.02, "rise": 0.02},
+    )
+    attack, w = numbers["attack"], array(SOFTMAX["w"])
     kl = SOFTMAX["released_kl" if name.startswith("released") else "kl"]
     np.testing.assert_allclose(state.radius, kl, rtol=1e-14 if w.dtype == "float64" else 1e-6)
-    assert_close(attack, row["attack"], scale=0.02)
-    assert_close(rise, row["rise"], scale=0.02)
-    assert_close(attacked_loss, row["attacked_loss"])
-    assert_close(w - SOFTMAX["learning_rate"] * gradient, row["new_w"])
     length = np.linalg.norm(attack / w) if STEPS[name].get("adaptive", True) else None
     if name == "tram":  # the paper's ball: ||eps / w|| = d
         np.testing.assert_allclose([state.distance, length], kl, rtol=1e-4)
@@ -107,11 +100,11 @@ def check_softmax(name, wrap):
         assert abs(length / kl - 1) > 0.1
 
 
-def radii_of(cases, w, reference, **changes):
+def radii_of(cases, w, reference, noise=0.0):
     """Radius and length of the attack of each transform, from one compilation."""
 
     def calls(reference, w):
-        arguments = softmax_arguments(w) | {"grad_fn": lambda p: p} | changes
+        arguments = softmax_arguments(w, noise) | {"grad_fn": lambda p: p}
         states = [tx.update(w, tx.init(reference), w, **arguments)[1] for tx in cases]
         return [[state.radius, state.distance] for state in states]
 
@@ -140,18 +133,21 @@ def test_divergences(precision):
         assert_close(distance, SOFTMAX[name])
 
 
-@pytest.mark.parametrize("divergence", ["kl", "released_kl"])
-def test_noise(divergence, precision, strict):
-    w, tx = array(SOFTMAX["w"]), tram("noise", divergence=divergence)
-    call = lambda w: step_in_full(tx, w, w, softmax_loss, softmax_arguments(w, NOISE["z"]))
-    gradient, state, attack, _, _ = jax.jit(call)(w)
-    assert state.reference is None
-    np.testing.assert_allclose(
-        state.radius, NOISE[divergence], rtol=1e-13 if precision == "float64" else 1e-5
+def test_noise(precision, strict):
+    _, state = check_golden(
+        tram("noise"),
+        softmax_loss,
+        SOFTMAX,
+        NOISE,
+        arguments=lambda w: softmax_arguments(w, NOISE["z"]),
+        scale={"attack": 0.02},
     )
-    if divergence == "kl":
-        assert_close(attack, NOISE["attack"], scale=0.02)
-        assert_close(w - SOFTMAX["learning_rate"] * gradient, NOISE["new_w"])
+    assert state.reference is None
+    rtol = 1e-13 if precision == "float64" else 1e-5
+    np.testing.assert_allclose(state.radius, NOISE["kl"], rtol=rtol)
+    w, released = array(SOFTMAX["w"]), tram("noise", divergence="released_kl")
+    radius = radii_of([released], w, w, NOISE["z"])[0, 0]
+    np.testing.assert_allclose(radius, NOISE["released_kl"], rtol=rtol)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from trustjax.optim import alternating, asam, sam, tram, tram_fisher
+from trustjax.optim import alternating, asam, esam, fisher_sam, gsam, sam, tram, tram_fisher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,9 @@ class Row:
 
 REFERENCE = ("grad_fn", "outputs", "output_fn")
 NOISE = ("grad_fn", "outputs", "noisy_outputs")
+LOSSES = ("grad_fn", "losses_fn")
+# At its first draw esam keeps both leaves of one layer, whatever order a tree has them in.
+SEED = 7
 RELEASED = {"ascent": "released", "divergence": "released_kl"}
 TRANSFORMS = {
     "sam": Row(sam, "rho"),
@@ -57,6 +60,9 @@ TRANSFORMS = {
         functools.partial(tram, "initial", **RELEASED), "scale", (1.0, 4.0), REFERENCE
     ),
     "tram_fisher": Row(tram_fisher, "gamma", needs=("grad_fn", "fisher_grads")),
+    "fisher_sam": Row(fisher_sam, "gamma"),
+    "gsam": Row(gsam, "rho"),
+    "esam": Row(functools.partial(esam, seed=SEED), "rho", needs=LOSSES),
     "alternating": Row(sam, "rho", needs=(), with_base=alternating, calls=2),
 }
 # Those that return a gradient taken at attacked weights.
@@ -68,6 +74,7 @@ attacks = pytest.mark.parametrize("row", [TRANSFORMS[n] for n in ATTACKS], ids=A
 
 RANDOM = np.random.default_rng(0)
 X, Z = RANDOM.normal(size=(2, 6, 2)).astype(np.float32) * np.array([[[1.0]], [[0.2]]], np.float32)
+ONES = np.ones(6, np.float32)
 LABELS = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
 SHAPES = {
     "hidden": {"kernel": (2, 4), "bias": (4,)},
@@ -100,8 +107,13 @@ def mlp(params, x):
     return dense(params["out"], jnp.tanh(dense(params["hidden"], x)))
 
 
-def loss_of(params, x=X, apply=mlp):
-    return -jnp.mean(jnp.sum(LABELS * jax.nn.log_softmax(apply(params, x)), -1))
+def losses_of(params, x=X, apply=mlp):
+    return -jnp.sum(LABELS * jax.nn.log_softmax(apply(params, x)), -1)
+
+
+def loss_of(params, x=X, apply=mlp, weights=ONES):
+    losses = losses_of(params, x, apply)
+    return jnp.sum(weights * losses) / jnp.sum(weights).astype(losses.dtype)
 
 
 # Compiled once for all rows; what is under test runs operation by operation around it.
@@ -110,13 +122,24 @@ gradient_of = compiled(jax.grad(loss_of), static_argnames="apply")
 
 def extra_args(params, apply=mlp):
     """Everything a transform may ask for."""
+
+    def grad_fn(params, where=None):
+        chosen = {} if where is None else {"weights": where.astype(jnp.float32)}
+        return gradient_of(params, X, apply=apply, **chosen)
+
     return {
-        "grad_fn": lambda p: gradient_of(p, X, apply=apply),
+        "grad_fn": grad_fn,
         "outputs": apply(params, X),
         "output_fn": lambda p: apply(p, X),
+        "losses_fn": lambda p: losses_of(p, X, apply),
         "noisy_outputs": apply(params, X + Z),
         "fisher_grads": gradient_of(params, X + Z, apply=apply),
     }
+
+
+def itself(params, where=None):
+    """A `grad_fn` that shows where the second gradient is taken."""
+    return params
 
 
 def call(tx, params, state, apply=mlp, **changes):
@@ -162,28 +185,30 @@ def largest_difference(actual, expected):
 
 
 @rows
-def test_eager_loop_equals_compiled_scan(row):
-    """And parameters and state can be donated, and unknown arguments are ignored."""
-    tx = row.with_base(row.make(), optax.sgd(0.1))
-    expected = advance(tx, 5, start=PARAMS, unknown_argument=3.0)
+def test_compiled_scan_under_vmap_equals_eager_loops(row):
+    """For two values of the number, which make a difference; unknown arguments are ignored."""
+    make = lambda value: row.with_base(row.make(value), optax.sgd(0.1))
 
-    body = lambda carry, _: (call(tx, *carry), None)
-    scan = lambda params, state: jax.lax.scan(body, (params, state), length=5)[0]
-    params = as_arrays(PARAMS)
-    state = tx.init(params)  # must share no buffer with the donated parameters, nor two in itself
-    assert_trees_close(jax.jit(scan, donate_argnums=(0, 1))(params, state), expected)
-    assert largest_difference(expected[0], PARAMS) > 0.01
+    def run(value):
+        tx = make(value)
+        body = lambda carry, _: (call(tx, *carry), None)
+        return jax.lax.scan(body, (as_arrays(PARAMS), tx.init(as_arrays(START))), length=4)[0]
+
+    together = jax.jit(jax.vmap(run))(jnp.array(row.values))
+    results = [jax.tree.map(lambda x, i=i: x[i], together) for i in (0, 1)]
+    for value, result in zip(row.values, results, strict=True):
+        assert_trees_close(result, advance(make(value), 4, unknown_argument=3.0))
+    assert largest_difference(results[0][0], PARAMS) > 0.01
+    assert largest_difference(results[0][0], results[1][0]) > 1e-5
 
 
 @rows
-def test_vmap_over_the_number(row):
-    """Equal to one by one; and the number makes a difference."""
-    run = lambda value: advance(row.with_base(row.make(value), optax.sgd(0.1)), row.calls)
-    together = jax.jit(jax.vmap(run))(jnp.array(row.values))
-    first, second = (jax.tree.map(lambda x, i=i: x[i], together) for i in (0, 1))
-    assert_trees_close(first, run(row.values[0]))
-    assert_trees_close(second, run(row.values[1]))
-    assert largest_difference(first[0], second[0]) > 1e-5
+def test_parameters_and_state_can_be_donated(row):
+    """No buffer is shared between them, nor used twice in the state."""
+    params = as_arrays(PARAMS)
+    state = row.with_base(row.make(), optax.sgd(0.1)).init(params)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state))]
+    assert len(set(pointers)) == len(pointers)
 
 
 @rows
@@ -206,7 +231,7 @@ def test_dtypes_of_updates_and_state(row, dtype, x64):
     tx = row.with_base(row.make(), optax.identity())
     state = jax.eval_shape(tx.init, params)
 
-    def grad_fn(attacked):
+    def grad_fn(attacked, where=None):
         assert set(dtypes(attacked)) == {jnp.dtype(dtype)}
         return jax.tree.map(lambda p: p.astype(jnp.float32), attacked)
 
@@ -236,17 +261,20 @@ def test_integer_leaf_is_left_alone(row):
     gradient_with_float0 = lambda tree: with_count(tree, np.zeros([], jax.dtypes.float0))
     tx, seen = row.make(), []
 
-    def grad_fn(params):
-        seen.append(params["count"])
-        return gradient_with_float0(gradient_of(without_count(params), X))
-
     arguments = extra_args(PARAMS)
+    plain = dict(arguments)
+
+    def grad_fn(params, **where):
+        seen.append(params["count"])
+        return gradient_with_float0(plain["grad_fn"](without_count(params), **where))
+
     with jax.disable_jit():
         expected, _ = tx.update(gradient_of(PARAMS, X), tx.init(START), PARAMS, **arguments)
     params, start = with_count(PARAMS, jnp.array(7)), with_count(START, jnp.array(7))
     arguments |= {
         "grad_fn": grad_fn,
-        "output_fn": lambda params: mlp(without_count(params), X),
+        "output_fn": lambda params: plain["output_fn"](without_count(params)),
+        "losses_fn": lambda params: plain["losses_fn"](without_count(params)),
         "fisher_grads": gradient_with_float0(arguments["fisher_grads"]),
     }
     gradient = gradient_with_float0(gradient_of(PARAMS, X))
@@ -388,17 +416,23 @@ def equinox_tree(params):
     return arrays, lambda m, x: eqx.combine(m, static)(x), to_dict
 
 
+@functools.cache
+def step_on_a_dict(name):
+    row = TRANSFORMS[name]
+    return advance(row.with_base(row.make(), optax.adam(0.1)), row.calls)[0]
+
+
 @pytest.mark.parametrize("make_tree", [linen_tree, nnx_tree, equinox_tree])
 def test_trees_of_other_libraries(make_tree):
     """The same step as on a dict, for all rows."""
     params, apply, to_dict = make_tree(PARAMS)
     start, _, _ = make_tree(START)
     apply = compiled(apply)
-    for row in TRANSFORMS.values():
+    for name, row in TRANSFORMS.items():
         tx = row.with_base(row.make(), optax.adam(0.1))
         actual, _ = advance(tx, row.calls, params, start, apply=apply)
         assert jax.tree.structure(actual) == jax.tree.structure(params)
-        assert_trees_close(to_dict(actual), advance(tx, row.calls)[0])
+        assert_trees_close(to_dict(actual), step_on_a_dict(name))
 
 
 class NNXNoisyMLP(nnx.Module):
@@ -448,7 +482,7 @@ def test_nnx_optimizer():
 def test_zero_gradient_attacks_nothing(row):
     """The base optimizer then sees the gradient at the weights themselves."""
     tx, zeros = row.make(), jax.tree.map(jnp.zeros_like, PARAMS)
-    arguments = extra_args(PARAMS) | {"grad_fn": lambda p: p, "fisher_grads": zeros}
+    arguments = extra_args(PARAMS) | {"grad_fn": itself, "fisher_grads": zeros}
     gradient, state = tx.update(zeros, tx.init(START), PARAMS, **arguments)
     jax.tree.map(np.testing.assert_array_equal, gradient, PARAMS)
     assert float(state.distance) == 0.0
@@ -459,7 +493,7 @@ def test_zero_weights_are_finite(row):
     """An adaptive ball has no extent there."""
     tx, zeros = row.make(), jax.tree.map(jnp.zeros_like, PARAMS)
     direction = jax.tree.map(jnp.ones_like, PARAMS)
-    arguments = extra_args(zeros) | {"grad_fn": lambda p: p}
+    arguments = extra_args(zeros) | {"grad_fn": itself}
     result = tx.update(direction, tx.init(START), zeros, **arguments)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(result))
 
@@ -471,7 +505,7 @@ def test_one_class(row):
     tx = row.make()
     arguments = extra_args(PARAMS)
     arguments |= {
-        "grad_fn": lambda p: p,
+        "grad_fn": itself,
         "outputs": one_class(PARAMS, X),
         "output_fn": lambda p: one_class(p, X),
         "noisy_outputs": one_class(PARAMS, X + Z),
@@ -516,13 +550,15 @@ def test_missing_params_raise(row):
         tx.update(PARAMS, tx.init(PARAMS), None, grad_fn=lambda p: p)
 
 
-@attacks
-def test_missing_grad_fn_raises(row):
-    tx = optax.chain(row.make(), optax.sgd(0.1))
+@pytest.mark.parametrize("name", ATTACKS)
+def test_missing_grad_fn_raises(name):
+    """The error tells of `alternating` to those that can stand in it."""
+    tx = optax.chain(TRANSFORMS[name].make(), optax.sgd(0.1))
     arguments = extra_args(PARAMS)
     del arguments["grad_fn"]
-    with pytest.raises(ValueError, match=r"needs grad_fn: call .*grad_fn=lambda.*alternating\("):
+    with pytest.raises(ValueError, match=r"needs grad_fn: call .*grad_fn=lambda") as error:
         tx.update(PARAMS, tx.init(PARAMS), PARAMS, **arguments)
+    assert ("alternating(" in str(error.value)) == (not name.startswith("gsam"))
 
 
 @rows

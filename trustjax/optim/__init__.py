@@ -3,8 +3,14 @@
 from trustjax.optim.alternating import AlternatingState as AlternatingState
 from trustjax.optim.alternating import alternating as alternating
 from trustjax.optim.alternating import clean_params as clean_params
+from trustjax.optim.esam import ESAMState as ESAMState
+from trustjax.optim.esam import esam as esam
 from trustjax.optim.fisher import FisherState as FisherState
+from trustjax.optim.fisher import fisher_sam as fisher_sam
 from trustjax.optim.fisher import tram_fisher as tram_fisher
+from trustjax.optim.gsam import GSAMState as GSAMState
+from trustjax.optim.gsam import gsam as gsam
+from trustjax.optim.gsam import radius_schedule as radius_schedule
 from trustjax.optim.sam import SAMState as SAMState
 from trustjax.optim.sam import asam as asam
 from trustjax.optim.sam import sam as sam

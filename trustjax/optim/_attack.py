@@ -1,4 +1,4 @@
-"""What SAM and TRAM share: an ascent step of a given radius, and the gradient it leads to."""
+"""What all attacks share: an ascent step of a given radius, and the gradient it leads to."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -28,16 +28,19 @@ def check_whole_tree(name: str, params: PyTree) -> None:
 
 
 def second_pass_arguments(
-    name: str, params: PyTree | None, grad_fn: GradFn | None
+    name: str, params: PyTree | None, grad_fn: GradFn | None, *, in_two_calls: bool = True
 ) -> tuple[PyTree, GradFn]:
     """Both as given; raises ValueError, with the call to write, if one is None."""
     if params is None or grad_fn is None:
         missing = "params" if params is None else "grad_fn"
+        way_out = (
+            ". A trainer that can only call tx.update(grads, state, params) takes "
+            f"trustjax.optim.alternating({name}(...), base)"
+        )
         raise ValueError(
             f"{name} needs {missing}: call tx.update(grads, state, params, "
             "grad_fn=lambda p: jax.grad(loss)(p, batch)) with the batch and the random key of the "
-            "first gradient. A trainer that can only call tx.update(grads, state, params) takes "
-            f"trustjax.optim.alternating({name}(...), base)"
+            f"first gradient{way_out if in_two_calls else ''}"
         )
     check_whole_tree(name, params)
     return params, grad_fn
@@ -185,6 +188,15 @@ def following(
         "radius": jnp.asarray(radius).astype(state.radius.dtype),
         "distance": averaged(distance.astype(state.distance.dtype), axis_name),
     }
+
+
+def example_mean(values: jax.Array, where: jax.Array | None) -> jax.Array:
+    """The mean of `values` over the examples that `where` includes; 0 if there are none."""
+    if where is None:
+        return jnp.mean(values)
+    where = jnp.broadcast_to(where, values.shape)
+    total = jnp.sum(jnp.where(where, values, jnp.zeros_like(values)))
+    return total / jnp.maximum(jnp.sum(where.astype(values.dtype)), jnp.ones([], values.dtype))
 
 
 def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:

@@ -39,9 +39,10 @@ def alternating(
     Call `update` under `jax.jit`: outside it every call compiles its two branches again.
 
     Args:
-      attack: `sam`, `asam`, `tram` or another transform that takes `grad_fn`; what else it needs
-        (`outputs`, `output_fn`, ...) goes through the extra arguments of odd calls. Or a plain
-        transform, whose update is the attack as it is, sign included.
+      attack: `sam`, `asam`, `tram` or another transform that takes `grad_fn` and returns the second
+        gradient as it is (not `gsam`); what else it needs (`outputs`, `output_fn`, ...) goes
+        through the extra arguments of odd calls. Or a plain transform, whose update is the attack
+        as it is, sign included.
       base: the optimizer of the descent.
 
     Returns:
@@ -82,12 +83,14 @@ def alternating(
 
         def start_attack() -> tuple[PyTree, AlternatingState]:
             # Asked for "the gradient" at the attacked point, answer how far that point is away:
-            # the transform then returns its attack.
+            # the transform then returns its attack. Those that do more with the second gradient
+            # than return it refuse.
+            question = {
+                "grad_fn": lambda attacked: _difference(attacked, params),
+                "attack_only": True,
+            }
             moves, attack_state = attack.update(
-                updates,
-                state.attack_state,
-                params,
-                **(extra_args | {"grad_fn": lambda attacked: _difference(attacked, params)}),
+                updates, state.attack_state, params, **(extra_args | question)
             )
             return moves, AlternatingState(
                 attack_state, state.base_state, clean=params, pending=jnp.ones([], bool)

@@ -7,7 +7,7 @@ TRAM-Fisher: Sherborne, Saphra, Dasigi, Peng, arXiv:2310.03646 (ICLR 2024), Eq. 
     eps  = gamma F^-1 g / sqrt(g' F^-1 g)           hence eps' F eps = gamma^2
     g'   = grad L(w + eps),  w <- base(w, g')
 
-TRAM's Fisher code is not released; the form F = 1 + eta f is that of codes of Fisher SAM.
+TRAM's Fisher code is not released; the damping 1 + eta f is that of third-party codes.
 """
 
 from typing import NamedTuple

@@ -228,16 +228,7 @@ def _released_ascent(
 
 def _example_mean(ruler: Callable[[jax.Array, jax.Array], jax.Array]) -> Divergence:
     """The mean of a per-example divergence over the examples that `where` includes."""
-
-    def measure(reference: jax.Array, outputs: jax.Array, where: jax.Array | None) -> jax.Array:
-        values = ruler(reference, outputs)
-        if where is None:
-            return jnp.mean(values)
-        where = jnp.broadcast_to(where, values.shape)
-        total = jnp.sum(jnp.where(where, values, jnp.zeros_like(values)))
-        return total / jnp.maximum(jnp.sum(where.astype(values.dtype)), jnp.ones([], values.dtype))
-
-    return measure
+    return lambda reference, outputs, where: _attack.example_mean(ruler(reference, outputs), where)
 
 
 def _released_kl(reference: jax.Array, outputs: jax.Array, where: jax.Array | None) -> jax.Array:

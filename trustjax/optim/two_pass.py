@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from trustjax.optim._attack import PyTree
+from trustjax.optim._attack import PyTree, example_mean
 
 
 class StepResult(NamedTuple):
@@ -40,12 +40,15 @@ def two_pass_step(
     alone: what the pass at the attacked weights would update is dropped.
 
     The optimizer gets as extra arguments `grad_fn`, `value`, `grad`, `value_fn`, and where there is
-    a source for them `outputs`, `where`, `output_fn`, `noisy_outputs`, `fisher_grads`. Compile the
-    step with `jax.jit`: what the optimizer does not use is then not computed.
+    a source for them `outputs`, `where`, `losses`, `losses_fn`, `output_fn`, `noisy_outputs`,
+    `fisher_grads`. Compile the step with `jax.jit`: what the optimizer does not use is then not
+    computed.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns the loss [] or a pair (loss, aux). Where aux is a
-        mapping, its entries "outputs" (logits) and "where" (mask of examples) go to the optimizer.
+        mapping, its entries "outputs" (logits), "where" (mask of examples) and "losses" ([batch])
+        go to the optimizer. "losses" are those of single examples whose mean, over "where", is the
+        loss or a term of it: `esam` puts the mean over a selection in its place.
       tx: the optimizer.
       output_fn: `output_fn(params, *args)` returns logits, without randomness: the forward pass at
         TRAM's reference parameters.
@@ -90,20 +93,32 @@ def two_pass_step(
             grad_fn: object = None,
             outputs: object = None,
             where: object = None,
+            losses: object = None,
+            losses_fn: object = None,
             output_fn: object = None,
             noisy_outputs: object = None,
             fisher_grads: object = None,
         ) -> jax.Array:
             return loss_and_aux(params, *args)[0]
 
+        def selected_loss(params: PyTree, where: jax.Array | None) -> jax.Array:
+            loss, aux = loss_and_aux(params, *args)
+            if where is None:
+                return loss
+            losses = aux["losses"]
+            return loss - example_mean(losses, aux.get("where")) + example_mean(losses, where)
+
         extra_args: dict[str, Any] = {
-            "grad_fn": lambda p: jax.grad(loss_and_aux, has_aux=True)(p, *args)[0],
+            "grad_fn": lambda p, where=None: jax.grad(selected_loss)(p, where),
             "value": loss,
             "grad": grads,
             "value_fn": value_fn,
         }
         if isinstance(aux, Mapping):
-            extra_args |= {name: aux[name] for name in ("outputs", "where") if name in aux}
+            known = ("outputs", "where", "losses")
+            extra_args |= {name: aux[name] for name in known if name in aux}
+            if "losses" in aux:
+                extra_args["losses_fn"] = lambda p: loss_and_aux(p, *args)[1]["losses"]
         if output_fn is not None:
             extra_args["output_fn"] = lambda p: output_fn(p, *args)
         if noisy_output_fn is not None:

@@ -1,0 +1,214 @@
+r"""Surrogate gap guided sharpness-aware minimization (GSAM).
+
+Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu, arXiv:2203.08065 (ICLR 2022).
+
+SAM's loss at the attacked point is low where the loss is low and the gap between the two is small.
+GSAM also descends along the part of the clean gradient that closes this gap at no cost to it:
+
+    eps    = rho g / ||g||                     g = grad L(w)
+    g_p    = grad L(w + eps)
+    g_perp = g - (g . g_p / ||g_p||^2) g_p     the part of g at right angles to g_p
+    g'     = g_p - alpha g_perp,  w <- base(w, g')
+    rho    = rho_min + (rho_max - rho_min) (lr - lr_min) / (lr_max - lr_min)
+
+Products and norms run over all leaves seen as one vector. Where the authors' codes differ:
+google-research/big_vision can descend on the clean loss instead (`descend="clean"`), and its
+adaptive attack is rho |w| g / ||g||, with the first power of |w| and a norm without it; here, as in
+juntang-zhuang/GSAM, an adaptive attack is that of ASAM.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from trustjax._checks import check_choice, check_number
+from trustjax.geometry.norm import is_floating, reduction_dtype, widened
+from trustjax.optim import _attack
+from trustjax.optim._attack import AxisName, GradFn, Mask, PyTree
+
+
+class GSAMState(NamedTuple):
+    """State of `gsam`.
+
+    Attributes:
+      count: int32 [], steps so far.
+      radius: float [], rho of the last step.
+      distance: float [], length of the last attack in its (scaled) norm: rho, or 0.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
+    radius: jax.Array
+    distance: jax.Array
+
+
+def gsam(
+    rho: optax.ScalarOrSchedule = 0.05,
+    alpha: optax.ScalarOrSchedule = 0.4,
+    *,
+    descend: Literal["attacked", "clean"] = "attacked",
+    adaptive: bool | Mask = False,
+    eta: jax.typing.ArrayLike = 0.0,
+    mask: Mask | None = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""`sam` that also closes the gap between the attacked and the clean loss.
+
+    .. math:: g' = g_p - \alpha \, g_\perp, \qquad g_p = \nabla L(w + \epsilon), \qquad
+              g_\perp = g - \frac{\langle g, g_p \rangle}{\|g_p\|^2} g_p
+
+    `update` takes `params` and `grad_fn` as in `sam`. alpha = 0 is SAM. Where g_p is zero nothing
+    can be split off: g_perp is g.
+
+    Args:
+      rho: radius, >= 0; a number or a schedule. The paper ties it to the learning rate:
+        `radius_schedule`.
+      alpha: weight of the gap, >= 0; a number or a schedule.
+      descend: "attacked", or "clean" for the form of big_vision that descends on the clean loss,
+        :math:`g' = g + \alpha (g_p - \langle g_p, g \rangle g / \|g\|^2)`: closer to
+        training without an attack, with fewer spikes of the loss.
+      adaptive: scale the ball as in `sam`.
+      eta: as in `sam`.
+      mask: the leaves to attack, as in `sam`; the gradients are split over all leaves.
+      axis_name: as in `sam`; each shard splits its own gradients, and the results are averaged.
+
+    Returns:
+      A transform whose state is `GSAMState`. It cannot stand in `alternating`, where no one sees
+      both gradients.
+
+    Raises:
+      ValueError: a negative number, an unknown `descend`; `update` without `params` or `grad_fn`,
+        or inside `alternating`; parameters hidden by `optax.masked` or `optax.partition`.
+
+    Source: arXiv:2203.08065, Algorithm 1; alpha = 0.4 as in the example of juntang-zhuang/GSAM.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> loss = lambda w: 0.5 * (w[0] ** 2 + 10 * w[1] ** 2)
+    >>> tx = optax.chain(gsam(0.05, alpha=0.4), optax.sgd(0.01))
+    >>> w = jnp.array([2.0, -1.0])
+    >>> updates, state = tx.update(jax.grad(loss)(w), tx.init(w), w, grad_fn=jax.grad(loss))
+    >>> print(-100 * updates)
+    [  1.9773464 -10.496509 ]
+    """
+    check_number("rho", rho, at_least=0.0)
+    check_number("alpha", alpha, at_least=0.0)
+    check_number("eta", eta, at_least=0.0)
+    check_choice("descend", descend, ("attacked", "clean"))
+
+    def init_fn(params: PyTree) -> GSAMState:
+        _attack.check_whole_tree("gsam", params)
+        return GSAMState(**_attack.initial(params))
+
+    def update_fn(
+        updates: PyTree,
+        state: GSAMState,
+        params: PyTree | None = None,
+        *,
+        grad_fn: GradFn | None = None,
+        attack_only: bool = False,
+        **extra_args: object,
+    ) -> tuple[PyTree, GSAMState]:
+        del extra_args
+        if attack_only:
+            raise ValueError(
+                "gsam joins the two gradients of a step, so it cannot stand in alternating, which "
+                "spreads them over two calls: use optax.chain(gsam(...), base) and pass grad_fn"
+            )
+        params, grad_fn = _attack.second_pass_arguments("gsam", params, grad_fn, in_two_calls=False)
+        radius = _attack.value_at(rho, state.count)
+        attack, distance = _attack.ascent(
+            _attack.attacked_gradient(updates, params, mask),
+            _attack.scaling(params, adaptive, eta),
+            radius,
+        )
+        attacked = _attack.second_gradient(grad_fn, params, attack, updates, axis_name=None)
+        weight = jnp.asarray(_attack.value_at(alpha, state.count))
+        if descend == "attacked":
+            gradient = _plus(attacked, -weight, _perpendicular(updates, attacked))
+        else:
+            gradient = _plus(updates, weight, _perpendicular(attacked, updates))
+        gradient = _attack.like(_attack.averaged(gradient, axis_name), updates)
+        return gradient, GSAMState(**_attack.following(state, radius, distance, axis_name))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def radius_schedule(
+    learning_rate: optax.Schedule,
+    *,
+    rho_min: jax.typing.ArrayLike,
+    rho_max: jax.typing.ArrayLike,
+    learning_rate_max: jax.typing.ArrayLike,
+    learning_rate_min: jax.typing.ArrayLike = 0.0,
+) -> optax.Schedule:
+    r"""A schedule that ties a radius to the learning rate, as GSAM does.
+
+    .. math:: \rho_t = \rho_{min} + (\rho_{max} - \rho_{min})
+              \frac{lr_t - lr_{min}}{lr_{max} - lr_{min}}
+
+    Args:
+      learning_rate: the schedule of the base optimizer.
+      rho_min: the radius at `learning_rate_min`, >= 0.
+      rho_max: the radius at `learning_rate_max`, >= `rho_min`.
+      learning_rate_max: the highest rate of the schedule.
+      learning_rate_min: the lowest one. If they are equal the radius is `rho_max` throughout.
+
+    Returns:
+      `count -> radius`, for `rho` of `gsam` or any other attack.
+
+    Raises:
+      ValueError: numbers out of order; a rate that is not a schedule.
+
+    >>> import optax
+    >>> rate = optax.linear_schedule(0.1, 0.0, 4)
+    >>> rho = radius_schedule(rate, rho_min=0.02, rho_max=0.06, learning_rate_max=0.1)
+    >>> [round(float(rho(step)), 3) for step in range(5)]
+    [0.06, 0.05, 0.04, 0.03, 0.02]
+    """
+    if not callable(learning_rate):
+        raise ValueError(f"learning_rate must be a schedule, got {learning_rate!r}")
+    check_number("rho_min", rho_min, at_least=0.0)
+    for low, high, low_name in (
+        (rho_min, rho_max, "rho"),
+        (learning_rate_min, learning_rate_max, "learning_rate"),
+    ):
+        if not isinstance(low, jax.core.Tracer):
+            check_number(f"{low_name}_max", high, at_least=float(np.max(np.asarray(low))))
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        rate_min, rate_max, low, high = map(
+            jnp.asarray, (learning_rate_min, learning_rate_max, rho_min, rho_max)
+        )
+        span = rate_max - rate_min
+        constant = span == 0
+        share = (learning_rate(count) - rate_min) / jnp.where(constant, jnp.ones_like(span), span)
+        return low + (high - low) * jnp.where(constant, jnp.ones_like(share), share)
+
+    return schedule
+
+
+def _perpendicular(vector: PyTree, to: PyTree) -> PyTree:
+    """`vector` less its projection on `to`; `vector` itself where `to` is zero."""
+    share = _attack.ratio(_dot(vector, to), _dot(to, to))
+    return _plus(vector, -share, to)
+
+
+def _plus(left: PyTree, factor: jax.typing.ArrayLike, right: PyTree) -> PyTree:
+    """`left + factor * right` on the floating leaves, in float32 at least."""
+
+    def add(a: jax.Array, b: jax.Array) -> jax.Array:
+        a, b = widened(a), widened(b)
+        return a + jnp.asarray(factor, a.dtype) * b
+
+    return jax.tree.map(lambda a, b: add(a, b) if is_floating(a) else a, left, right)
+
+
+def _dot(left: PyTree, right: PyTree) -> jax.Array:
+    dtype = reduction_dtype(left)
+    total = jnp.zeros([], dtype)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        if is_floating(a):
+            total = total + jnp.sum(a.astype(dtype) * b.astype(dtype))
+    return total
