@@ -7,30 +7,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.optimizers import Optimizer
+from experiments.optimizers import Method
 
 GIB = 2**30
 
 
 def memory_estimate(
     model: nn.Module,
-    optimizers: Sequence[Optimizer],
+    methods: Sequence[Method],
     images: jax.ShapeDtypeStruct,
     num_networks: int,
 ) -> dict[str, float]:
     """GiB that training takes in its largest step, by what they hold.
 
     Counts arrays by their shapes, so it is the same on every device. The compiler may need somewhat
-    more (scratch space), or less (it fuses operations). Batches and the evaluation are not counted.
+    more (scratch space), or less (it fuses operations). Batches, the evaluation and the forward
+    passes of a penalty are not counted.
 
     Args:
       model: Flax module; frozen parameters have neither gradient nor state.
-      optimizers: those that will be used one after another; the largest counts.
+      methods: those that will be used one after another; the largest counts.
       images: float [examples, height, width, channels], the most that one gradient is taken of.
       num_networks: trained side by side.
 
     Returns:
-      "parameters"; "gradients"; "optimizer state" with a reference function's parameters; "attack
+      "parameters"; "gradients"; "optimizer state" with the parameters of a reference; "attack
       copies", the attacked parameters of a second pass; "activations", what the forward pass keeps
       for the backward pass; and their sum, "total".
     """
@@ -46,10 +47,11 @@ def memory_estimate(
         if chosen
     )
     states = []
-    for optimizer in optimizers:
-        tx = optimizer(1.0, trainable=trainable)
-        states.append(_bytes(jax.tree.leaves(jax.eval_shape(tx.init, params))))
-    attacks = any(optimizer.attack is not None for optimizer in optimizers)
+    for method in methods:
+        tx = method.optimizer(1.0, trainable=trainable)
+        reference = method.penalty and jax.eval_shape(method.penalty.start, params)
+        states.append(_bytes(jax.tree.leaves((jax.eval_shape(tx.init, params), reference))))
+    attacks = any(method.optimizer.attack is not None for method in methods)
     parts = {
         "parameters": _bytes(jax.tree.leaves(params)),
         "gradients": trained,

@@ -1,11 +1,13 @@
-"""Optimizers as configuration: factories `learning_rate -> optax.GradientTransformation`."""
+"""Methods as configuration: an optimizer whose learning rate is open, that rate, a penalty."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import optax
+
+from experiments.penalties import Penalty
 
 Mask = Callable[[Any], Any]
 
@@ -17,8 +19,8 @@ class Optimizer:
     Attributes:
       base: `learning_rate -> GradientTransformation`, such as a partial `optax.adamw`.
       attack: a transform that stands before it, such as a partial `trustjax.optim.sam`.
-      radius: the keyword arguments of `attack` that set how far it reaches ({"rho": 0.05}). They
-        stand apart so that a search can vary them as traced numbers.
+      radius: the keyword arguments of `attack` that set how far it reaches ({"rho": 0.05}), which
+        a search may vary.
     """
 
     base: Callable[..., optax.GradientTransformation]
@@ -26,13 +28,9 @@ class Optimizer:
     radius: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(
-        self,
-        learning_rate: optax.ScalarOrSchedule,
-        *,
-        trainable: Mask | None = None,
-        **radius: jax.typing.ArrayLike,
+        self, learning_rate: optax.ScalarOrSchedule, *, trainable: Mask | None = None
     ) -> optax.GradientTransformation:
-        """The optimizer at this rate; `radius` replaces entries of the attribute.
+        """The optimizer at this rate.
 
         `trainable` maps parameters to a tree of bools. Those with False are neither attacked nor
         changed, and have no state.
@@ -44,21 +42,35 @@ class Optimizer:
             masked = {"mask": trainable}
         if self.attack is None:
             return base
-        return optax.chain(self.attack(**{**self.radius, **radius, **masked}), base)
+        return optax.chain(self.attack(**self.radius, **masked), base)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a comparison: an optimizer and its learning rate.
+    """One row of a comparison: an optimizer, its learning rate, and what is added to the loss.
 
     Attributes:
       optimizer: the factory.
       learning_rate: peak learning rate, > 0.
+      penalty: a term of the loss, or None.
     """
 
     optimizer: Optimizer
     learning_rate: float
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What a search may vary beside the rate: the attack's radius, the penalty's weight."""
+        weight = {} if self.penalty is None else {"weight": self.penalty.weight}
+        return {**self.optimizer.radius, **weight}
+
+    def at(self, **numbers: jax.typing.ArrayLike) -> "Method":
+        """The method with other values of its `numbers`, all of them; they may be traced."""
+        radius = {name: numbers[name] for name in self.optimizer.radius}
+        penalty = self.penalty and replace(self.penalty, weight=numbers["weight"])
+        return replace(self, optimizer=replace(self.optimizer, radius=radius), penalty=penalty)

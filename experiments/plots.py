@@ -57,6 +57,12 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def legend(figure: Figure, axis: Axes) -> None:
+    """The names of `axis` beside the panels, where they cover no curve."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+
+
 def band(
     axis: Axes,
     curves: Mapping[float, Sequence[float]],

@@ -58,7 +58,7 @@ class Adaptation:
     Attributes:
       data: makes the dataset; all domains are shifts of its images.
       model: makes the network: `model(num_classes=..., dtype=...)`; it may be a pre-trained one.
-      methods: the optimizers to compare, by name; "adamw" is the one differences are taken from.
+      methods: what to compare, by name; differences are taken from the first.
       seed: root of all randomness.
       num_seeds: networks per method, trained side by side.
       precision: of the network's computations: float32, bfloat16 or float64.
@@ -73,7 +73,8 @@ class Adaptation:
       finetune_examples: target examples that each seed draws.
       batch_size: examples per step.
       steps_per_chunk: steps in one compiled call, and between two rows of metrics.
-      input_noise: standard deviation of the noise of TRAM-x and TRAM-Fisher, on images in [0, 1].
+      input_noise: standard deviation of the noise of TRAM-x, TRAM-Fisher and R3F, on images in
+        [0, 1].
       max_test_examples: upper bound of the test examples of a domain.
       sharpness_examples: target test examples for the sharpness.
       mesh: the devices that share every batch; None for one device.
@@ -207,9 +208,9 @@ class Adaptation:
             return
         examples = max(self.batch_size, self.sharpness_examples)
         images = jax.ShapeDtypeStruct((examples, *self._dataset.images.shape[1:]), jnp.float32)
-        optimizers = [stage.optimizer for stage in stages]
+        methods = [stage.method for stage in stages]
         num_networks = max(len(stage.lanes.seed_index) for stage in stages)
-        print(describe(memory_estimate(self._network, optimizers, images, num_networks)))
+        print(describe(memory_estimate(self._network, methods, images, num_networks)))
 
     def _initial_variables(self) -> tuple[Any, Any]:
         """Parameters and other collections of every seed before any training."""
@@ -224,7 +225,7 @@ class Adaptation:
         every_row = np.tile(np.arange(len(rows)), (self.num_seeds, 1))
         return self._training(
             "pretrain",
-            Optimizer(optax.adamw),
+            Method(Optimizer(optax.adamw), self.pretrain_learning_rate),
             Lanes(
                 jnp.arange(self.num_seeds),
                 jnp.full(self.num_seeds, self.pretrain_learning_rate),
@@ -244,7 +245,7 @@ class Adaptation:
 
         return self._training(
             name,
-            method.optimizer,
+            method,
             self._lanes(name, method),
             self._target_batches,
             num_steps=self.finetune_steps,
@@ -256,8 +257,8 @@ class Adaptation:
         """One lane a seed, all with the method's numbers."""
         del name
         full = functools.partial(jnp.full, self.num_seeds)
-        radius = {k: full(v, dtype=jnp.float32) for k, v in method.optimizer.radius.items()}
-        return Lanes(jnp.arange(self.num_seeds), full(method.learning_rate), radius)
+        numbers = {k: full(v, dtype=jnp.float32) for k, v in method.numbers.items()}
+        return Lanes(jnp.arange(self.num_seeds), full(method.learning_rate), numbers)
 
     def _label(self, lanes: Lanes) -> list[Row]:
         return [{"seed": int(index)} for index in lanes.seed_index]
@@ -280,11 +281,11 @@ class Adaptation:
         return Batches(domain, few, batch_size=self.batch_size, seed=self.seed + 1)
 
     def _training(
-        self, name: str, optimizer: Optimizer, lanes: Lanes, source: Batches, **rest: Any
+        self, name: str, method: Method, lanes: Lanes, source: Batches, **rest: Any
     ) -> Training:
         return Training(
             name=name,
-            optimizer=optimizer,
+            method=method,
             lanes=lanes,
             source=source,
             steps_per_chunk=self.steps_per_chunk,

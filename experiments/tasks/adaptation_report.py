@@ -57,10 +57,10 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
             start = bootstrap_mean(starts[f"final/{domain}"]).mean
             axis.axhline(100 * start, color="grey", linestyle=":", label="pretrained")
         axis.set(title=f"{domain} accuracy", xlabel="fine-tuning step", ylabel="accuracy, %")
-    axes[0].legend(fontsize=8)
+    plots.legend(figure, axes[0])
     plots.save(figure, folder / "learning_curves.png")
 
-    figure, (axis,) = plots.panels(1, width=6.2, height=4.6)
+    figure, (axis,) = plots.panels(1, width=7.4, height=4.6)
     for name in names:
         target, unseen = (bootstrap_mean(_finals(rows, name)[f"final/{d}"])
                           for d in ("target", "unseen"))  # fmt: skip
@@ -79,7 +79,7 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
         xlabel="accuracy on the target domain, %",
         ylabel="mean accuracy on unseen domains, %",
     )
-    axis.legend(fontsize=8)
+    plots.legend(figure, axis)
     plots.save(figure, folder / "target_and_unseen.png")
 
     attacking = [name for name in names if _curves(rows, name, "trust/radius")]
@@ -92,7 +92,7 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
         axis.set(title=metric, xlabel="fine-tuning step")
     axes[0].set(yscale="log", ylabel="radius of the last attacks")
     axes[1].set(ylim=(0, 1.1), ylabel="distance / radius")
-    axes[0].legend(fontsize=8)
+    plots.legend(figure, axes[0])
     plots.save(figure, folder / "trust_radius.png")
 
 

@@ -30,9 +30,10 @@ class AdaptationSearch(Adaptation):
     """Configuration and stages of the search; the fields of `Adaptation` and these.
 
     Attributes:
-      learning_rates: candidates for methods with an attack, combined with their radii.
-      learning_rates_alone: candidates for methods without one; as many as the combinations.
-      radii: by method, the candidates for the radius argument of its attack.
+      learning_rates: candidates for methods with an attack or a penalty, combined with their radii.
+      learning_rates_alone: candidates for the others; as many as the combinations.
+      radii: by method, the candidates for the weight of its penalty or else the radius of its
+        attack; a method with both keeps its radius.
     """
 
     learning_rates: Sequence[float]
@@ -47,11 +48,11 @@ class AdaptationSearch(Adaptation):
             raise ValueError(f"radii must give every method equally many candidates, got {counts}")
 
     def _candidates(self, name: str, method: Method) -> list[dict[str, float]]:
-        if not method.optimizer.radius:
+        if not method.numbers:
             return [{"learning_rate": rate} for rate in self.learning_rates_alone]
-        (argument,) = method.optimizer.radius
+        *_, searched = method.numbers
         pairs = itertools.product(self.learning_rates, self.radii.get(name, ()))
-        return [{"learning_rate": rate, argument: radius} for rate, radius in pairs]
+        return [{"learning_rate": r, **method.numbers, searched: value} for r, value in pairs]
 
     def _lanes(self, name: str, method: Method) -> Lanes:
         """One lane for every candidate and seed."""
@@ -64,7 +65,7 @@ class AdaptationSearch(Adaptation):
         return Lanes(seed_index, columns.pop("learning_rate"), columns)
 
     def _label(self, lanes: Lanes) -> list[Row]:
-        numbers = {"learning_rate": lanes.learning_rate, **lanes.radius}
+        numbers = {"learning_rate": lanes.learning_rate, **lanes.numbers}
         columns = {key: np.asarray(value) for key, value in numbers.items()}
         return [
             {"seed": int(index), **{k: float(f"{v[lane]:.6g}") for k, v in columns.items()}}

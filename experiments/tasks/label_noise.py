@@ -208,15 +208,15 @@ class LabelNoise:
             return jax.tree.map(lambda leaf: leaf[seeds], begun)
 
         full = functools.partial(jnp.full, lanes)
-        radius = {k: full(v, dtype=jnp.float32) for k, v in method.optimizer.radius.items()}
+        numbers = {k: full(v, dtype=jnp.float32) for k, v in method.numbers.items()}
         accuracies = self._accuracies
         return Training(
             name=name,
             num_steps=self.steps,
             steps_per_chunk=self.steps_per_chunk,
             model=self._network,
-            optimizer=method.optimizer,
-            lanes=Lanes(jnp.arange(lanes), full(method.learning_rate), radius),
+            method=method,
+            lanes=Lanes(jnp.arange(lanes), full(method.learning_rate), numbers),
             source=self._noised,
             key=key,
             input_noise=0.0,

@@ -14,7 +14,8 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.loop import Row
-from experiments.optimizers import Optimizer
+from experiments.optimizers import Method
+from experiments.penalties import Penalty
 from trustjax.data import Batches, iterate
 from trustjax.optim import two_pass_step
 from trustjax.parallel import batch_sharding, replicated
@@ -33,12 +34,14 @@ class TrainState(NamedTuple):
       params: parameters.
       model_state: the other collections of the Flax model, such as batch statistics.
       opt_state: state of the optimizer.
+      reference: reference parameters of the penalty, None if it needs none.
       step: int32 [], steps done.
     """
 
     params: PyTree
     model_state: PyTree
     opt_state: optax.OptState
+    reference: PyTree
     step: jax.Array
 
 
@@ -48,12 +51,12 @@ class Lanes(NamedTuple):
     Attributes:
       seed_index: int32, the seed of the lane: which data, order and noise it sees.
       learning_rate: float32, peak learning rate.
-      radius: keyword arguments of the optimizer's attack, float32 each.
+      numbers: the `numbers` of the method, float32 each.
     """
 
     seed_index: jax.Array
     learning_rate: jax.Array
-    radius: Mapping[str, jax.Array]
+    numbers: Mapping[str, jax.Array]
 
 
 def initial_variables(model: nn.Module, keys: jax.Array, image: jax.Array) -> tuple[PyTree, PyTree]:
@@ -95,7 +98,10 @@ def apply_eval(
 
 
 def classification_step(
-    model: nn.Module, tx: optax.GradientTransformation, input_noise: float
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    input_noise: float,
+    penalty: Penalty | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes `step(state, batch, key) -> (state, metrics)` for mean cross-entropy.
 
@@ -103,15 +109,31 @@ def classification_step(
       model: Flax module.
       tx: any optimizer, with or without a second pass.
       input_noise: standard deviation of the Gaussian noise on images in [0, 1] that
-        `tram("noise")` and `tram_fisher` compare with.
+        `tram("noise")`, `tram_fisher` and penalties under noise compare with.
+      penalty: added to the cross-entropy, in the second pass too.
     """
 
-    def loss_fn(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array) -> Any:
+    def loss_fn(
+        params: PyTree, model_state: PyTree, reference: PyTree, batch: Batch, key: jax.Array
+    ) -> Any:
         logits, new_state = apply_train(model, params, model_state, batch["image"], key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return jnp.mean(losses), {"outputs": logits, "model_state": new_state}
+        loss, metrics = jnp.mean(losses), {"train/loss": jnp.mean(losses)}
+        if penalty is not None:
+            image = noised(batch, key)["image"]
+            values = penalty(
+                logits,
+                at_reference=lambda: apply_eval(model, reference, model_state, batch["image"]),
+                under_noise=lambda: apply_train(model, params, model_state, image, key)[0],
+            )
+            metrics["train/penalty"] = jnp.mean(values)
+            loss = loss + penalty.weight * jnp.mean(values)
+        aux = {"outputs": logits, "losses": losses, "model_state": new_state, "metrics": metrics}
+        return loss, aux
 
-    def output_fn(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
+    def output_fn(
+        params: PyTree, model_state: PyTree, reference: PyTree, batch: Batch, key: jax.Array
+    ) -> jax.Array:
         return apply_eval(model, params, model_state, batch["image"])
 
     def noised(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
@@ -122,18 +144,21 @@ def classification_step(
         loss_fn,
         tx,
         output_fn=output_fn,
-        noisy_output_fn=lambda p, m, batch, key: output_fn(p, m, noised(batch, key), key),
-        noisy_loss_fn=lambda p, m, batch, key: loss_fn(p, m, noised(batch, key), key)[0],
+        noisy_output_fn=lambda p, m, r, batch, key: output_fn(p, m, r, noised(batch, key), key),
+        noisy_loss_fn=lambda p, m, r, batch, key: jnp.mean(
+            loss_fn(p, m, r, noised(batch, key), key)[1]["losses"]
+        ),
     )
 
     def step(
         state: TrainState, batch: Batch, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        params, opt_state, loss, aux = train_step(
-            state.params, state.opt_state, state.model_state, batch, key
+        params, opt_state, _, aux = train_step(
+            state.params, state.opt_state, state.model_state, state.reference, batch, key
         )
-        new_state = TrainState(params, aux["model_state"], opt_state, state.step + 1)
-        return new_state, {"train/loss": loss, **trust_metrics(opt_state)}
+        reference = penalty and penalty.refreshed(state.reference, state.params)
+        new_state = TrainState(params, aux["model_state"], opt_state, reference, state.step + 1)
+        return new_state, {**aux["metrics"], **trust_metrics(opt_state)}
 
     return step
 
@@ -157,7 +182,7 @@ class Training:
       num_steps: length of the training.
       steps_per_chunk: steps in one jitted scan.
       model: Flax module.
-      optimizer: factory of the optimizer; the rate follows a cosine down to 0.
+      method: optimizer and penalty; the rate follows a cosine down to 0.
       lanes: what differs between the runs.
       source: training batches with one leading axis of seeds.
       key: root of the random keys of this stage.
@@ -174,7 +199,7 @@ class Training:
     num_steps: int
     steps_per_chunk: int
     model: nn.Module
-    optimizer: Optimizer
+    method: Method
     lanes: Lanes
     source: Batches
     key: jax.Array
@@ -194,8 +219,10 @@ class Training:
         @functools.partial(jax.jit, out_shardings=replicated(self.mesh))
         @jax.vmap
         def begin(lane: Lanes, params: PyTree, model_state: PyTree) -> TrainState:
-            opt_state = self._optimizer(lane).init(params)
-            return TrainState(params, model_state, opt_state, jnp.zeros([], jnp.int32))
+            tx, penalty = self._at(lane)
+            reference = penalty and penalty.start(params)
+            zero = jnp.zeros([], jnp.int32)
+            return TrainState(params, model_state, tx.init(params), reference, zero)
 
         return begin(self.lanes, *start)
 
@@ -235,18 +262,21 @@ class Training:
             lambda: self._advance.lower(self.shapes(final), self.lanes, batches).compile()
         )
 
-    def _optimizer(self, lane: Lanes) -> optax.GradientTransformation:
+    def _at(self, lane: Lanes) -> tuple[optax.GradientTransformation, Penalty | None]:
+        """The method with the numbers of a lane."""
+        method = self.method.at(**lane.numbers)
         schedule = optax.cosine_decay_schedule(lane.learning_rate, self.num_steps)
         frozen = getattr(self.model, "frozen_blocks", None) is not None
         trainable = self.model.trainable if frozen else None
-        return self.optimizer(schedule, trainable=trainable, **lane.radius)
+        return method.optimizer(schedule, trainable=trainable), method.penalty
 
     @functools.cached_property
     def _advance(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         def advance_lane(
             state: TrainState, lane: Lanes, batches: Batch
         ) -> tuple[TrainState, dict[str, jax.Array]]:
-            step = classification_step(self.model, self._optimizer(lane), self.input_noise)
+            tx, penalty = self._at(lane)
+            step = classification_step(self.model, tx, self.input_noise, penalty)
             key = jax.random.fold_in(self.key, lane.seed_index)
 
             def body(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

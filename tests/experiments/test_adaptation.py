@@ -9,9 +9,11 @@ import pytest
 from killing import assert_survives_kills
 
 from experiments.optimizers import Method, Optimizer
+from experiments.penalties import FromReference
 from experiments.tasks.adaptation import Adaptation
 from experiments.tasks.adaptation_search import AdaptationSearch
 from trustjax.data import digits
+from trustjax.losses import mesa_penalty
 from trustjax.models import MLP
 from trustjax.optim import sam, tram
 
@@ -127,6 +129,25 @@ def test_search_ranks_by_validation_accuracy_and_never_sees_test_examples():
     test_images = np.asarray(Adaptation(**SMALL)._held_out.images[1])
     shared = sum(image.tobytes() in images for image in test_images)
     assert shared == 0
+
+
+def test_search_varies_the_weight_of_a_penalty():
+    """Seeds side by side with weights; the heavier, the closer to the start the function stays."""
+    to_start = FromReference(mesa_penalty, decay=1.0)
+    method = Method(Optimizer(optax.adamw, sam, {"rho": 0.05}), 3e-3, to_start)
+    only = {"methods": {"start": method}, "num_seeds": 1, "learning_rates_alone": ()}
+    search = {"learning_rates": (3e-3,), "radii": {"start": (0.0, 1.0, 30.0)}}
+    rows, final = train(AdaptationSearch(**SMALL | only | search))
+    last = [row for row in rows if row["stage"] == "start" and row["step"] == 60]
+    finals = [row for row in last if "final/accuracy" in row]
+    assert [(row["rho"], row["weight"]) for row in finals] == [(0.05, w) for w in (0.0, 1.0, 30.0)]
+    penalties = [row["train/penalty"] for row in last if "train/penalty" in row]
+    assert penalties[0] > 1.2 * penalties[1] > 1.2**2 * penalties[2] > 0
+    start, reference = final["pretrain"].params, final["start"].reference
+    for lane in range(3):
+        jax.tree.map(
+            lambda s, r, i=lane: np.testing.assert_array_equal(s[0], r[i]), start, reference
+        )
 
 
 @pytest.mark.parametrize(

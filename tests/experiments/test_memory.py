@@ -8,11 +8,14 @@ import optax
 import pytest
 
 from experiments.memory import GIB, describe, memory_estimate
-from experiments.optimizers import Optimizer
+from experiments.optimizers import Method, Optimizer
+from experiments.penalties import FromReference
+from trustjax.losses import trpo_penalty
 from trustjax.models import MLP, ResNet, ViT
 from trustjax.optim import sam, tram
 
-ADAM = Optimizer(optax.adam)
+ADAM = Method(Optimizer(optax.adam), 1.0)
+ADAM_SAM = Method(Optimizer(optax.adam, sam), 1.0)
 IMAGES = jax.ShapeDtypeStruct((6, 2, 4, 1), jnp.float32)
 LINEAR = MLP(3, hidden=())  # of 8 pixels: 27 parameters
 VIT = ViT(3, patch_size=2, width=8, depth=4, num_heads=2)
@@ -41,20 +44,23 @@ def test_parameters_are_not_counted_as_activations():
     assert estimate["activations"] < 0.05 * estimate["parameters"]
 
 
-def test_several_networks_and_the_largest_optimizer():
+def test_several_networks_and_the_largest_method():
     """SAM copies the parameters in its second pass, TRAM holds a reference too."""
-    optimizers = [ADAM, Optimizer(optax.sgd, tram), Optimizer(optax.adam, sam)]
-    one, five = (in_bytes(memory_estimate(LINEAR, optimizers, IMAGES, n)) for n in (1, 5))
+    methods = [ADAM, Method(Optimizer(optax.sgd, tram), 1.0), ADAM_SAM]
+    one, five = (in_bytes(memory_estimate(LINEAR, methods, IMAGES, n)) for n in (1, 5))
     assert one["attack copies"] == 27 * 4
     assert 2 * 27 * 4 < one["optimizer state"] < 3 * 27 * 4
     assert five == pytest.approx({name: 5 * size for name, size in one.items()})
-    with_reference = in_bytes(memory_estimate(LINEAR, [Optimizer(optax.adam, tram)], IMAGES, 1))
-    assert with_reference["optimizer state"] > 3 * 27 * 4
+    adam_tram = Method(Optimizer(optax.adam, tram), 1.0)
+    adam_trpo = Method(Optimizer(optax.adam), 1.0, FromReference(trpo_penalty))
+    for method in (adam_tram, adam_trpo):
+        with_reference = in_bytes(memory_estimate(LINEAR, [method], IMAGES, 1))
+        assert with_reference["optimizer state"] >= 3 * 27 * 4
 
 
 def test_half_of_the_blocks_frozen():
-    whole = memory_estimate(VIT, [Optimizer(optax.adam, sam)], IMAGES, 1)
-    half = memory_estimate(VIT.clone(frozen_blocks=2), [Optimizer(optax.adam, sam)], IMAGES, 1)
+    whole = memory_estimate(VIT, [ADAM_SAM], IMAGES, 1)
+    half = memory_estimate(VIT.clone(frozen_blocks=2), [ADAM_SAM], IMAGES, 1)
     assert half["parameters"] == whole["parameters"]
     for name in ("gradients", "optimizer state", "attack copies", "activations"):
         assert 0.35 * whole[name] < half[name] < 0.6 * whole[name], name
@@ -77,6 +83,6 @@ def test_description():
 
 def test_dropout_and_batch_statistics():
     """Models that need a key or other collections in training."""
-    model = functools.partial(memory_estimate, optimizers=[ADAM], images=IMAGES, num_networks=1)
+    model = functools.partial(memory_estimate, methods=[ADAM], images=IMAGES, num_networks=1)
     assert model(MLP(3, dropout=0.5))["activations"] > model(MLP(3))["activations"]
     assert model(ResNet(3, widths=(4,)))["activations"] > 0

@@ -1,9 +1,10 @@
-"""Every yaml of conf/optimizer makes a factory that trains; Method checks its rate."""
+"""Every yaml of conf/optimizer makes a factory that trains, of conf/penalty a penalty; methods."""
 
-from pathlib import Path
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,75 +12,159 @@ from omegaconf import OmegaConf
 
 from experiments.config import CONF
 from experiments.optimizers import Method, Optimizer
+from experiments.penalties import FromReference, UnderNoise
 from experiments.targets import build
+from trustjax.losses import mesa_penalty, r3f_penalty, trpo_penalty
 
-NAMES = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+
+def names(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def compose_optimizer(name):
+def built(group, name):
+    """What the yaml makes; its first line says what it is."""
+    assert (CONF / group / f"{name}.yaml").read_text().startswith("# ")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(overrides=[f"+optimizer={name}"])
+        config = compose(overrides=[f"+{group}={name}"])
+    return build(OmegaConf.to_container(config, resolve=True)[group], group)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_yaml(name):
+@pytest.mark.parametrize("name", names("optimizer"))
+def test_optimizer(name):
     """A step at rate 0.1 moves the weights; its radius is a traced number."""
-    assert (Path(CONF) / "optimizer" / f"{name}.yaml").read_text().startswith("# ")
-    node = OmegaConf.to_container(compose_optimizer(name), resolve=True)["optimizer"]
-    factory = build(node, "optimizer")
-    assert isinstance(factory, Optimizer)
+    method = Method(built("optimizer", name), 0.1)
     w = jnp.array([1.0, -2.0])
-    grad = jax.grad(lambda w: jnp.sum(w**4))
+    losses_fn = lambda w: jnp.array([1.0, 2.0]) * jnp.sum(w**4)
+    grad = jax.grad(lambda w, where=None: jnp.mean(losses_fn(w), where=where))
 
     @jax.jit
-    def step(radius):
-        tx = optax.with_extra_args_support(factory(0.1, **radius))
+    def step(numbers):
+        tx = optax.with_extra_args_support(method.at(**numbers).optimizer(0.1))
         outputs = {"outputs": w, "output_fn": lambda p: p, "noisy_outputs": w + 1.0}
-        extra = {"grad_fn": grad, "fisher_grads": grad(w), **outputs}
+        extra = {"grad_fn": grad, "losses_fn": losses_fn, "fisher_grads": grad(w), **outputs}
         return tx.update(grad(w), tx.init(w), w, **extra)[0]
 
-    assert jnp.all(jnp.abs(step(dict(factory.radius))) > 0.01)
+    assert jnp.all(jnp.abs(step(method.numbers)) > 0.01)
 
 
-def test_radius_argument_replaces_the_configured_one():
+@pytest.mark.parametrize("name", names("penalty"))
+def test_penalty(name):
+    """Zero where the other function is the same, else above it; the weight is TRAM's."""
+    penalty = built("penalty", name)
+    assert penalty.weight == 0.1
+    logits, other = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    same = penalty(logits, lambda: logits, lambda: logits)
+    np.testing.assert_array_equal(same, np.zeros(3))
+    assert np.all(penalty(logits, lambda: other, lambda: other) > 0)
+
+
+def test_what_the_penalties_compare_with():
+    logits, at_reference, under_noise = np.random.default_rng(0).normal(size=(3, 2, 4))
+    others = (lambda: at_reference, lambda: under_noise)
+    for name, loss, other in (
+        ("trpo", trpo_penalty, at_reference),
+        ("mesa", mesa_penalty, at_reference),
+        ("r3f", r3f_penalty, under_noise),
+    ):
+        np.testing.assert_allclose(built("penalty", name)(logits, *others), loss(logits, other))
+
+
+def test_references():
+    """The previous weights, and the average into which they go before their update."""
+    weights = [{"w": jnp.array([x])} for x in (1.0, 3.0, 4.0)]
+    for decay, expected in ((0.0, [1.0, 1.0, 3.0, 4.0]), (0.75, [1.0, 1.0, 1.5, 2.125])):
+        penalty = FromReference(trpo_penalty, decay=decay)
+        reference = penalty.start(weights[0])
+        seen = [reference["w"][0]]
+        for params in weights:
+            reference = penalty.refreshed(reference, params)
+            seen.append(reference["w"][0])
+        np.testing.assert_allclose(seen, expected)
+    assert UnderNoise(r3f_penalty).start(weights[0]) is None
+
+
+def test_numbers_of_a_method():
+    """Those of the attack and the weight; other values make another method."""
     seen = []
 
     def attack(rho):
         seen.append(rho)
         return optax.identity()
 
-    factory = Optimizer(optax.sgd, attack, {"rho": 0.1})
-    factory(0.1)
-    factory(0.1, rho=0.7)
+    optimizer, penalty = Optimizer(optax.sgd, attack, {"rho": 0.1}), UnderNoise(r3f_penalty, 0.2)
+    assert Method(Optimizer(optax.sgd), 0.1).numbers == {}
+    assert Method(optimizer, 0.1).numbers == {"rho": 0.1}
+    method = Method(optimizer, 0.1, penalty)
+    assert method.numbers == {"rho": 0.1, "weight": 0.2}
+    changed = method.at(rho=0.7, weight=2.0)
+    assert changed.numbers == {"rho": 0.7, "weight": 2.0}
+    for each in (method, changed):
+        each.optimizer(0.1)
     assert seen == [0.1, 0.7]
+    weights = jax.vmap(lambda weight: method.at(rho=0.1, weight=weight).penalty.weight * 1.0)
+    np.testing.assert_array_equal(weights(jnp.arange(3.0)), [0, 1, 2])
 
 
-def test_learning_rate_must_be_positive():
-    with pytest.raises(ValueError, match="learning_rate must be > 0, got 0"):
-        Method(Optimizer(optax.sgd), 0.0)
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names("optimizer"))
 def test_frozen_parameters(name):
     """Neither attacked, nor decayed, nor given state; the others move."""
-    node = OmegaConf.to_container(compose_optimizer(name), resolve=True)["optimizer"]
-    factory = build(node, "optimizer")
+    factory = built("optimizer", name)
     params = {"free": jnp.array([1.0, -2.0]), "frozen": jnp.array([3.0, 4.0, 5.0])}
     seen = []
 
-    def grad(params):
-        seen.append(params["frozen"])
-        return jax.grad(lambda p: jnp.sum(p["free"] ** 4) + jnp.sum(p["frozen"] ** 4))(params)
+    def losses(params):
+        return jnp.array([1.0, 2.0]) * (
+            jnp.sum(params["free"] ** 4) + jnp.sum(params["frozen"] ** 4)
+        )
 
-    tx = factory(0.1, trainable=lambda p: {"free": True, "frozen": False}, **factory.radius)
+    def grad(params, where=None):
+        seen.append(params["frozen"])
+        return jax.grad(lambda p: jnp.mean(losses(p), where=where))(params)
+
+    tx = factory(0.1, trainable=lambda p: {"free": True, "frozen": False})
     state, gradient = tx.init(params), grad(params)
     shapes = {leaf.shape for leaf in jax.tree.leaves(state)}
     holds_reference = optax.tree.get(state, "reference") is not None
     assert ((3,) in shapes) == holds_reference
     out = {"outputs": params["free"], "output_fn": lambda p: p["free"],
            "noisy_outputs": params["free"] + 1.0}  # fmt: skip
-    extra = {"grad_fn": grad, "fisher_grads": gradient, **out}
+    extra = {"grad_fn": grad, "losses_fn": losses, "fisher_grads": gradient, **out}
     updates, _ = optax.with_extra_args_support(tx).update(gradient, state, params, **extra)
     assert jnp.all(updates["frozen"] == 0)
     assert jnp.all(jnp.abs(updates["free"]) > 0.01)
     assert all(jnp.array_equal(value, params["frozen"]) for value in seen)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Method(Optimizer(optax.sgd), 0.0), "learning_rate must be > 0, got 0"),
+        (lambda: UnderNoise(r3f_penalty, -1.0), "weight must be >= 0, got -1"),
+        (lambda: FromReference(trpo_penalty, -1.0), "weight must be >= 0, got -1"),
+        (lambda: FromReference(trpo_penalty, decay=1.5), "decay must be <= 1, got 1.5"),
+        (lambda: FromReference(trpo_penalty, decay=-0.5), "decay must be >= 0, got -0.5"),
+    ],
+)
+def test_bad_numbers(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@functools.cache
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(config_name="config", overrides=list(overrides))
+    OmegaConf.resolve(config.task)
+    return OmegaConf.to_container(config.task)
+
+
+def test_all_rows_of_the_paper():
+    """Sixteen methods, each with a rate; the search has sixteen candidates for every one."""
+    task = build(composed("+exp=tram_vision_search", "methods=paper"), "task")
+    task.validate()
+    assert len(task.methods) == 16
+    counts = {name: len(task._candidates(name, task.methods[name])) for name in task.methods}
+    assert set(counts.values()) == {16}
+    candidates = task._candidates("asam_trpo", task.methods["asam_trpo"])
+    assert {candidate["rho"] for candidate in candidates} == {0.1}
+    assert {candidate["weight"] for candidate in candidates} == {0.01, 0.1, 1.0, 10.0}

@@ -1,0 +1,132 @@
+"""The train step: what a penalty adds to the loss, and where its other logits come from."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.penalties import FromReference, UnderNoise
+from experiments.tasks.supervised import (
+    TrainState,
+    apply_eval,
+    classification_step,
+    initial_variables,
+)
+from trustjax.losses import mesa_penalty, r3f_penalty, trpo_penalty
+from trustjax.models import MLP
+from trustjax.optim import esam, sam
+
+RANDOM = np.random.default_rng(0)
+MODEL = MLP(num_classes=3, hidden=(5,))
+BATCH = {
+    "image": jnp.asarray(RANDOM.uniform(size=(6, 2, 2, 1)), jnp.float32),
+    "label": jnp.arange(6) % 3,
+}
+NOISE = 0.3
+KEY = jax.random.key(7)
+WEIGHT = 2.0
+forward = jax.jit(lambda params, image: apply_eval(MODEL, params, {}, image))
+
+
+def cross_entropy(params):
+    logits = forward(params, BATCH["image"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["label"]).mean()
+
+
+def begin(tx, penalty):
+    stacked = initial_variables(MODEL, jax.random.split(KEY, 1), BATCH["image"])
+    params, model_state = jax.tree.map(lambda leaf: leaf[0], stacked)
+    reference = penalty and penalty.start(params)
+    return TrainState(params, model_state, tx.init(params), reference, jnp.zeros([], jnp.int32))
+
+
+def run(tx, penalty, steps=3):
+    """States before and after every step, and the metrics."""
+    step = jax.jit(classification_step(MODEL, tx, NOISE, penalty))
+    states, metrics = [begin(tx, penalty)], []
+    for _ in range(steps):
+        state, measured = step(states[-1], BATCH, KEY)
+        states.append(state)
+        metrics.append(measured)
+    return states, metrics
+
+
+def assert_trees_close(actual, expected):
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6), actual, expected
+    )
+
+
+def to_previous(states, index):
+    """KL to the function of the step before, by hand."""
+    previous = forward(states[max(index - 1, 0)].params, BATCH["image"])
+    return lambda params: trpo_penalty(forward(params, BATCH["image"]), previous).mean()
+
+
+def to_average(states, index):
+    average = states[0].params
+    for state in states[:index]:
+        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, state.params)
+    logits = forward(average, BATCH["image"])
+    return lambda params: mesa_penalty(forward(params, BATCH["image"]), logits).mean()
+
+
+def to_noised(states, index):
+    """Both sides are trained."""
+    noise = NOISE * jax.random.normal(jax.random.fold_in(KEY, 1), BATCH["image"].shape)
+    return lambda params: r3f_penalty(
+        forward(params, BATCH["image"]), forward(params, BATCH["image"] + noise)
+    ).mean()
+
+
+PENALTIES = {
+    "trpo": (FromReference(trpo_penalty, WEIGHT), to_previous),
+    "mesa": (FromReference(mesa_penalty, WEIGHT, decay=0.9), to_average),
+    "r3f": (UnderNoise(r3f_penalty, WEIGHT), to_noised),
+}
+
+
+@pytest.mark.parametrize(("name", "rho"), [("trpo", 0), ("mesa", 0), ("r3f", 0), ("r3f", 0.1)])
+def test_steps_by_hand(name, rho):
+    """Gradients of cross-entropy plus weighted penalty; in the second pass too."""
+    penalty, by_hand = PENALTIES[name]
+    tx = optax.chain(sam(rho), optax.sgd(0.5)) if rho else optax.sgd(0.5)
+    states, metrics = run(tx, penalty)
+    for index, (before, after) in enumerate(itertools.pairwise(states)):
+        added = by_hand(states, index)
+        loss = lambda params, added=added: cross_entropy(params) + WEIGHT * added(params)
+        gradient_of = jax.jit(jax.grad(loss))
+        updates, _ = optax.with_extra_args_support(tx).update(
+            gradient_of(before.params), before.opt_state, before.params, grad_fn=gradient_of
+        )
+        assert_trees_close(after.params, optax.apply_updates(before.params, updates))
+        measured = metrics[index]
+        np.testing.assert_allclose(measured["train/loss"], cross_entropy(before.params), rtol=1e-5)
+        value = measured["train/penalty"]
+        np.testing.assert_allclose(value, added(before.params), rtol=1e-3, atol=1e-7)
+    assert metrics[-1]["train/penalty"] > 1e-5
+
+
+def test_without_a_penalty():
+    states, metrics = run(optax.sgd(0.5), None)
+    assert states[-1].reference is None
+    assert set(metrics[0]) == {"train/loss"}
+    light, _ = run(optax.sgd(0.5), FromReference(trpo_penalty, weight=0.0))
+    assert_trees_close(states[-1].params, light[-1].params)
+
+
+def test_esam_gets_losses_of_examples():
+    """The step descends on half of the examples; what the penalty says of all stays."""
+    tx = optax.chain(esam(0.1, beta=1.0, gamma=0.5), optax.sgd(0.5))
+    with_penalty, _ = run(tx, PENALTIES["r3f"][0], steps=1)
+    without, _ = run(tx, None, steps=1)
+    all_examples, _ = run(optax.chain(sam(0.1), optax.sgd(0.5)), None, steps=1)
+    first = [states[1].params for states in (with_penalty, without, all_examples)]
+    gap = lambda a, b: max(
+        float(jnp.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    )
+    assert gap(first[0], first[1]) > 1e-3
+    assert gap(first[1], first[2]) > 1e-3
