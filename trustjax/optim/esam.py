@@ -35,8 +35,8 @@ class ESAMState(NamedTuple):
     Attributes:
       count: int32 [], steps so far.
       key: uint32 [2], data of the random key of the next step.
-      radius: float [], rho of the last step.
-      distance: float [], length of the last attack in its (scaled) norm: between 0 and rho / beta.
+      radius: float [], rho / beta of the last step: how long an attack may be.
+      distance: float [], length of the last attack in its (scaled) norm, at most that.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
@@ -138,17 +138,17 @@ def esam(
         del extra_args
         params, second_pass = _attack.second_pass_arguments("esam", params, grad_fn)
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key))
-        radius = _attack.value_at(rho, state.count)
+        radius = jnp.asarray(_attack.value_at(rho, state.count), state.radius.dtype)
+        radius = radius / jnp.asarray(beta, radius.dtype)
 
         scale = _attack.scaling(params, adaptive, eta)
         gradient = _attack.attacked_gradient(updates, params, mask)
         kept = _kept(gradient, draw, beta)
         attack, distance = _attack.ascent(kept, scale, radius)
-        factor = 1 / jnp.asarray(beta, distance.dtype)
-        if form == "paper":
-            factor = factor * _attack.ratio(_length(kept, scale), _length(gradient, scale))
-        attack = _attack.map_attack(lambda e: e * factor.astype(e.dtype), attack)
-        distance = distance * factor
+        if form == "paper":  # the norm of all leaves in place of that of the kept ones
+            kept_part = _attack.ratio(_length(kept, scale), _length(gradient, scale))
+            attack = _attack.map_attack(lambda e: e * kept_part.astype(e.dtype), attack)
+            distance = distance * kept_part
 
         if not takes_all:
             if attack_only:
