@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.loop import Row, Summary, Table
 from experiments.optimizers import Method
@@ -28,6 +29,7 @@ from experiments.tasks.supervised import (
     initial_variables,
 )
 from trustjax.data import Batches, ImageDataset, split, unit_range
+from trustjax.parallel import check_batch_size, make_mesh, replicated
 
 
 @dataclass(kw_only=True)
@@ -49,6 +51,7 @@ class LabelNoise:
       batch_size: examples per step.
       steps_per_chunk: steps in one compiled call, and between two rows of metrics.
       max_test_examples: upper bound of the test examples.
+      mesh: the devices that share every batch; None for one device.
     """
 
     data: Callable[[], ImageDataset]
@@ -64,12 +67,14 @@ class LabelNoise:
     batch_size: int
     steps_per_chunk: int
     max_test_examples: int
+    mesh: Mesh | None = None
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
         for name in ("num_seeds", "steps", "batch_size", "steps_per_chunk", "max_test_examples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check_batch_size(self.batch_size, self._devices)
         if self.train_examples < self.batch_size:
             raise ValueError(
                 f"train_examples must be >= batch_size = {self.batch_size}, "
@@ -191,6 +196,10 @@ class LabelNoise:
     # Stages
 
     @functools.cached_property
+    def _devices(self) -> Mesh:
+        return self.mesh or make_mesh(num_devices=1)
+
+    @functools.cached_property
     def _network(self) -> nn.Module:
         return self.model(num_classes=self._dataset.num_classes, dtype=PRECISIONS[self.precision])
 
@@ -219,6 +228,7 @@ class LabelNoise:
             lanes=Lanes(jnp.arange(lanes), full(method.learning_rate), numbers),
             source=self._noised,
             key=key,
+            mesh=self._devices,
             input_noise=0.0,
             start=start,
             evaluate=functools.partial(accuracies, "accuracy"),
@@ -239,12 +249,13 @@ class LabelNoise:
         rows = self._rows["test"][: self.max_test_examples]
         source = self._noised
         few = source.rows[:, : self.max_test_examples]  # enough to tell what is memorised
-        return (
-            jnp.asarray(unit_range(self._dataset.images[rows])),
-            jnp.asarray(self._dataset.labels[rows]),
-            jnp.asarray(source.dataset.images[few]),
-            jnp.asarray(source.dataset.labels[few]),
+        held_out = (
+            unit_range(self._dataset.images[rows]),
+            self._dataset.labels[rows],
+            source.dataset.images[few],
+            source.dataset.labels[few],
         )
+        return jax.device_put(held_out, replicated(self._devices))
 
     @functools.cached_property
     def _accuracy_of(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
