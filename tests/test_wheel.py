@@ -1,5 +1,6 @@
 """The wheel holds all that a run needs."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +13,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def call(*command, cwd):
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
