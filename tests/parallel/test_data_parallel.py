@@ -142,3 +142,12 @@ def test_mesh():
     assert make_mesh().shape == {"data": 8}
     assert make_mesh(3, axis_name="examples").shape == {"examples": 3}
     assert list(make_mesh(2).devices) == jax.devices()[:2]
+
+
+def test_the_documented_loops_run():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "parallel.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    found = {}
+    exec("\n".join(blocks), found)
+    assert found["loss"] < 1.0
+    assert found["params"].is_fully_replicated
