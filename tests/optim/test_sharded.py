@@ -173,18 +173,19 @@ def assert_trees_close(actual, expected):
 
 
 @ways
-def test_tram_per_shard(way, x64):
+@pytest.mark.parametrize("reference", ["initial", "previous"])
+def test_tram_per_shard(way, reference, x64):
     """A divergence per shard as well; the state holds the mean and stays replicated."""
     w, x, y = m_sharpness_problem()
     start = array(GOLDEN["softmax"]["reference"])
     extra_args = lambda params, x, y: {"outputs": x @ params, "output_fn": lambda p: x @ p}
-    make = lambda **axis: tram("initial", scale=10.0, **axis)
+    make = lambda **axis: tram(reference, scale=10.0, **axis)
     expected = by_hand(make, loss, w, start, x, y, 2, extra_args)
 
     tx = make(axis_name="data")
     gradient, state = way(tx, loss, 2, extra_args)(w, tx.init(start), x, y)
     assert_trees_close((gradient, state.radius, state.distance), expected)
-    np.testing.assert_array_equal(state.reference, start)
+    np.testing.assert_array_equal(state.reference, start if reference == "initial" else w)
     # One divergence for all would be another attack.
     whole = by_hand(make, loss, w, start, x, y, 1, extra_args)
     assert np.abs(whole[0] - expected[0]).max() > 1e-3

@@ -222,6 +222,23 @@ def test_micro_batches(x64):
     np.testing.assert_array_equal(naive > 0, [False] * 3 + [True, False, False] * 2)
 
 
+@pytest.mark.parametrize("refresh_every", [1, 2])
+def test_a_radius_that_is_not_a_number_leaves_the_reference(refresh_every):
+    start, params = jnp.zeros(3), jnp.ones(3)
+    tx = tram("previous", refresh_every=refresh_every)
+    outputs, count = jnp.full((4, 3), jnp.nan), jnp.array(refresh_every - 1)
+    _, state = tx.update(
+        params,
+        tx.init(start)._replace(count=count),
+        params,
+        grad_fn=lambda params: params,
+        outputs=outputs,
+        output_fn=lambda params: outputs,
+    )
+    assert np.isnan(state.radius)
+    np.testing.assert_array_equal(state.reference, start)
+
+
 def test_scale_and_bound():
     cases = [
         (tram("initial", max_radius=0.01), 0.01),

@@ -397,7 +397,8 @@ def linen_tree(params):
 
 def nnx_tree(params):
     graph, state = nnx.split(NNXMLP(), nnx.Param)
-    state = nnx.as_pure(state)
+    if hasattr(nnx, "as_pure"):  # since Flax 0.12.7
+        state = nnx.as_pure(state)
     nnx.replace_by_pure_dict(state, params)
     return state, lambda s, x: nnx.merge(graph, s)(x), nnx.to_pure_dict
 
