@@ -9,6 +9,7 @@ patch, channels, width] is the Dense kernel [patch * patch * channels, width] of
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,42 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from trustjax._checks import check_choice, check_number
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Makes images what a pre-trained network was trained on.
+
+    Resizes bilinearly, repeats a grey channel, then takes (image - mean) / std.
+
+    Attributes:
+      size: height and width.
+      channels: number of channels.
+      mean: of each channel, on images in [0, 1].
+      std: standard deviation of each channel.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Floats [batch, any height, any width, 1 or channels] -> [batch, *size, channels].
+
+        Raises ValueError for images of another rank or number of channels.
+        """
+        if images.ndim != 4 or images.shape[-1] not in (1, self.channels):
+            raise ValueError(
+                f"images must be [batch, height, width, channels] with 1 or {self.channels} "
+                f"channels, got shape {images.shape}"
+            )
+        batch, *_, channels = images.shape
+        images = jax.image.resize(images, (batch, *self.size, channels), "linear")
+        mean, std = (jnp.asarray(each, images.dtype) for each in (self.mean, self.std))
+        return (images - mean) / std
 
 
 class _Block(nn.Module):
