@@ -8,23 +8,23 @@ python -m experiments.report RUN ... [--out FOLDER]      learning curves, scores
     --lower NAME      metric of which less is better, may be repeated
     --tasks KEY       key of the configs, or column of metrics.csv, that tells tasks apart, such as
                       task.target, exp or noise
+    --correlation A B two metrics whose rank correlation over methods to report, may be repeated
 """
 
 import argparse
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from experiments import plots
-from experiments.config import flat
+from experiments.collection import Collection, Run, collect, read_run
 from experiments.files import write_text
 from experiments.statistics import (
     Interval,
@@ -33,64 +33,8 @@ from experiments.statistics import (
     probability_of_improvement,
 )
 from experiments.targets import ConfigError, nearest_name
-from experiments.trackers import Row, read_rows
 
-# Parts of keys in which runs of one method may differ.
-_NOT_SETTINGS = {
-    "exp",
-    "seed",
-    "num_seeds",
-    "only",
-    "tracker",
-    "checkpoint",
-    "deterministic",
-    "mesh",
-}
 _MOST_POINTS = 60  # of a curve, as every point is a bootstrap
-
-
-class Run(NamedTuple):
-    """A run folder: its config by full keys, and its rows of metrics."""
-
-    folder: Path
-    config: dict[str, Any]
-    rows: list[Row]
-    finished: bool
-
-
-class Seed(NamedTuple):
-    """One seed of a method in a task: `series[metric]` maps steps to values."""
-
-    run: Run
-    task: str
-    series: dict[str, dict[int, float]]
-
-    def last(self, metric: str) -> float:
-        """The value at the last step."""
-        return self.series[metric][max(self.series[metric])]
-
-
-@dataclass
-class Collection:
-    """Every seed of every method, by the method's name, and what the reader must know."""
-
-    tasks: list[str] = field(default_factory=list)
-    methods: dict[str, list[Seed]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def metrics(self) -> list[str]:
-        """Names of all metrics, in the order of the columns of metrics.csv."""
-        seeds = (seed for seeds in self.methods.values() for seed in seeds)
-        return [*dict.fromkeys(metric for seed in seeds for metric in seed.series)]
-
-    def having(self, metric: str) -> dict[str, list[Seed]]:
-        """The methods that have a metric in every task, with their seeds that have it."""
-        found = {}
-        for method, seeds in self.methods.items():
-            having = [seed for seed in seeds if metric in seed.series]
-            if {seed.task for seed in having} == set(self.tasks):
-                found[method] = having
-        return found
 
 
 class Score(NamedTuple):
@@ -106,125 +50,6 @@ class Score(NamedTuple):
     values: list[list[float]]
     middle: Interval
     better: Interval | None
-
-
-# Reading
-
-
-def read_run(folder: Path) -> Run:
-    """Reads config.yaml and metrics.csv. Raises ConfigError where there is no run."""
-    for name in ("config.yaml", "metrics.csv"):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder}: holds no run (no {name})")
-    config, metrics = folder / "config.yaml", folder / "metrics.csv"
-    try:
-        found = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
-        rows = read_rows(metrics)
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder}: cannot be read: {error}") from error
-    if not rows or not all("stage" in row and "step" in row for row in rows):
-        raise ConfigError(f"{metrics}: has no rows with stage and step yet")
-    return Run(folder, found, rows, finished=(folder / "summary.json").is_file())
-
-
-def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
-    """Sorts the rows of all runs by method, task and seed.
-
-    A method is a stage; where runs of the same task differ in settings, these are part of its name,
-    and are all of it where there is one stage alone. `tasks` is the key of the configs, or the
-    column of metrics.csv, that tells tasks apart. Raises ConfigError for runs that cannot be
-    compared.
-    """
-    if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise ConfigError(f"a run is given twice: {' '.join(str(run.folder) for run in runs)}")
-    experiments = {str(run.config.get("exp")): run.folder for run in runs}
-    if len(experiments) > 1 and tasks != "exp":
-        found = ", ".join(f"{folder} is of {name}" for name, folder in experiments.items())
-        raise ConfigError(f"different experiments: {found}; --tasks exp takes them as tasks")
-    settings = _settings(runs, tasks)
-    several = len({row["stage"] for run in runs for row in run.rows}) > 1
-    collection = Collection()
-    seen: dict[tuple[str, str, Any], Path] = {}
-    for run in runs:
-        for (stage, task), seeds in _series(run, tasks).items():
-            parts = [stage, *settings[run.folder]]
-            method = ", ".join(parts if several or len(parts) == 1 else parts[1:])
-            first = seen.setdefault((method, task, run.config.get("seed")), run.folder)
-            if first != run.folder:
-                collection.notes.append(
-                    f"{method} of {run.folder} is left out: the same seeds as in {first}"
-                )
-                continue
-            known = collection.methods.setdefault(method, [])
-            known += [Seed(run, task, series) for series in seeds]
-            if task not in collection.tasks:
-                collection.tasks.append(task)
-    return collection
-
-
-def _settings(runs: Sequence[Run], tasks: str | None) -> dict[Path, list[str]]:
-    """What tells each run from others of the same task: `name=value`, names as short as can be."""
-
-    def differs(key: str) -> bool:
-        values: dict[str, set[str]] = {}
-        for run in runs:
-            task = repr(run.config.get(tasks)) if tasks else ""
-            values.setdefault(task, set()).add(repr(run.config.get(key)))
-        return any(len(each) > 1 for each in values.values())
-
-    every = dict.fromkeys(key for run in runs for key in run.config)
-    keys = [k for k in every if k != tasks and not _NOT_SETTINGS & {*k.split(".")} and differs(k)]
-    # A target is known by the key above it and its own last part: attack=sam.
-    shown = {key: key.removesuffix("._target_") for key in keys}
-    return {
-        run.folder: [
-            f"{_short(shown[key], shown.values())}={_value(key, run.config[key])}"
-            for key in keys
-            if key in run.config
-        ]
-        for run in runs
-    }
-
-
-def _short(key: str, keys: Iterable[str]) -> str:
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        end = "." + ".".join(parts[-count:])
-        if sum(f".{other}".endswith(end) for other in keys) == 1:
-            return end[1:]
-    return key
-
-
-def _value(key: str, value: Any) -> str:
-    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
-
-
-def _series(
-    run: Run, tasks: str | None
-) -> dict[tuple[str, str], list[dict[str, dict[int, float]]]]:
-    """Of every stage and task, for every seed: metric to step to value."""
-    columns = dict.fromkeys(column for row in run.rows for column in row)
-    if tasks is not None and tasks not in run.config and tasks not in columns:
-        nearest = nearest_name(tasks, [*run.config, *columns])
-        raise ConfigError(f"--tasks: {run.folder} has no {tasks!r}, the nearest is {nearest}")
-    found: dict[tuple[str, str], dict[Any, dict[str, dict[int, float]]]] = {}
-    for row in run.rows:
-        if tasks is not None and tasks not in run.config and tasks not in row:
-            continue  # a stage that all tasks begin from
-        task = "" if tasks is None else str(run.config.get(tasks, row.get(tasks)))
-        seeds = found.setdefault((str(row["stage"]), task), {})
-        series = seeds.setdefault(row.get("seed"), {})
-        for metric, value in row.items():
-            if metric in ("stage", "step", "seed", tasks) or isinstance(value, str):
-                continue
-            steps = series.setdefault(metric, {})
-            if int(row["step"]) in steps:
-                raise ConfigError(
-                    f"{run.folder}: stage {row['stage']} has {metric} twice for seed "
-                    f"{row.get('seed')} at step {row['step']}; --tasks COLUMN tells its rows apart"
-                )
-            steps[int(row["step"])] = float(value)
-    return {key: list(seeds.values()) for key, seeds in found.items()}
 
 
 # Scores
@@ -257,6 +82,25 @@ def score(collection: Collection, metric: str, baseline: str, *, lower: bool) ->
             better = probability_of_improvement([(sign * x, sign * y) for x, y in pairs])
         scores[method] = Score([x.tolist() for x in of_tasks], interquartile_mean(of_tasks), better)
     return scores
+
+
+def rank_correlation(collection: Collection, first: str, second: str) -> Interval:
+    """Spearman's rank correlation of two metrics over methods, in each seed; mean over seeds.
+
+    The k-th seed of one method goes with the k-th of every other. Raises ConfigError unless there
+    are three methods with both metrics and as many seeds each.
+    """
+    both = collection.having(second)
+    seeds = [both[method] for method in collection.having(first) if method in both]
+    if len(seeds) < 3 or len({len(each) for each in seeds}) > 1:
+        raise ConfigError(
+            f"--correlation: {first} and {second} must be there for three methods or more, each "
+            f"with as many seeds; found {[len(each) for each in seeds]}"
+        )
+    x, y = (
+        np.array([[s.last(metric) for s in each] for each in seeds]) for metric in (first, second)
+    )
+    return bootstrap_mean([stats.spearmanr(a, b).statistic for a, b in zip(x.T, y.T, strict=True)])
 
 
 # Figures
@@ -358,6 +202,7 @@ def markdown(
     scores: Mapping[str, Mapping[str, Score]],
     baseline: str,
     lower: Sequence[str],
+    correlations: Mapping[str, Interval],
 ) -> str:
     """The tables and figures as one page."""
     names = dict.fromkeys(str(run.config.get("exp")) for run in runs)
@@ -392,6 +237,10 @@ def markdown(
         header = ["method", "seeds", "interquartile mean", "95 % interval", "mean",
                   beats, "95 % interval"]  # fmt: skip
         lines += _table(header, cells)
+    if correlations:
+        lines += ["", "## Rank correlation over methods, in each seed", ""]
+        cells = [[name, *_cells(found)] for name, found in correlations.items()]
+        lines += _table(["metrics", "mean over seeds", "95 % interval"], cells)
     lines += ["", "## Runs", ""]
     cells = [
         [str(run.folder), str(run.config.get("seed")), "yes" if run.finished else "no",
@@ -427,6 +276,7 @@ def report(
     baseline: str | None = None,
     lower: Sequence[str] = (),
     tasks: str | None = None,
+    correlation: Sequence[Sequence[str]] = (),
 ) -> list[str]:
     """Writes learning_curves.png, scores.png, improvement.png and report.md; returns the notes.
 
@@ -451,6 +301,11 @@ def report(
     for metric in lower:
         _check_name("--lower", metric, chosen)
     scores = {m: score(collection, m, baseline, lower=m in lower) for m in chosen}
+    correlations = {}
+    for pair in correlation:
+        for metric in pair:
+            _check_name("--correlation", metric, known)
+        correlations[" and ".join(pair)] = rank_correlation(collection, *pair)
     lacking: dict[str, list[str]] = {}
     for metric, of_methods in scores.items():
         without = [method for method in collection.methods if method not in of_methods]
@@ -472,7 +327,7 @@ def report(
     plot_curves(collection, curves or logged[:1], out / "learning_curves.png")
     plot_scores(collection, scores, out / "scores.png")
     plot_improvement(collection, scores, baseline, lower, out / "improvement.png")
-    write_text(out / "report.md", markdown(collection, runs, scores, baseline, lower))
+    write_text(out / "report.md", markdown(collection, runs, scores, baseline, lower, correlations))
     return collection.notes
 
 
@@ -501,11 +356,16 @@ def main() -> None:
     parser.add_argument("--method", action="append", default=[], help="default: all")
     parser.add_argument("--lower", action="append", default=[], help="metric: less is better")
     parser.add_argument("--tasks", metavar="KEY", help="key or column that names tasks")
+    parser.add_argument(
+        "--correlation", nargs=2, action="append", default=[], metavar="METRIC",
+        help="two metrics: their rank correlation over methods",
+    )  # fmt: skip
     given = parser.parse_args()
     try:
         notes = report(
             given.runs, given.out, metrics=given.metric, methods=given.method,
             baseline=given.baseline, lower=given.lower, tasks=given.tasks,
+            correlation=given.correlation,
         )  # fmt: skip
     except (ConfigError, OSError) as error:
         parser.error(str(error))

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from experiments import report
+from experiments.collection import Collection
 from experiments.plots import styles
 from experiments.statistics import interquartile_mean
 from experiments.targets import ConfigError
@@ -54,7 +55,7 @@ def write_run(
     return folder
 
 
-def collect(*folders: Path, tasks: str | None = None) -> report.Collection:
+def collect(*folders: Path, tasks: str | None = None) -> Collection:
     return report.collect([report.read_run(folder) for folder in folders], tasks)
 
 
@@ -204,6 +205,24 @@ def test_experiments_are_mixed_on_demand_alone(tmp_path: Path) -> None:
     collection = collect(one, two, tasks="exp")
     assert collection.tasks == ["hopper", "ant"]
     assert list(collection.methods) == ["ppo"]
+
+
+def test_rank_correlation_over_methods(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"a": [1, 3], "b": [2, 2], "c": [3, 1]})
+    collection = collect(run)
+    # By hand: 1 - 6 (0 + 1 + 1) / (3 (9 - 1)) = 1/2 in the first seed, -1 in the second.
+    for method, y in {"a": (10, 1), "b": (30, 2), "c": (20, 3)}.items():
+        for seed, value in zip(collection.methods[method], y, strict=True):
+            seed.series["final/y"] = {2: value}
+    found = report.rank_correlation(collection, "final/x", "final/y")
+    np.testing.assert_allclose(found, (-0.25, -1.0, 0.5), atol=1e-12)
+    pairs = [("final/x", "accuracy"), ("accuracy", "final/x")]
+    report.report([run], tmp_path / "out", correlation=pairs)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| final/x and accuracy | 1 | 1 to 1 |" in text
+    del collection.methods["c"]
+    with pytest.raises(ConfigError, match=r"--correlation: final/x and final/y .* three methods"):
+        report.rank_correlation(collection, "final/x", "final/y")
 
 
 def test_a_diverged_seed_is_not_hidden(tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""Run folders, read and sorted by method, task and seed."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from experiments.config import flat
+from experiments.targets import ConfigError, nearest_name
+from experiments.trackers import Row, read_rows
+
+# Parts of keys in which runs of one method may differ.
+_NOT_SETTINGS = {
+    "exp",
+    "seed",
+    "num_seeds",
+    "only",
+    "tracker",
+    "checkpoint",
+    "deterministic",
+    "mesh",
+}
+
+
+class Run(NamedTuple):
+    """A run folder: its config by full keys, and its rows of metrics."""
+
+    folder: Path
+    config: dict[str, Any]
+    rows: list[Row]
+    finished: bool
+
+
+class Seed(NamedTuple):
+    """One seed of a method in a task: `series[metric]` maps steps to values."""
+
+    run: Run
+    task: str
+    series: dict[str, dict[int, float]]
+
+    def last(self, metric: str) -> float:
+        """The value at the last step."""
+        return self.series[metric][max(self.series[metric])]
+
+
+@dataclass
+class Collection:
+    """Every seed of every method, by the method's name, and what the reader must know."""
+
+    tasks: list[str] = field(default_factory=list)
+    methods: dict[str, list[Seed]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def metrics(self) -> list[str]:
+        """Names of all metrics, in the order of the columns of metrics.csv."""
+        seeds = (seed for seeds in self.methods.values() for seed in seeds)
+        return [*dict.fromkeys(metric for seed in seeds for metric in seed.series)]
+
+    def having(self, metric: str) -> dict[str, list[Seed]]:
+        """The methods that have a metric in every task, with their seeds that have it."""
+        found = {}
+        for method, seeds in self.methods.items():
+            having = [seed for seed in seeds if metric in seed.series]
+            if {seed.task for seed in having} == set(self.tasks):
+                found[method] = having
+        return found
+
+
+def read_run(folder: Path) -> Run:
+    """Reads config.yaml and metrics.csv. Raises ConfigError where there is no run."""
+    for name in ("config.yaml", "metrics.csv"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: holds no run (no {name})")
+    config, metrics = folder / "config.yaml", folder / "metrics.csv"
+    try:
+        found = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
+        rows = read_rows(metrics)
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{folder}: cannot be read: {error}") from error
+    if not rows or not all("stage" in row and "step" in row for row in rows):
+        raise ConfigError(f"{metrics}: has no rows with stage and step yet")
+    return Run(folder, found, rows, finished=(folder / "summary.json").is_file())
+
+
+def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
+    """Sorts the rows of all runs by method, task and seed.
+
+    A method is a stage; where runs of the same task differ in settings, these are part of its name,
+    and are all of it where there is one stage alone. `tasks` is the key of the configs, or the
+    column of metrics.csv, that tells tasks apart. Raises ConfigError for runs that cannot be
+    compared.
+    """
+    if len({run.folder.resolve() for run in runs}) < len(runs):
+        raise ConfigError(f"a run is given twice: {' '.join(str(run.folder) for run in runs)}")
+    experiments = {str(run.config.get("exp")): run.folder for run in runs}
+    if len(experiments) > 1 and tasks != "exp":
+        found = ", ".join(f"{folder} is of {name}" for name, folder in experiments.items())
+        raise ConfigError(f"different experiments: {found}; --tasks exp takes them as tasks")
+    settings = _settings(runs, tasks)
+    several = len({row["stage"] for run in runs for row in run.rows}) > 1
+    collection = Collection()
+    seen: dict[tuple[str, str, Any], Path] = {}
+    for run in runs:
+        for (stage, task), seeds in _series(run, tasks).items():
+            parts = [stage, *settings[run.folder]]
+            method = ", ".join(parts if several or len(parts) == 1 else parts[1:])
+            first = seen.setdefault((method, task, run.config.get("seed")), run.folder)
+            if first != run.folder:
+                collection.notes.append(
+                    f"{method} of {run.folder} is left out: the same seeds as in {first}"
+                )
+                continue
+            known = collection.methods.setdefault(method, [])
+            known += [Seed(run, task, series) for series in seeds]
+            if task not in collection.tasks:
+                collection.tasks.append(task)
+    return collection
+
+
+def _settings(runs: Sequence[Run], tasks: str | None) -> dict[Path, list[str]]:
+    """What tells each run from others of the same task: `name=value`, names as short as can be."""
+
+    def differs(key: str) -> bool:
+        values: dict[str, set[str]] = {}
+        for run in runs:
+            task = repr(run.config.get(tasks)) if tasks else ""
+            values.setdefault(task, set()).add(repr(run.config.get(key)))
+        return any(len(each) > 1 for each in values.values())
+
+    every = dict.fromkeys(key for run in runs for key in run.config)
+    keys = [k for k in every if k != tasks and not _NOT_SETTINGS & {*k.split(".")} and differs(k)]
+    # A target is known by the key above it and its own last part: attack=sam.
+    shown = {key: key.removesuffix("._target_") for key in keys}
+    return {
+        run.folder: [
+            f"{_short(shown[key], shown.values())}={_value(key, run.config[key])}"
+            for key in keys
+            if key in run.config
+        ]
+        for run in runs
+    }
+
+
+def _short(key: str, keys: Iterable[str]) -> str:
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        end = "." + ".".join(parts[-count:])
+        if sum(f".{other}".endswith(end) for other in keys) == 1:
+            return end[1:]
+    return key
+
+
+def _value(key: str, value: Any) -> str:
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
+
+
+def _series(
+    run: Run, tasks: str | None
+) -> dict[tuple[str, str], list[dict[str, dict[int, float]]]]:
+    """Of every stage and task, for every seed: metric to step to value."""
+    columns = dict.fromkeys(column for row in run.rows for column in row)
+    if tasks is not None and tasks not in run.config and tasks not in columns:
+        nearest = nearest_name(tasks, [*run.config, *columns])
+        raise ConfigError(f"--tasks: {run.folder} has no {tasks!r}, the nearest is {nearest}")
+    found: dict[tuple[str, str], dict[Any, dict[str, dict[int, float]]]] = {}
+    for row in run.rows:
+        if tasks is not None and tasks not in run.config and tasks not in row:
+            continue  # a stage that all tasks begin from
+        task = "" if tasks is None else str(run.config.get(tasks, row.get(tasks)))
+        seeds = found.setdefault((str(row["stage"]), task), {})
+        series = seeds.setdefault(row.get("seed"), {})
+        for metric, value in row.items():
+            if metric in ("stage", "step", "seed", tasks) or isinstance(value, str):
+                continue
+            steps = series.setdefault(metric, {})
+            if int(row["step"]) in steps:
+                raise ConfigError(
+                    f"{run.folder}: stage {row['stage']} has {metric} twice for seed "
+                    f"{row.get('seed')} at step {row['step']}; --tasks COLUMN tells its rows apart"
+                )
+            steps[int(row["step"])] = float(value)
+    return {key: list(seeds.values()) for key, seeds in found.items()}
