@@ -137,7 +137,7 @@ class LabelNoise:
             axis.set(xlabel="share of labels drawn again", ylabel="accuracy, %")
         axes[0].set(title="test, right labels")
         axes[1].set(title="train, labels as given")
-        axes[0].legend(fontsize=8)
+        plots.legend(figure, axes[0])
         plots.save(figure, folder / "accuracy_by_noise.png")
 
         figure, axes = plots.panels(2)
@@ -152,7 +152,7 @@ class LabelNoise:
                 plots.band(axis, curves, name, style[name], scale=100)
             axis.set(title=f"{metric.partition('/')[2]}, noise {100 * highest:g} %")
             axis.set(xlabel="step", ylabel="accuracy, %")
-        axes[0].legend(fontsize=8)
+        plots.legend(figure, axes[0])
         plots.save(figure, folder / "learning_curves.png")
 
     def _names(self) -> list[str]:
