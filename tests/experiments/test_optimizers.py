@@ -33,7 +33,7 @@ def built(group, name):
 def test_optimizer(name):
     """A step at rate 0.1 moves the weights; its radius is a traced number."""
     method = Method(built("optimizer", name), 0.1)
-    w = jnp.array([1.0, -2.0])
+    w = jnp.array([[1.0, -2.0]])  # a matrix, for those that give vectors to another optimizer
     losses_fn = lambda w: jnp.array([1.0, 2.0]) * jnp.sum(w**4)
     grad = jax.grad(lambda w, where=None: jnp.mean(losses_fn(w), where=where))
 
@@ -44,7 +44,7 @@ def test_optimizer(name):
         extra = {"grad_fn": grad, "losses_fn": losses_fn, "fisher_grads": grad(w), **outputs}
         return tx.update(grad(w), tx.init(w), w, **extra)[0]
 
-    assert jnp.all(jnp.abs(step(method.numbers)) > 0.01)
+    assert jnp.all(jnp.abs(step(method.numbers)) > 0.005)
 
 
 @pytest.mark.parametrize("name", names("penalty"))
@@ -109,7 +109,7 @@ def test_numbers_of_a_method():
 def test_frozen_parameters(name):
     """Neither attacked, nor decayed, nor given state; the others move."""
     factory = built("optimizer", name)
-    params = {"free": jnp.array([1.0, -2.0]), "frozen": jnp.array([3.0, 4.0, 5.0])}
+    params = {"free": jnp.array([[1.0, -2.0]]), "frozen": jnp.array([[3.0, 4.0, 5.0]])}
     seen = []
 
     def losses(params):
@@ -125,13 +125,13 @@ def test_frozen_parameters(name):
     state, gradient = tx.init(params), grad(params)
     shapes = {leaf.shape for leaf in jax.tree.leaves(state)}
     holds_reference = optax.tree.get(state, "reference") is not None
-    assert ((3,) in shapes) == holds_reference
+    assert ((1, 3) in shapes) == holds_reference
     out = {"outputs": params["free"], "output_fn": lambda p: p["free"],
            "noisy_outputs": params["free"] + 1.0}  # fmt: skip
     extra = {"grad_fn": grad, "losses_fn": losses, "fisher_grads": gradient, **out}
     updates, _ = optax.with_extra_args_support(tx).update(gradient, state, params, **extra)
     assert jnp.all(updates["frozen"] == 0)
-    assert jnp.all(jnp.abs(updates["free"]) > 0.01)
+    assert jnp.all(jnp.abs(updates["free"]) > 0.005)
     assert all(jnp.array_equal(value, params["frozen"]) for value in seen)
 
 

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from problems import GOLDEN, array
 
-from trustjax.optim import asam, esam, fisher_sam, gsam, sam, tram, tram_fisher
+from trustjax.optim import asam, esam, fisher_sam, gsam, sam, scale_by_auon, tram, tram_fisher
 
 M_SHARPNESS = GOLDEN["m_sharpness"]
 
@@ -38,6 +38,8 @@ TRANSFORMS = {
     "fisher_sam": lambda: fisher_sam(0.5),
     "gsam": lambda: gsam(0.5),
     "esam": lambda: esam(0.5, gamma=1.0),
+    "auon": scale_by_auon,
+    "auon_rms": lambda: scale_by_auon(brake="rms"),
 }
 
 

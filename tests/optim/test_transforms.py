@@ -15,7 +15,18 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from trustjax.optim import alternating, asam, esam, fisher_sam, gsam, sam, tram, tram_fisher
+from trustjax.optim import (
+    alternating,
+    asam,
+    auon,
+    esam,
+    fisher_sam,
+    gsam,
+    hybrid_auon,
+    sam,
+    tram,
+    tram_fisher,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Row:
       needs: the extra arguments that `update` cannot do without.
       with_base: makes an optimizer of the transform and a base optimizer.
       calls: calls of `update` per step.
+      static: numbers that must be known before compilation.
     """
 
     factory: Callable[..., Any]
@@ -37,6 +49,7 @@ class Row:
     needs: tuple[str, ...] = ("grad_fn",)
     with_base: Callable[..., Any] = optax.chain
     calls: int = 1
+    static: tuple[str, ...] = ()
 
     def make(self, value: Any = None) -> optax.GradientTransformationExtraArgs:
         return self.factory(**{self.number: self.values[0] if value is None else value})
@@ -63,6 +76,21 @@ TRANSFORMS = {
     "fisher_sam": Row(fisher_sam, "gamma"),
     "gsam": Row(gsam, "rho"),
     "esam": Row(functools.partial(esam, seed=SEED), "rho", needs=LOSSES),
+    # With the sign of a gradient, as the base follows; the vectors stay gradients.
+    "auon": Row(
+        functools.partial(auon, -1.0, other=optax.identity()),
+        "gamma",
+        (0.5, 2.0),
+        (),
+        static=("ns_steps",),
+    ),
+    "hybrid_auon": Row(
+        functools.partial(hybrid_auon, -1.0, other=optax.identity()),
+        "gamma",
+        (0.5, 2.0),
+        (),
+        static=("ns_steps",),
+    ),
     "alternating": Row(sam, "rho", needs=(), with_base=alternating, calls=2),
 }
 # Those that return a gradient taken at attacked weights.
@@ -306,7 +334,8 @@ def test_chain_with_clipping_and_adamw(row):
 def test_injected_number_is_state(row):
     """It is read from the state at every call, and may be a tracer when the factory is called."""
     make = lambda value: row.with_base(
-        optax.inject_hyperparams(row.factory)(**{row.number: value}), optax.sgd(0.1)
+        optax.inject_hyperparams(row.factory, static_args=row.static)(**{row.number: value}),
+        optax.sgd(0.1),
     )
     tx = make(row.values[0])
     state = tx.init(as_arrays(START))
@@ -544,8 +573,9 @@ def test_hidden_leaves_raise(name):
             wrapper.init(PARAMS)
 
 
-@rows
-def test_missing_params_raise(row):
+@pytest.mark.parametrize("name", [*ATTACKS, "alternating"])
+def test_missing_params_raise(name):
+    row = TRANSFORMS[name]
     tx = row.with_base(row.make(), optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"needs params: call tx\.update\(grads, state, params"):
         tx.update(PARAMS, tx.init(PARAMS), None, grad_fn=lambda p: p)

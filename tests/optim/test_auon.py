@@ -1,0 +1,324 @@
+"""AuON against the worked numbers, its bounds, and what it equals."""
+
+import functools
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optax.contrib import MuonDimensionNumbers
+
+from trustjax.models import ViT
+from trustjax.optim import auon, hybrid_auon, matrix_labels, scale_by_auon
+from trustjax.optim.auon import brake_excess
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "auon.json").read_text())
+FORMS = {
+    "auon": {},
+    "auon_head": {"normalize": False, "gamma": 1.5},
+    "hybrid": {"ns_steps": 1},
+    "hybrid_head": {"ns_steps": 5, "normalize": False, "gamma": 1.5},
+}
+
+
+def update_of(matrix, **options):
+    """The update for one matrix, without momentum."""
+    tx = scale_by_auon(0.0, **options)
+    return tx.update(matrix, tx.init(matrix))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_golden(form, compiled, x64, strict):
+    step = functools.partial(update_of, **FORMS[form])
+    update, state = (jax.jit(step) if compiled else step)(jnp.array(GOLDEN["matrix"], jnp.float64))
+    np.testing.assert_allclose(update, GOLDEN[form]["update"], atol=2e-8)
+    np.testing.assert_allclose(state.distance, np.linalg.norm(update), rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_golden_in_float32(form, strict):
+    update, _ = update_of(jnp.array(GOLDEN["matrix"], jnp.float32), **FORMS[form])
+    assert update.dtype == jnp.float32
+    np.testing.assert_allclose(update, GOLDEN[form]["update"], rtol=1e-5, atol=1e-6)
+
+
+def test_singular_values_keep_their_ratio(x64):
+    """The direction is that of the gradient, for all that the brake does."""
+    matrix = np.array(GOLDEN["matrix"])
+    update, _ = update_of(jnp.array(matrix))
+    values = np.linalg.svd(update)[1]
+    np.testing.assert_allclose(values, GOLDEN["auon"]["singular_values"], atol=1e-7)
+    np.testing.assert_allclose(values / values[1], (s := np.linalg.svd(matrix)[1]) / s[1])
+    cosine = np.sum(update * matrix) / np.linalg.norm(update) / np.linalg.norm(matrix)
+    assert cosine == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum(nesterov, x64):
+    """Without bias correction; read off the un-normalised form without a brake."""
+    found = GOLDEN["momentum"]
+    tx = scale_by_auon(nesterov=nesterov, normalize=False, gamma=0.0, brake_epsilon=0.0)
+    state = tx.init(jnp.zeros((1, 1)))
+    updates = []
+    for gradient in found["gradients"]:
+        update, state = tx.update(jnp.full((1, 1), gradient, jnp.float64), state)
+        updates.append(update.item())
+    np.testing.assert_allclose(updates, found["nesterov" if nesterov else "average"], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("form", "exact"), [("auon", True), ("hybrid", True), ("auon_head", False)]
+)
+def test_scale_invariance(form, exact):
+    matrix = jnp.array(np.random.default_rng(0).normal(size=(8, 5)), jnp.float32)
+    updates = [update_of(c * matrix, **FORMS[form])[0] for c in (1e-3, 1.0, 1e3)]
+    for update in updates:
+        if exact:
+            np.testing.assert_allclose(update, updates[1], rtol=1e-4, atol=1e-5)
+    assert exact == np.allclose(updates[0], updates[2], rtol=1e-3, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    gamma=st.floats(0, 3),
+    tail=st.sampled_from([0.5, 2.0, 100.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_brake_is_within_its_bounds(shape, gamma, tail, seed):
+    size = math.prod(shape)
+    matrix = np.random.default_rng(seed).standard_t(tail, size=shape)
+    entries = jnp.asarray(gamma * matrix / np.linalg.norm(matrix), jnp.float32)
+    square = (1 + float(brake_excess(entries)[0, 0])) ** 2
+    assert 1 + gamma**2 / size <= square * (1 + 1e-5)
+    assert square <= (1 + np.sinh(gamma) ** 2 / size) * (1 + 1e-5)
+
+
+def test_brake_is_right_where_float32_rounds_it_off():
+    found = GOLDEN["excess"]
+    one_hot = jnp.zeros((512, 512)).at[3, 7].set(1.0)
+    np.testing.assert_allclose(brake_excess(one_hot).item(), found["one_hot_512"], rtol=1e-3)
+    spread = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
+    spread = jnp.asarray(spread / np.linalg.norm(spread))
+    np.testing.assert_allclose(brake_excess(spread).item(), found["gaussian_512"], rtol=1e-3)
+    even = jnp.full((768, 3072), 1.5 / math.sqrt(768 * 3072), jnp.float32)
+    expected = found["even_768x3072_gamma_1.5"]
+    np.testing.assert_allclose(brake_excess(even).item(), expected, rtol=1e-3)
+    naive = jnp.sqrt(jnp.mean(jnp.cosh(even) ** 2)).item() - 1
+    assert abs(naive - expected) > 0.1 * expected
+
+
+def test_brake_on_entries_of_size_one():
+    """Ours: tells spread from heavy tails, and does not overflow where cosh does."""
+    normal = jnp.array(np.random.default_rng(0).normal(size=(512, 512)), jnp.float32)
+    brake = lambda matrix, gamma: 1 / update_of(matrix, brake="rms", gamma=gamma)[1].distance
+    # For normal entries the mean of cosh(gamma z)^2 is (1 + exp(2 gamma^2)) / 2.
+    for gamma in (0.5, 1.0):
+        expected = math.sqrt((1 + math.exp(2 * gamma**2)) / 2)
+        assert float(brake(normal, gamma)) == pytest.approx(expected, rel=0.02)
+    one_hot = jnp.zeros((64, 64)).at[0, 0].set(3.0)
+    expected = math.log(math.cosh(64.0)) + 0.5 * math.log(1 / 4096)
+    assert math.log(float(brake(one_hot, 1.0))) == pytest.approx(expected, rel=1e-4)
+    update, state = update_of(jnp.zeros((512, 512)).at[0, 0].set(1.0), brake="rms")
+    assert np.isfinite(update).all()
+    assert state.distance < 1e-30
+
+
+def test_without_a_brake_it_is_normalised_momentum():
+    """And the brake of the paper's form is too small to matter: 1 / (2 N)."""
+    gradients = np.random.default_rng(0).normal(size=(5, 64, 64)).astype(np.float32)
+
+    def trajectory(gamma):
+        tx = auon(0.1, gamma=gamma)
+        params = {"kernel": jnp.ones((64, 64))}
+        state = tx.init(params)
+        for gradient in gradients:
+            updates, state = tx.update({"kernel": gradient}, state, params)
+            params = optax.apply_updates(params, updates)
+        return np.asarray(params["kernel"], np.float64) - 1
+
+    expected, momentum = np.zeros((64, 64)), np.zeros((64, 64))
+    for gradient in gradients.astype(np.float64):
+        momentum = 0.95 * momentum + 0.05 * gradient
+        h = 0.95 * momentum + 0.05 * gradient
+        expected -= 0.1 * h / np.linalg.norm(h)
+    np.testing.assert_allclose(trajectory(0.0), expected, atol=1e-6)
+    difference = np.linalg.norm(trajectory(1.0) - expected) / np.linalg.norm(expected)
+    assert 0.3 / 4096 < difference < 1 / 4096
+
+
+def test_the_form_at_head_is_nesterov_sgd():
+    gradients = np.random.default_rng(1).normal(size=(5, 64, 64)).astype(np.float32)
+    head = optax.chain(scale_by_auon(**FORMS["auon_head"]), optax.scale_by_learning_rate(0.1))
+    sgd = optax.sgd(0.1 * 0.05, momentum=0.95, nesterov=True)
+    states = [tx.init(jnp.zeros((64, 64))) for tx in (head, sgd)]
+    for gradient in gradients:
+        (a, states[0]), (b, states[1]) = (
+            tx.update(jnp.asarray(gradient), state)
+            for tx, state in zip((head, sgd), states, strict=True)
+        )
+        np.testing.assert_allclose(a, b, rtol=1.2 * np.sinh(1.5) ** 2 / (2 * 4096), atol=1e-7)
+
+
+def test_stacked_matrices_are_apart():
+    stack = jnp.array(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)
+    for options in FORMS.values():
+        together, state = update_of(stack, **options)
+        alone = [update_of(each, **options) for each in stack]
+        np.testing.assert_allclose(together, [update for update, _ in alone], rtol=1e-5, atol=1e-6)
+        distances = [each.distance for _, each in alone]
+        np.testing.assert_allclose(state.distance, np.mean(distances), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"ns_steps": 1}], ids=["auon", "hybrid"])
+def test_dimension_numbers(options):
+    """A convolution kernel [3, 3, inputs, outputs] is one matrix, of 9 inputs by outputs."""
+    kernel = jnp.array(np.random.default_rng(0).normal(size=(3, 3, 4, 5)), jnp.float32)
+    numbers = MuonDimensionNumbers((0, 1, 2), 3)
+    update, _ = update_of(kernel, dimension_numbers=lambda _: numbers, shape_factor=True, **options)
+    flat, _ = update_of(kernel.reshape(36, 5), shape_factor=True, **options)
+    np.testing.assert_allclose(update.reshape(36, 5), flat, rtol=1e-5, atol=1e-7)
+    # An attention kernel [inputs, heads, size] with the outputs first.
+    back, _ = update_of(
+        jnp.transpose(kernel, (3, 2, 0, 1)), shape_factor=True,
+        dimension_numbers=MuonDimensionNumbers((2, 3, -3), 0), **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(back, jnp.transpose(update, (3, 2, 0, 1)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="must name different axes"):
+        update_of(kernel, dimension_numbers=MuonDimensionNumbers((0, 1), 1))
+
+
+def test_shape_factor():
+    """sqrt(outputs / inputs) where there are more outputs."""
+    wide, tall = jnp.ones((2, 8)), jnp.ones((8, 2))
+    for matrix, factor in ((wide, 2.0), (tall, 1.0)):
+        plain, scaled = (update_of(matrix, shape_factor=on)[0] for on in (False, True))
+        np.testing.assert_allclose(scaled, factor * plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_zero_gradient(form):
+    update, state = update_of(jnp.zeros((3, 4)), **FORMS[form])
+    np.testing.assert_array_equal(update, np.zeros((3, 4)))
+    assert state.distance == 0
+
+
+def test_bfloat16_sums_in_float32():
+    """In bfloat16 a sum of 4096 squares would end at 256."""
+    update, state = update_of(jnp.ones((64, 64), jnp.bfloat16))
+    assert update.dtype == state.momentum.dtype == jnp.bfloat16
+    np.testing.assert_allclose(update.astype(np.float32), 1 / 64, rtol=4e-3)
+    np.testing.assert_allclose(state.distance, 1.0, rtol=1e-3)
+
+
+def test_weight_decay_bounds_the_weights():
+    """Under a constant gradient the norm goes to 1 / decay."""
+    direction = jnp.array(np.random.default_rng(0).normal(size=(64, 32)), jnp.float32)
+    tx = auon(0.1, weight_decay=0.1)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(direction, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = jnp.zeros((64, 32))
+    (params, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=1500)
+    assert float(jnp.linalg.norm(params)) == pytest.approx(10.0, rel=1e-3)
+
+
+def test_which_leaves_are_matrices():
+    params = jax.eval_shape(
+        ViT(10, patch_size=4, width=8, depth=1, num_heads=2).init,
+        jax.random.key(0), jnp.zeros((1, 8, 8, 1)),
+    )["params"]  # fmt: skip
+    labels = matrix_labels(params)
+    assert labels["block_0"]["query"] == {"kernel": "auon", "bias": "other"}
+    assert labels["block_0"]["attention_norm"]["scale"] == "other"
+    assert labels["head"] == {"kernel": "other", "bias": "other"}
+    assert labels["position_embedding"] == labels["class_token"] == "other"
+    others = {
+        "wte": {"embedding": jnp.ones((4, 2))},
+        "lm_head": {"kernel": jnp.ones((2, 4))},
+        "overhead": {"kernel": jnp.ones((2, 4))},
+        "count": jnp.ones((2, 2), int),
+    }
+    assert matrix_labels(others) == {
+        "wte": {"embedding": "other"},
+        "lm_head": {"kernel": "other"},
+        "overhead": {"kernel": "auon"},
+        "count": "other",
+    }
+
+
+def test_other_leaves_go_to_another_optimizer():
+    params = {
+        "a": {"kernel": jnp.eye(3)},
+        "embed": {"embedding": jnp.ones((3, 3))},
+        "b": jnp.ones(3),
+    }
+    tx = auon(0.1, other=optax.sgd(0.5))
+    updates, state = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["embed"]["embedding"], -0.5 * np.ones((3, 3)))
+    np.testing.assert_allclose(updates["b"], -0.5 * np.ones(3))
+    expected = -0.1 * update_of(jnp.eye(3))[0]
+    np.testing.assert_allclose(updates["a"]["kernel"], expected, rtol=1e-6)
+    assert optax.tree.get(state, "radius") == 1.0
+    everything = auon(
+        0.1, label_fn=lambda p: jax.tree.map(lambda x: "other", p), other=optax.sgd(1.0)
+    )
+    updates, _ = everything.update(params, everything.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -np.eye(3))
+
+
+def test_hybrid_takes_one_step_and_dimension_numbers_for_some_leaves():
+    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}, "dense": {"kernel": jnp.eye(4)}}
+    numbers = {"conv": MuonDimensionNumbers((0, 1, 2), 3), "dense": None}
+    tx = hybrid_auon(1.0, beta=0.0, dimension_numbers=numbers)
+    updates, _ = tx.update(params, tx.init(params), params)
+    one = update_of(jnp.eye(4), ns_steps=1)[0]
+    np.testing.assert_allclose(updates["dense"]["kernel"], -one, rtol=1e-6)
+    flat = update_of(jnp.ones((18, 4)), ns_steps=1)[0].reshape(3, 3, 2, 4)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -flat, rtol=1e-5)
+    with pytest.raises(ValueError, match="ns_steps must be >= 1, got 0"):
+        hybrid_auon(1.0, ns_steps=0)
+
+
+def test_bad_arguments():
+    for options, words in (
+        ({"beta": 1.5}, "beta must be <= 1, got 1.5"),
+        ({"gamma": -1.0}, "gamma must be >= 0, got -1.0"),
+        ({"ns_steps": -1}, "ns_steps must be >= 0, got -1"),
+        ({"brake": "rsm"}, "brake must be one of 'entries', 'rms', got 'rsm'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            scale_by_auon(**options)
+    with pytest.raises(ValueError, match="static_args='ns_steps'"):
+        jax.jit(lambda n: scale_by_auon(ns_steps=n).init(jnp.eye(2)))(1)
+    with pytest.raises(ValueError, match=r"\['bias'\] has shape \(3,\): use auon"):
+        scale_by_auon().init({"bias": jnp.ones(3)})
+
+
+def test_it_trains():
+    """A quadratic of a matrix; falls to the rate's scale. With the sign of U flipped it rises."""
+    target = jnp.array(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+    loss = lambda w: jnp.sum((w["kernel"] - target) ** 2)
+    tx = auon(optax.linear_schedule(0.5, 0.0, 200))
+    params = {"kernel": jnp.zeros((6, 4))}
+    step = lambda carry, _: (
+        (
+            optax.apply_updates(
+                carry[0], (found := tx.update(jax.grad(loss)(carry[0]), carry[1], carry[0]))[0]
+            ),
+            found[1],
+        ),
+        None,
+    )
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=200)
+    assert loss(params) < 0.01 * loss({"kernel": jnp.zeros((6, 4))})

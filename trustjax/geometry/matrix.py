@@ -1,0 +1,75 @@
+"""Matrices on the Frobenius sphere, and near the orthogonal ones."""
+
+import jax
+import jax.numpy as jnp
+
+from trustjax._checks import check_number
+from trustjax.geometry.norm import widened
+
+# Of Keller Jordan's Muon: steep at zero, and singular values end in about 0.7 to 1.2, not at 1.
+MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def frobenius_normalize(
+    matrix: jax.Array, *, axis: tuple[int, ...] = (-2, -1), epsilon: jax.typing.ArrayLike = 1e-7
+) -> jax.Array:
+    r"""The matrix divided by its Frobenius norm.
+
+    .. math:: X = G / (\|G\|_F + \epsilon)
+
+    A zero matrix stays zero. The norm is taken in float32 at least.
+
+    Args:
+      matrix: floats [..., m, n]; each trailing matrix has a norm of its own.
+      axis: the axes of a matrix, if these are others, or more than two.
+      epsilon: added to the norm.
+
+    Returns:
+      The shape and dtype of `matrix`.
+
+    >>> print(frobenius_normalize(jnp.array([[3.0, 0.0], [0.0, 4.0]])))
+    [[0.6 0. ]
+     [0.  0.8]]
+    """
+    wide = widened(matrix)
+    norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=axis, keepdims=True))
+    return (wide / (norm + jnp.asarray(epsilon, wide.dtype))).astype(matrix.dtype)
+
+
+def newton_schulz(
+    matrix: jax.Array,
+    *,
+    steps: int = 5,
+    coefficients: tuple[float, float, float] = MUON_COEFFICIENTS,
+) -> jax.Array:
+    r"""Steps of the quintic Newton-Schulz iteration towards the nearest semi-orthogonal matrix.
+
+    .. math:: X \leftarrow a X + (b A + c A^2) X, \qquad A = X X^T
+
+    Each step maps every singular value s to a s + b s^3 + c s^5 and leaves the singular vectors.
+    The largest singular value must be at most 1 at the start: see `frobenius_normalize`. With the
+    default coefficients the values do not converge to 1, but end in about 0.7 to 1.2.
+
+    Args:
+      matrix: floats [..., m, n]. The Gram matrix is that of the shorter side.
+      steps: iterations, >= 0.
+      coefficients: a, b, c.
+
+    Returns:
+      The shape and dtype of `matrix`, in whose precision the products are taken.
+
+    Raises:
+      ValueError: negative `steps`, or fewer than two axes.
+
+    Source: KellerJordan/Muon.
+    """
+    check_number("steps", steps, at_least=0)
+    if matrix.ndim < 2:
+        raise ValueError(f"matrix must have two axes or more, got shape {matrix.shape}")
+    a, b, c = (jnp.asarray(coefficient, matrix.dtype) for coefficient in coefficients)
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
+    x = jnp.matrix_transpose(matrix) if is_tall else matrix
+    for _ in range(steps):
+        gram = x @ jnp.matrix_transpose(x)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return jnp.matrix_transpose(x) if is_tall else x

@@ -1,0 +1,384 @@
+r"""AuON and Hybrid-AuON: a matrix update divided by one scalar, in linear time.
+
+Maity, arXiv:2509.24320 (v1; code: ryyzn9/AuON). With H the Nesterov momentum of one matrix of N
+entries, and || || the Frobenius norm:
+
+    AuON      X = H / ||H||,   r = sqrt(mean(cosh(X)^2)),   U = X / r,   W <- W - rate U
+    Hybrid    X1 = one Newton-Schulz step from X,  r = sqrt(mean(cosh(X1)^2)),  U = X1 / r
+
+What to know before using it: r is one positive number, so AuON changes neither the direction nor
+the ratios of singular values of H. And since the squares of X sum to 1,
+
+    1 + gamma^2 / N <= r^2 <= 1 + sinh(gamma)^2 / N,
+
+so r - 1 is about a millionth for a 768 x 768 matrix, whatever the gradient: AuON is momentum SGD
+with every matrix's update on the Frobenius sphere (`gamma=0` is that exactly). docs/methods/auon.md
+shows it. The repository's present form applies H / r, not X / r (`normalize=False, gamma=1.5`), and
+is Nesterov SGD to six digits; its hybrid takes five Newton-Schulz steps.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from trustjax._checks import check_choice, check_number
+from trustjax.geometry.matrix import newton_schulz
+from trustjax.geometry.norm import is_floating, reduction_dtype, widened
+
+PyTree = Any
+DimensionNumbers = PyTree | Callable[[PyTree], PyTree]
+
+_NOT_MATRICES = {"embed", "embedding", "embeddings", "wte", "wpe", "head", "token"}
+
+
+class AuONState(NamedTuple):
+    """State of `scale_by_auon`.
+
+    Attributes:
+      momentum: average of the gradients, like the parameters; the only buffer.
+      radius: float [], the Frobenius norm that a matrix's update may have: 1.
+      distance: float [], the one that it had, mean over matrices, before shape factor and rate.
+    """
+
+    momentum: PyTree
+    radius: jax.Array
+    distance: jax.Array
+
+
+def scale_by_auon(
+    beta: jax.typing.ArrayLike = 0.95,
+    *,
+    nesterov: bool = True,
+    gamma: jax.typing.ArrayLike = 1.0,
+    ns_steps: int = 0,
+    normalize: bool = True,
+    brake: Literal["entries", "rms"] = "entries",
+    shape_factor: bool = False,
+    dimension_numbers: DimensionNumbers | None = None,
+    epsilon: jax.typing.ArrayLike = 1e-7,
+    brake_epsilon: jax.typing.ArrayLike = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divides the momentum of every matrix by its norm and by the brake r.
+
+    .. math:: M \leftarrow \beta M + (1 - \beta) G, \quad H = \beta M + (1 - \beta) G, \quad
+              X = \frac{H}{\|H\|_F + \epsilon}, \quad
+              U = \frac{X}{r}, \quad r = \sqrt{\tfrac1N \textstyle\sum_{ij} \cosh(\gamma X_{ij})^2}
+
+    ======================  ==========================================================
+    AuON, paper             the default
+    AuON, repository HEAD   ``normalize=False, gamma=1.5``: U = H / r, not scale invariant
+    Hybrid, paper           ``ns_steps=1``: X replaced by one Newton-Schulz step from X
+    Hybrid, HEAD            ``ns_steps=5, normalize=False, gamma=1.5``
+    control                 ``gamma=0``: r = 1, normalised momentum SGD
+    ======================  ==========================================================
+
+    Without Newton-Schulz steps the direction and the ratios of singular values are those of H, and
+    two scalars a matrix are all that crosses the devices of a sharded matrix. There is no bias
+    correction. The result is a gradient's: `optax.scale_by_learning_rate` follows.
+
+    Args:
+      beta: share of the old momentum kept, in [0, 1).
+      nesterov: H as above; else H = M.
+      gamma: slope of the brake, >= 0; may be traced.
+      ns_steps: Newton-Schulz iterations before the brake (`trustjax.geometry.newton_schulz`); a
+        plain int: under `optax.inject_hyperparams` one of its `static_args`.
+      normalize: divide by the norm. If not, the applied matrix is H, or the last Newton-Schulz
+        iterate Z, and the brake is measured on that over its norm.
+      brake: "entries" as above. "rms", an extension of ours, measures r on entries of root mean
+        square 1, :math:`\sqrt N X`: there the brake tells heavy tails from spread updates (about
+        1.9 for normal entries at gamma = 1, and exp(gamma sqrt N) for a single one), at any size.
+      shape_factor: times sqrt(max(1, fan_out / fan_in)), as the code of October 2025 has it.
+      dimension_numbers: `optax.contrib.MuonDimensionNumbers` of leaves whose matrix is not that of
+        their last two axes, such as convolution kernels: a tree, a prefix of one, or a callable of
+        the updates; None for the last two axes. Other axes count separate matrices.
+      epsilon: added to the norm.
+      brake_epsilon: added to r.
+
+    Returns:
+      A transform whose state is `AuONState`. Norms and brakes are taken in float32 at least, by
+      `expm1`, `log1p` and `sinh`: r - 1 is right also where 1 + 1 / N rounds to 1.
+
+    Raises:
+      ValueError: `beta`, `gamma` or `ns_steps` out of range, an unknown `brake`; at `init`, leaves
+        with fewer than two axes (`auon` gives those to another optimizer).
+
+    Source: arXiv:2509.24320v1; ryyzn9/AuON at c87b862 (paper form) and bba2e82 (HEAD), which have
+    one scalar for a stack of matrices.
+    """
+    check_number("beta", beta, at_least=0.0, at_most=1.0)
+    check_number("gamma", gamma, at_least=0.0)
+    steps: Any = ns_steps
+    if isinstance(steps, jax.core.Tracer):
+        raise ValueError(
+            "ns_steps must be known before compilation, got a traced number; with "
+            "optax.inject_hyperparams give static_args='ns_steps'"
+        )
+    check_number("ns_steps", ns_steps, at_least=0)
+    check_choice("brake", brake, ("entries", "rms"))
+
+    def init_fn(params: PyTree) -> AuONState:
+        for path, leaf in jax.tree.leaves_with_path(params):
+            if is_floating(leaf) and leaf.ndim < 2:
+                raise ValueError(
+                    f"scale_by_auon takes matrices; {jax.tree_util.keystr(path)} has shape "
+                    f"{leaf.shape}: use auon, or optax.partition"
+                )
+        dtype = reduction_dtype(params)
+        return AuONState(
+            jax.tree.map(jnp.zeros_like, params), jnp.ones([], dtype), jnp.zeros([], dtype)
+        )
+
+    def direction(h: jax.Array, numbers: MuonDimensionNumbers | None) -> tuple[jax.Array, ...]:
+        """The update of one leaf, and the sum and number of its matrices' norms."""
+        fan_in, fan_out = _matrix_axes(h, numbers)
+        axes = (*fan_in, *fan_out)
+        norm = _norm(h, axes)
+        applied = h / (norm + jnp.asarray(epsilon, h.dtype)) if normalize or ns_steps else h
+        if ns_steps:
+            applied = _as_matrices(
+                lambda x: newton_schulz(x, steps=ns_steps), applied, fan_in, fan_out
+            )
+            norm = _norm(applied, axes)
+        elif normalize:
+            norm = norm / (norm + jnp.asarray(epsilon, h.dtype))
+        slope = jnp.asarray(gamma, h.dtype)
+        unit = applied / (norm + jnp.asarray(epsilon, h.dtype))
+        if brake == "rms":
+            shrink = jnp.exp(-_log_brake(unit * (slope * math.sqrt(_size(h, axes))), axes))
+        else:
+            excess = brake_excess(slope * (applied if normalize else unit), axis=axes)
+            shrink = 1 / (1 + (excess + jnp.asarray(brake_epsilon, h.dtype)))
+        update = applied * shrink
+        if shape_factor:
+            ratio = _size(h, fan_out) / _size(h, fan_in)
+            update = update * math.sqrt(max(1.0, ratio))
+        return update, jnp.sum(norm * shrink), jnp.asarray(norm.size, h.dtype)
+
+    def update_fn(
+        updates: PyTree, state: AuONState, params: PyTree | None = None, **extra_args: object
+    ) -> tuple[PyTree, AuONState]:
+        del params, extra_args
+        numbers = dimension_numbers(updates) if callable(dimension_numbers) else dimension_numbers
+        numbers = jax.tree.broadcast(numbers, updates, is_leaf=_is_dimension_numbers)
+
+        def mixed(average: jax.Array, gradient: jax.Array) -> jax.Array:
+            kept = jnp.asarray(beta, average.dtype)
+            return kept * average + (1 - kept) * gradient
+
+        leaves, structure = jax.tree.flatten(updates)
+        numbers = jax.tree.leaves(numbers, is_leaf=_is_dimension_numbers)
+        new_leaves, momenta, norms, counts = [], [], [], []
+        for g, m, n in zip(leaves, jax.tree.leaves(state.momentum), numbers, strict=True):
+            if not is_floating(m):
+                new_leaves.append(g)
+                momenta.append(m)
+                continue
+            wide = widened(g)
+            momentum = mixed(widened(m), wide)
+            update, norm, count = direction(mixed(momentum, wide) if nesterov else momentum, n)
+            new_leaves.append(update.astype(g.dtype))
+            momenta.append(momentum.astype(m.dtype))
+            norms.append(norm.astype(state.distance.dtype))
+            counts.append(count.astype(state.distance.dtype))
+        distance = state.distance
+        if norms:
+            distance = jnp.sum(jnp.stack(norms)) / jnp.sum(jnp.stack(counts))
+        return jax.tree.unflatten(structure, new_leaves), AuONState(
+            jax.tree.unflatten(jax.tree.structure(state.momentum), momenta), state.radius, distance
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def auon(
+    learning_rate: optax.ScalarOrSchedule,
+    beta: jax.typing.ArrayLike = 0.95,
+    *,
+    other: optax.GradientTransformation | None = None,
+    label_fn: Callable[[PyTree], PyTree] | None = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    nesterov: bool = True,
+    gamma: jax.typing.ArrayLike = 1.0,
+    ns_steps: int = 0,
+    normalize: bool = True,
+    brake: Literal["entries", "rms"] = "entries",
+    shape_factor: bool = False,
+    dimension_numbers: DimensionNumbers | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AuON for the matrices, another optimizer for embeddings, heads and vectors.
+
+    .. math:: W \leftarrow W - \eta \, (U + \lambda W)
+
+    The update of a matrix has Frobenius norm 1, whatever its size, so a rate of Muon is to be
+    multiplied by :math:`\sqrt{\min(m, n)}` for updates of the same root mean square.
+
+    Args:
+      learning_rate: of the matrices; the paper has 0.055, the code of October 2025 0.24.
+      beta: share of the old momentum kept.
+      other: the optimizer of the other leaves, with a rate of its own; None for
+        `optax.adamw(3e-3)`, the paper's.
+      label_fn: maps parameters to a tree of "auon" and "other"; None for `matrix_labels`.
+      weight_decay: :math:`\lambda`, decoupled, of the matrices.
+      nesterov, gamma, ns_steps, normalize, brake, shape_factor, dimension_numbers: see
+        `scale_by_auon`.
+
+    Source: arXiv:2509.24320v1; which leaves: Section 4 of the code of October 2025.
+
+    >>> import jax.numpy as jnp, optax
+    >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    >>> tx = auon(0.1, other=optax.sgd(0.5))
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> print(updates["kernel"][0], updates["bias"])
+    [-0.0442685 -0.0442685] [-0.5 -0.5]
+    """
+    matrices = optax.chain(
+        scale_by_auon(
+            beta,
+            nesterov=nesterov,
+            gamma=gamma,
+            ns_steps=ns_steps,
+            normalize=normalize,
+            brake=brake,
+            shape_factor=shape_factor,
+            dimension_numbers=dimension_numbers,
+        ),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return optax.partition(
+        {"auon": matrices, "other": optax.adamw(3e-3) if other is None else other},
+        matrix_labels if label_fn is None else label_fn,
+    )
+
+
+def hybrid_auon(
+    learning_rate: optax.ScalarOrSchedule,
+    beta: jax.typing.ArrayLike = 0.95,
+    *,
+    other: optax.GradientTransformation | None = None,
+    label_fn: Callable[[PyTree], PyTree] | None = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    nesterov: bool = True,
+    gamma: jax.typing.ArrayLike = 1.0,
+    ns_steps: int = 1,
+    normalize: bool = True,
+    shape_factor: bool = False,
+    dimension_numbers: DimensionNumbers | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Hybrid-AuON: `auon` after one Newton-Schulz step.
+
+    .. math:: X_1 = a X + (b A + c A^2) X, \quad A = X X^T, \qquad U = X_1 / r(X_1)
+
+    Its spectral norm can pass 1, up to 1.2024. Arguments as of `auon`; the repository's HEAD is
+    `ns_steps=5, normalize=False, gamma=1.5`, where U = Z / r without the norm of Z.
+
+    Source: arXiv:2509.24320v1, whose text leaves out the root in r that its figure has.
+    """
+    check_number("ns_steps", ns_steps, at_least=1)
+    return auon(
+        learning_rate,
+        beta,
+        other=other,
+        label_fn=label_fn,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        gamma=gamma,
+        ns_steps=ns_steps,
+        normalize=normalize,
+        shape_factor=shape_factor,
+        dimension_numbers=dimension_numbers,
+    )
+
+
+def matrix_labels(params: PyTree) -> PyTree:
+    """ "auon" for leaves of two or more axes, "other" for the rest, embeddings and heads.
+
+    An embedding or a head is a leaf in whose path a name has the word embed, embedding, embeddings,
+    wte, wpe, token or head, as in {"lm_head": {"kernel": ...}}. Integer leaves are "other".
+    """
+
+    def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").lower().split("/")
+        words = {word for name in names for word in (name, *name.split("_"))}
+        is_matrix = is_floating(leaf) and leaf.ndim >= 2 and not words & _NOT_MATRICES
+        return "auon" if is_matrix else "other"
+
+    return jax.tree.map_with_path(label, params)
+
+
+def brake_excess(entries: jax.Array, *, axis: tuple[int, ...] = (-2, -1)) -> jax.Array:
+    r"""r - 1 for the brake r of AuON, which is too near to 1 for float32.
+
+    .. math:: r - 1 = \sqrt{\mathrm{mean} \cosh(x)^2} - 1
+                    = \mathrm{expm1}(\tfrac12 \mathrm{log1p}(\mathrm{mean} \sinh(x)^2))
+
+    Args:
+      entries: gamma times the normalised matrix, floats [..., m, n].
+      axis: the axes of a matrix.
+
+    Returns:
+      [..., 1, 1], >= 0.
+    """
+    mean = jnp.mean(jnp.square(jnp.sinh(widened(entries))), axis=axis, keepdims=True)
+    return jnp.expm1(0.5 * jnp.log1p(mean))
+
+
+def _log_brake(entries: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """log r, from log cosh, for entries of any size."""
+    size = jnp.abs(entries)
+    log_cosh = size + jnp.log1p(jnp.exp(-2 * size)) - math.log(2)
+    return 0.5 * (
+        jax.nn.logsumexp(2 * log_cosh, axis=axes, keepdims=True) - math.log(_size(entries, axes))
+    )
+
+
+# ---- the matrix in a leaf
+
+
+def _is_dimension_numbers(x: Any) -> bool:
+    return x is None or isinstance(x, MuonDimensionNumbers)
+
+
+def _matrix_axes(
+    leaf: jax.Array, numbers: MuonDimensionNumbers | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes over which the matrix sums its inputs, and those of its outputs."""
+    if numbers is None:
+        return (leaf.ndim - 2,), (leaf.ndim - 1,)
+    fan_in, fan_out = (
+        tuple(a % leaf.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+        for axis in (numbers.reduction_axis, numbers.output_axis)
+    )
+    if set(fan_in) & set(fan_out):
+        raise ValueError(f"dimension_numbers must name different axes, got {numbers}")
+    return fan_in, fan_out
+
+
+def _size(leaf: jax.Array, axes: tuple[int, ...]) -> int:
+    return math.prod(leaf.shape[axis] for axis in axes)
+
+
+def _norm(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(leaf), axis=axes, keepdims=True))
+
+
+def _as_matrices(
+    function: Callable[[jax.Array], jax.Array],
+    leaf: jax.Array,
+    fan_in: tuple[int, ...],
+    fan_out: tuple[int, ...],
+) -> jax.Array:
+    """`function` on `leaf` as a stack of matrices [..., inputs, outputs]."""
+    others = tuple(axis for axis in range(leaf.ndim) if axis not in (*fan_in, *fan_out))
+    order = (*others, *fan_in, *fan_out)
+    moved = jnp.transpose(leaf, order)
+    stack = moved.reshape(
+        *(leaf.shape[axis] for axis in others), _size(leaf, fan_in), _size(leaf, fan_out)
+    )
+    back = tuple(order.index(axis) for axis in range(leaf.ndim))
+    return jnp.transpose(function(stack).reshape(moved.shape), back)
