@@ -119,9 +119,9 @@ def test_seeds_in_a_vmap_do_what_they_do_alone(trained):
 
 
 def test_search_ranks_by_validation_accuracy_and_never_sees_test_examples():
-    search = {"learning_rates": (1e-5, 3e-3), "radii": {"sam": (0.05,)}}
-    only = {"only": ["adamw", "sam"], "learning_rates_alone": (1e-5, 3e-3), "num_seeds": 1}
-    task = AdaptationSearch(**SMALL | search | only)
+    rates = {"learning_rate": (1e-5, 3e-3)}
+    search = {"grid": {"adamw": rates, "sam": {**rates, "rho": (0.05,)}}}
+    task = AdaptationSearch(**SMALL | search | {"only": ["adamw", "sam"], "num_seeds": 1})
     rows, _ = train(task)
     best = task.summarize(rows).values["best"]
     assert {best[name]["learning_rate"] for name in best} == {3e-3}
@@ -135,8 +135,8 @@ def test_search_varies_the_weight_of_a_penalty():
     """Seeds side by side with weights; the heavier, the closer to the start the function stays."""
     to_start = FromReference(mesa_penalty, decay=1.0)
     method = Method(Optimizer(optax.adamw, sam, {"rho": 0.05}), 3e-3, to_start)
-    only = {"methods": {"start": method}, "num_seeds": 1, "learning_rates_alone": ()}
-    search = {"learning_rates": (3e-3,), "radii": {"start": (0.0, 1.0, 30.0)}}
+    only = {"methods": {"start": method}, "num_seeds": 1}
+    search = {"grid": {"start": {"weight": (0.0, 1.0, 30.0)}}}
     rows, final = train(AdaptationSearch(**SMALL | only | search))
     last = [row for row in rows if row["stage"] == "start" and row["step"] == 60]
     finals = [row for row in last if "final/accuracy" in row]
@@ -170,10 +170,20 @@ def test_refused_before_data_is_loaded(changes, words):
         Adaptation(**SMALL | {"data": no_data} | changes).validate()
 
 
-def test_search_budgets_must_be_equal():
-    grid = {"learning_rates": [1e-3], "learning_rates_alone": [1e-3, 3e-3], "radii": {"sam": [0.1]}}
-    task = AdaptationSearch(**SMALL, **grid)
-    with pytest.raises(ValueError, match="equally many candidates"):
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"adamw": {"learning_rate": [1e-3, 3e-3]}, "sam": {"rho": [0.1]}}, "equally many cand"),
+        ({"adamw": {"learning_rate": [1e-3]}}, "equally many candidates, got .*'sam': 0"),
+        (
+            {"adamw": {"rho": [0.1]}},
+            r"grid.adamw must name some of \['learning_rate'\], got \['rho",
+        ),
+    ],
+)
+def test_bad_grids(grid, words):
+    task = AdaptationSearch(**SMALL | {"only": ["adamw", "sam"]}, grid=grid)
+    with pytest.raises(ValueError, match=words):
         task.validate()
 
 

@@ -8,7 +8,8 @@ import pytest
 from test_adaptation import train
 
 from experiments.optimizers import Method, Optimizer
-from experiments.tasks.label_noise import LabelNoise, by_noise
+from experiments.tasks.from_scratch import FromScratch, by_noise
+from experiments.tasks.from_scratch_search import FromScratchSearch
 from trustjax.data import digits
 from trustjax.models import MLP
 from trustjax.optim import sam
@@ -34,7 +35,7 @@ SMALL = {
 
 
 def test_wrong_labels_are_the_share_asked_for_and_those_of_the_lower_level():
-    task = LabelNoise(**SMALL | {"noise_levels": (0.0, 0.3, 0.6), "train_examples": 1000})
+    task = FromScratch(**SMALL | {"noise_levels": (0.0, 0.3, 0.6), "train_examples": 1000})
     source, images = task._noised, digits().images
     labels = {image.tobytes(): label for image, label in zip(images, digits().labels, strict=True)}
     right = np.array([labels[image.tobytes()] for image in source.dataset.images])
@@ -47,7 +48,7 @@ def test_wrong_labels_are_the_share_asked_for_and_those_of_the_lower_level():
 
 
 def test_test_examples_have_right_labels_and_are_never_trained_on():
-    task = LabelNoise(**SMALL)
+    task = FromScratch(**SMALL)
     images, labels, _, _ = task._held_out
     rows = task._rows["test"][:500]
     np.testing.assert_array_equal(labels, digits().labels[rows])
@@ -58,10 +59,10 @@ def test_test_examples_have_right_labels_and_are_never_trained_on():
 
 def test_sam_memorises_less(tmp_path):
     """Fails with the attack's sign flipped, with radius 0, and with right labels at every level."""
-    task = LabelNoise(**SMALL)
+    task = FromScratch(**SMALL)
     rows, _ = train(task)
     test, given = ({name: by_noise(rows, name, f"final/{part}") for name in task.methods}
-                   for part in ("test", "train"))  # fmt: skip
+                   for part in ("accuracy", "train"))  # fmt: skip
     for name in task.methods:
         assert np.mean(test[name][0.0]) > np.mean(test[name][0.6]) + 0.05
     assert np.mean(given["adamw"][0.6]) > np.mean(given["sam"][0.6]) + 0.03
@@ -93,9 +94,55 @@ def test_refused_before_data_is_loaded(changes, words):
         raise AssertionError("data was loaded")
 
     with pytest.raises(ValueError, match=words):
-        LabelNoise(**SMALL | {"data": no_data} | changes).validate()
+        FromScratch(**SMALL | {"data": no_data} | changes).validate()
 
 
 def test_more_examples_than_there_are():
     with pytest.raises(ValueError, match=r"train_examples must be <= 1078, .* got 2000"):
-        LabelNoise(**SMALL | {"train_examples": 2000}).stages()
+        FromScratch(**SMALL | {"train_examples": 2000}).stages()
+
+
+SEARCH = {
+    "num_seeds": 1,
+    "noise_levels": (0.0,),
+    "validation_examples": 200,
+    "grid": {"adamw": {"learning_rate": (1e-6, 3e-3)}, "sam": {"learning_rate": (1e-6, 3e-3)}},
+}
+
+
+def test_search_takes_its_examples_from_the_training_part():
+    task = FromScratchSearch(**SMALL | SEARCH)
+    rows, _ = train(task)
+    best = task.summarize(rows).values["best"]
+    assert [best[name]["learning_rate"] for name in ("adamw", "sam")] == [3e-3, 3e-3]
+    assert best["sam"]["rho"] == 0.3
+    whole = FromScratch(**SMALL)._rows
+    used = np.concatenate([task._rows["train"], task._rows["validation"]])
+    np.testing.assert_array_equal(np.sort(used), np.sort(whole["train"]))
+    assert len(task._rows["validation"]) == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"noise_levels": (0.0, 0.2)}, "noise_levels must be one in a search, got"),
+        ({"validation_examples": 0}, "validation_examples must be >= 1, got 0"),
+    ],
+)
+def test_search_refuses(changes, words):
+    with pytest.raises(ValueError, match=words):
+        FromScratchSearch(**SMALL | SEARCH | changes).validate()
+
+
+def test_search_with_no_training_examples_left():
+    with pytest.raises(ValueError, match=r"validation_examples must be < 1078, .* got 1078"):
+        FromScratchSearch(**SMALL | SEARCH | {"validation_examples": 1078}).stages()
+
+
+def test_one_noise_level(tmp_path):
+    """A table with one column of accuracies, and no plot over noise."""
+    task = FromScratch(**SMALL | {"noise_levels": (0.0,), "steps": 200})
+    rows, _ = train(task)
+    assert task.summarize(rows).table.columns == ("method", "test")
+    task.plot(rows, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"learning_curves.png"}

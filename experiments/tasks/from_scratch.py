@@ -1,8 +1,9 @@
-"""Training from scratch on wrong labels: SAM's best-known claim is that it memorises fewer of them.
+"""Training a classifier from scratch with several optimizers, on right or on wrong labels.
 
-Foret, Kleiner, Mobahi, Neyshabur, arXiv:2010.01412, Section 3.3: a share of the training labels is
-replaced by random classes, the test labels stay right. For every noise level and seed all methods
-start from the same network and see the same examples, labels and order.
+For every seed and noise level all methods start from the same network and see the same examples,
+labels and order. With wrong labels: Foret, Kleiner, Mobahi, Neyshabur, arXiv:2010.01412, Section
+3.3; a share of the training labels is replaced by random classes, the test labels stay right.
+SAM's best-known claim is that it memorises fewer of them.
 """
 
 import functools
@@ -11,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from experiments.loop import Row, Summary, Table
@@ -33,8 +35,10 @@ from trustjax.parallel import check_batch_size, make_mesh, replicated
 
 
 @dataclass(kw_only=True)
-class LabelNoise:
-    """Configuration and stages of the experiment; conf/exp/sam_vision.yaml has the numbers.
+class FromScratch:
+    """Configuration and stages of the experiment.
+
+    conf/exp/sam_vision.yaml and conf/exp/auon_vision.yaml have the numbers.
 
     Attributes:
       data: makes the dataset.
@@ -44,7 +48,7 @@ class LabelNoise:
       num_seeds: networks per method and noise level, trained side by side.
       precision: of the network's computations: float32, bfloat16 or float64.
       noise_levels: shares of training labels that are drawn again, uniformly over all classes, so
-        that a share `level * (1 - 1 / num_classes)` of them is wrong.
+        that a share `level * (1 - 1 / num_classes)` of them is wrong; [0] for right labels.
       only: names of the methods to run; all if empty.
       train_examples: examples that each seed draws.
       steps: of training.
@@ -68,6 +72,8 @@ class LabelNoise:
     steps_per_chunk: int
     max_test_examples: int
     mesh: Mesh | None = None
+
+    held_out_part: ClassVar[str] = "test"  # of the data, on which the networks are measured
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -100,7 +106,7 @@ class LabelNoise:
         """Mean and interval of the test accuracy by method and noise level."""
         from experiments.statistics import bootstrap_mean  # needs SciPy, at the end
 
-        finals = {name: by_noise(rows, name, "final/test") for name in self._names()}
+        finals = {name: by_noise(rows, name, "final/accuracy") for name in self._names()}
         values: dict[str, Any] = {}
         for name, found in finals.items():
             trained = by_noise(rows, name, "final/train")
@@ -121,28 +127,20 @@ class LabelNoise:
                      for seeds in finals[name].values())]
             for name in self._names()
         ]  # fmt: skip
-        columns = ("method", *(f"noise {100 * level:g} %" for level in self.noise_levels))
+        levels = [f"noise {100 * level:g} %" for level in self.noise_levels]
+        columns = ("method", *(levels if len(levels) > 1 else ["test"]))
         title = f"Test accuracy in %, mean and 95 % bootstrap interval over {self.num_seeds} seeds"
         return Summary(values, Table(title, columns, cells))
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """accuracy_by_noise.png, and learning_curves.png at the highest noise."""
+        """learning_curves.png, at the highest noise; accuracy_by_noise.png for several levels."""
         from experiments import plots
 
         style = plots.styles(self._names())
         figure, axes = plots.panels(2)
-        for axis, metric in zip(axes, ("final/test", "final/train"), strict=True):
-            for name in self._names():
-                plots.band(axis, by_noise(rows, name, metric), name, style[name], scale=100)
-            axis.set(xlabel="share of labels drawn again", ylabel="accuracy, %")
-        axes[0].set(title="test, right labels")
-        axes[1].set(title="train, labels as given")
-        plots.legend(figure, axes[0])
-        plots.save(figure, folder / "accuracy_by_noise.png")
-
-        figure, axes = plots.panels(2)
         highest = max(self.noise_levels)
         noisy = [row for row in rows if row["noise"] == highest]
+        at_highest = f", noise {100 * highest:g} %" if highest else ""
         for axis, metric in zip(axes, ("accuracy/test", "accuracy/train"), strict=True):
             for name in self._names():
                 curves: dict[float, list[float]] = defaultdict(list)
@@ -150,10 +148,22 @@ class LabelNoise:
                     if row["stage"] == name and metric in row:
                         curves[float(row["step"])].append(float(row[metric]))
                 plots.band(axis, curves, name, style[name], scale=100)
-            axis.set(title=f"{metric.partition('/')[2]}, noise {100 * highest:g} %")
+            axis.set(title=f"{metric.partition('/')[2]}{at_highest}")
             axis.set(xlabel="step", ylabel="accuracy, %")
         plots.legend(figure, axes[0])
         plots.save(figure, folder / "learning_curves.png")
+        if len(self.noise_levels) == 1:
+            return
+
+        figure, axes = plots.panels(2)
+        for axis, metric in zip(axes, ("final/accuracy", "final/train"), strict=True):
+            for name in self._names():
+                plots.band(axis, by_noise(rows, name, metric), name, style[name], scale=100)
+            axis.set(xlabel="share of labels drawn again", ylabel="accuracy, %")
+        axes[0].set(title="test, right labels")
+        axes[1].set(title="train, labels as given")
+        plots.legend(figure, axes[0])
+        plots.save(figure, folder / "accuracy_by_noise.png")
 
     def _names(self) -> list[str]:
         return list(self.only or self.methods)
@@ -204,7 +214,6 @@ class LabelNoise:
         return self.model(num_classes=self._dataset.num_classes, dtype=PRECISIONS[self.precision])
 
     def _training(self, name: str, method: Method) -> Training:
-        lanes = len(self.noise_levels) * self.num_seeds
         key = jax.random.fold_in(jax.random.key(self.seed), 0)
 
         def start(final: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -216,37 +225,56 @@ class LabelNoise:
             seeds = jnp.tile(jnp.arange(self.num_seeds), len(self.noise_levels))
             return jax.tree.map(lambda leaf: leaf[seeds], begun)
 
-        full = functools.partial(jnp.full, lanes)
-        numbers = {k: full(v, dtype=jnp.float32) for k, v in method.numbers.items()}
-        accuracies = self._accuracies
+        lanes = self._lanes(name, method)
+        measures = functools.partial(self._measures, lanes)
         return Training(
             name=name,
             num_steps=self.steps,
             steps_per_chunk=self.steps_per_chunk,
             model=self._network,
             method=method,
-            lanes=Lanes(jnp.arange(lanes), full(method.learning_rate), numbers),
+            lanes=lanes,
             source=self._noised,
             key=key,
             mesh=self._devices,
             input_noise=0.0,
             start=start,
-            evaluate=functools.partial(accuracies, "accuracy"),
-            measure=functools.partial(accuracies, "final"),
-            label=[
-                {"seed": index, "noise": float(level)}
-                for level, index in itertools.product(self.noise_levels, range(self.num_seeds))
-            ],
+            evaluate=functools.partial(measures, f"{{}}/{self.held_out_part}", "{}/train"),
+            measure=functools.partial(measures, "final/{}", "final/train"),
+            label=self._label(lanes),
         )
 
-    def _accuracies(self, prefix: str, params: Any, model_state: Any) -> dict[str, jax.Array]:
-        """Of all lanes on the test set, and on their own training set with its wrong labels."""
-        found = self._accuracy_of(params, model_state, *self._held_out)
-        return {f"{prefix}/test": found[0], f"{prefix}/train": found[1]}
+    def _lanes(self, name: str, method: Method) -> Lanes:
+        """One lane for every noise level and seed, all with the method's numbers."""
+        del name
+        number = len(self.noise_levels) * self.num_seeds
+        full = functools.partial(jnp.full, number)
+        numbers = {k: full(v, dtype=jnp.float32) for k, v in method.numbers.items()}
+        return Lanes(jnp.arange(number), full(method.learning_rate), numbers)
+
+    def _label(self, lanes: Lanes) -> list[Row]:
+        levels, seeds = np.divmod(np.asarray(lanes.seed_index), self.num_seeds)
+        return [
+            {"seed": int(seed), "noise": float(self.noise_levels[level])}
+            for level, seed in zip(levels, seeds, strict=True)
+        ]
+
+    def _measures(
+        self, lanes: Lanes, held_out: str, train: str, params: Any, model_state: Any
+    ) -> dict[str, jax.Array]:
+        """Of all lanes, held out and on their own training set with its wrong labels; by name."""
+        accuracy, loss, trained = self._measures_of(
+            params, model_state, lanes.seed_index, *self._held_out
+        )
+        return {
+            held_out.format("accuracy"): accuracy,
+            held_out.format("loss"): loss,
+            train.format("accuracy"): trained,
+        }
 
     @functools.cached_property
     def _held_out(self) -> tuple[jax.Array, ...]:
-        rows = self._rows["test"][: self.max_test_examples]
+        rows = self._rows[self.held_out_part][: self.max_test_examples]
         source = self._noised
         few = source.rows[:, : self.max_test_examples]  # enough to tell what is memorised
         held_out = (
@@ -258,19 +286,23 @@ class LabelNoise:
         return jax.device_put(held_out, replicated(self._devices))
 
     @functools.cached_property
-    def _accuracy_of(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        def accuracy(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def _measures_of(self) -> Callable[..., tuple[jax.Array, ...]]:
+        def measures(
+            params: Any, state: Any, images: jax.Array, labels: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             logits = apply_eval(self._network, params, state, images)
-            return jnp.mean(jnp.argmax(logits, -1) == labels)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(jnp.argmax(logits, -1) == labels), jnp.mean(losses)
 
         def both(
-            params: Any, state: Any, test: jax.Array, right: jax.Array, own: jax.Array,
-            given: jax.Array,
-        ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-            trained = accuracy(params, state, own.astype(jnp.float32) / 255, given)
-            return accuracy(params, state, test, right), trained
+            params: Any, state: Any, index: jax.Array, test: jax.Array, right: jax.Array,
+            own: jax.Array, given: jax.Array,
+        ) -> tuple[jax.Array, ...]:  # fmt: skip
+            image = own[index].astype(jnp.float32) / 255
+            trained, _ = measures(params, state, image, given[index])
+            return *measures(params, state, test, right), trained
 
-        return jax.jit(jax.vmap(both, in_axes=(0, 0, None, None, 0, 0)))
+        return jax.jit(jax.vmap(both, in_axes=(0, 0, 0, None, None, None, None)))
 
 
 def by_noise(rows: Sequence[Row], stage: str, metric: str) -> dict[float, list[float]]:

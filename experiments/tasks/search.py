@@ -1,0 +1,107 @@
+"""Search of learning rates and other numbers, with the same budget for every method.
+
+All candidates of a method are trained side by side in one program, each from the same seeds, and
+judged by the accuracy on validation examples. Test examples are not looked at.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.loop import Row, Summary, Table
+from experiments.optimizers import Method
+from experiments.tasks.supervised import Lanes
+
+MEASURES = ("accuracy", "loss")
+
+
+@dataclass(kw_only=True)
+class Search:
+    """What a search adds to the experiment whose numbers it looks for, named first of the bases.
+
+    The experiment has `methods`, `num_seeds`, `_names`, and measures final/accuracy and final/loss
+    on validation examples.
+
+    Attributes:
+      grid: by method, the values to try of `learning_rate` and of others of its numbers; all
+        combinations are candidates. A number that is not named stays as configured.
+    """
+
+    grid: Mapping[str, Mapping[str, Sequence[float]]]
+
+    def validate(self) -> None:
+        """As for the experiment; also every method must have the same number of candidates."""
+        super().validate()  # type: ignore[misc]  # the experiment's
+        for name in self._names():
+            known = {"learning_rate", *self.methods[name].numbers}
+            if unknown := set(self.grid.get(name, ())) - known:
+                raise ValueError(
+                    f"grid.{name} must name some of {sorted(known)}, got {sorted(unknown)}"
+                )
+        counts = {name: len(self._candidates(name)) for name in self._names()}
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            raise ValueError(f"grid must give every method equally many candidates, got {counts}")
+
+    def _candidates(self, name: str) -> list[dict[str, float]]:
+        if name not in self.grid:
+            return []
+        method: Method = self.methods[name]
+        numbers = {"learning_rate": method.learning_rate, **method.numbers}
+        tried = [self.grid[name].get(key, [value]) for key, value in numbers.items()]
+        return [dict(zip(numbers, values, strict=True)) for values in itertools.product(*tried)]
+
+    def _lanes(self, name: str, method: Method) -> Lanes:
+        """One lane for every candidate and seed."""
+        candidates = self._candidates(name)
+        columns = {
+            key: jnp.repeat(jnp.array([c[key] for c in candidates]), self.num_seeds)
+            for key in candidates[0]
+        }
+        seed_index = jnp.tile(jnp.arange(self.num_seeds), len(candidates))
+        return Lanes(seed_index, columns.pop("learning_rate"), columns)
+
+    def _label(self, lanes: Lanes) -> list[Row]:
+        numbers = {"learning_rate": lanes.learning_rate, **lanes.numbers}
+        columns = {key: np.asarray(value) for key, value in numbers.items()}
+        return [
+            {"seed": int(index), **{k: float(f"{v[lane]:.6g}") for k, v in columns.items()}}
+            for lane, index in enumerate(lanes.seed_index)
+        ]
+
+    def summarize(self, rows: list[Row]) -> Summary:
+        """The best candidate of every method: highest accuracy, then lowest loss, over seeds."""
+        candidates = {}
+        for name in self._names():
+            finals = [row for row in rows if row["stage"] == name and "final/accuracy" in row]
+            candidates[name] = [
+                {**candidate, **_mean_over_seeds(finals, candidate)}
+                for candidate in self._candidates(name)
+            ]
+        best = {
+            name: max(tried, key=lambda c: (c["accuracy"], -c["loss"]))
+            for name, tried in candidates.items()
+        }
+        cells = []
+        for name, found in best.items():
+            rate, accuracy, loss = (found[key] for key in ("learning_rate", *MEASURES))
+            others = ", ".join(
+                f"{k} = {v:g}" for k, v in found.items() if k not in ("learning_rate", *MEASURES)
+            )
+            cells.append((name, f"{rate:g}", others, f"{100 * accuracy:.1f}", f"{loss:.3f}"))
+        columns = ("method", "learning rate", "others", "validation accuracy, %", "loss")
+        table = Table("Best on the validation split", columns, cells)
+        return Summary({"best": best, "candidates": candidates}, table)
+
+    def plot(self, rows: list[Row], folder: Path) -> None:
+        """Nothing to see: the table says it."""
+
+
+def _mean_over_seeds(finals: list[Row], candidate: Mapping[str, float]) -> dict[str, float]:
+    own = [row for row in finals if all(row[key] == value for key, value in candidate.items())]
+    return {
+        measure: float(np.mean([row[f"final/{measure}"] for row in own])) for measure in MEASURES
+    }
