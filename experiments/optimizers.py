@@ -8,7 +8,6 @@ import jax
 import optax
 
 from experiments.penalties import Penalty
-from trustjax.optim import matrix_labels
 
 Mask = Callable[[Any], Any]
 
@@ -19,10 +18,10 @@ class Optimizer:
 
     Attributes:
       base: `learning_rate -> GradientTransformation`, such as a partial `optax.adamw`.
-      rates: further keyword arguments of `base` ({"ratio": 0.1}), which a search may vary.
       attack: a transform that stands before it, such as a partial `trustjax.optim.sam`.
       radius: the keyword arguments of `attack` that set how far it reaches ({"rho": 0.05}), which
         a search may vary.
+      rates: further keyword arguments of `base` ({"ratio": 0.1}), which a search may vary.
     """
 
     base: Callable[..., optax.GradientTransformation]
@@ -81,34 +80,3 @@ class Method:
         penalty = self.penalty and replace(self.penalty, weight=numbers["weight"])
         optimizer = replace(self.optimizer, rates=rates, radius=radius)
         return replace(self, optimizer=optimizer, penalty=penalty)
-
-
-def matrices_and_others(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    direction: optax.GradientTransformation,
-    ratio: jax.typing.ArrayLike = 0.1,
-    weight_decay: float = 1e-4,
-) -> optax.GradientTransformation:
-    """An optimizer whose matrices follow `direction`, and whose other leaves follow AdamW.
-
-    So methods for matrices are compared on the same leaves, `trustjax.optim.matrix_labels`.
-
-    Args:
-      learning_rate: of the matrices; a number or a schedule.
-      direction: turns the gradients of matrices into updates before the rate.
-      ratio: AdamW's rate in units of `learning_rate`; may be traced.
-      weight_decay: decoupled, in units of the rate of the leaf.
-    """
-
-    def of_others(count: jax.Array) -> jax.typing.ArrayLike:
-        rate = learning_rate(count) if callable(learning_rate) else learning_rate
-        return ratio * rate
-
-    matrices = optax.chain(
-        direction,
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    others = optax.adamw(of_others, weight_decay=weight_decay)
-    return optax.partition({"auon": matrices, "other": others}, matrix_labels)

@@ -10,6 +10,7 @@ from trustjax.geometry.divergence import renyi_divergence as renyi_divergence
 from trustjax.geometry.divergence import reverse_kl as reverse_kl
 from trustjax.geometry.divergence import symmetric_kl as symmetric_kl
 from trustjax.geometry.divergence import tsallis_divergence as tsallis_divergence
+from trustjax.geometry.matrix import MUON_COEFFICIENTS as MUON_COEFFICIENTS
 from trustjax.geometry.matrix import frobenius_normalize as frobenius_normalize
 from trustjax.geometry.matrix import newton_schulz as newton_schulz
 from trustjax.geometry.norm import global_norm as global_norm

@@ -1,0 +1,211 @@
+"""How orthogonal the updates of AuON, Hybrid-AuON and Muon are, and what they cost.
+
+Maity, arXiv:2509.24320 (v1), the figures of orthogonality error and of time: a random n x n matrix
+becomes an update U, whose error is ||U'U - I|| in the Frobenius norm. Beside the measured errors
+stand those of the singular values that a large Gaussian matrix has, the quarter-circle law.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.loop import Row, Summary, Table
+from trustjax.geometry import MUON_COEFFICIENTS
+from trustjax.optim import scale_by_auon
+
+State = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The stage of one size: a step is one random matrix, which all methods turn into updates."""
+
+    task: "Orthogonality"
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return f"size_{self.size}"
+
+    @property
+    def num_steps(self) -> int:
+        """Number of matrices."""
+        return self.task.num_seeds
+
+    @property
+    def steps_per_chunk(self) -> int:
+        """All of them."""
+        return self.task.num_seeds
+
+    def init(self, final: Mapping[str, Any]) -> State:
+        """There is nothing to keep, but a checkpoint wants an array."""
+        del final
+        return {"nothing": jnp.zeros([])}
+
+    def batches(self) -> None:
+        """There is no data."""
+
+    def advance(
+        self, state: State, batches: None, step: int, num_steps: int
+    ) -> tuple[State, list[Row]]:
+        """One row a matrix: errors, and the median seconds of an update."""
+        del batches
+        shape, key = (self.size, self.size), jax.random.key(self.task.seed)
+        programs = {name: self._program(name) for name in self.task.methods}
+        for update in programs.values():
+            jax.block_until_ready(update(jnp.ones(shape)))
+        rows = []
+        for seed in range(step, step + num_steps):
+            matrix = jax.random.normal(jax.random.fold_in(key, seed), shape)
+            row: Row = {"seed": seed}
+            for name, update in programs.items():
+                row[f"error/{name}"] = float(_orthogonality_error(update(matrix)))
+            seconds: dict[str, list[float]] = {name: [] for name in programs}
+            for _ in range(self.task.repeats):  # in turns, so that noise hits all alike
+                for name, update in programs.items():
+                    started = time.perf_counter()
+                    jax.block_until_ready(update(matrix))
+                    seconds[name].append(time.perf_counter() - started)
+            row |= {f"seconds/{name}": float(np.median(s)) for name, s in seconds.items()}
+            rows.append(row)
+        return state, rows
+
+    def finish(self, state: State) -> list[Row]:
+        """The rows of `advance` say it all."""
+        del state
+        return []
+
+    def _program(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        method = self.task.transform(name)
+        return jax.jit(lambda matrix: method.update(matrix, method.init(matrix))[0])
+
+
+@jax.jit
+def _orthogonality_error(update: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(update.T @ update - jnp.eye(update.shape[0], dtype=update.dtype))
+
+
+def expected_error(size: int, newton_schulz_steps: int) -> float:
+    r"""The error of a normalised Gaussian matrix after Newton-Schulz steps, for large sizes.
+
+    .. math:: \sqrt{n \int_0^2 \left(p(x / \sqrt n)^2 - 1\right)^2 \frac{\sqrt{4 - x^2}}{\pi} dx}
+
+    p is what the steps make of a singular value; the density is the quarter-circle law.
+    """
+    a, b, c = MUON_COEFFICIENTS
+    # Midpoints in the angle x = 2 sin t, where the density is 4 cos(t)^2 / pi.
+    count = 20_000
+    angle = (np.arange(count) + 0.5) * (np.pi / 2 / count)
+    value = 2 * np.sin(angle) / np.sqrt(size)
+    for _ in range(newton_schulz_steps):
+        value = a * value + b * value**3 + c * value**5
+    density = 4 * np.cos(angle) ** 2 / np.pi * (np.pi / 2 / count)
+    return float(np.sqrt(size * np.sum((value**2 - 1) ** 2 * density)))
+
+
+@dataclass(frozen=True)
+class Orthogonality:
+    """Random matrices of several sizes, one stage a size.
+
+    Attributes:
+      methods: by name, keyword arguments of `trustjax.optim.scale_by_auon`, `ns_steps` among them;
+        there is no momentum.
+      sizes: n of the n x n matrices.
+      seed: root of all randomness.
+      num_seeds: matrices a size.
+      repeats: timed updates of each matrix.
+    """
+
+    methods: Mapping[str, Mapping[str, Any]]
+    sizes: Sequence[int]
+    seed: int
+    num_seeds: int
+    repeats: int
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for what cannot run."""
+        for name in ("num_seeds", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.sizes or min(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes must be different numbers >= 2, got {list(self.sizes)}")
+        for name, arguments in self.methods.items():
+            if "ns_steps" not in arguments:
+                raise ValueError(f"methods.{name} must have ns_steps, got {dict(arguments)}")
+            try:
+                self.transform(name)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"methods.{name}: {error}") from error
+
+    def transform(self, name: str) -> optax.GradientTransformation:
+        """The method of that name."""
+        return scale_by_auon(0.0, nesterov=False, **self.methods[name])
+
+    def stages(self) -> list[Size]:
+        """One a size."""
+        return [Size(self, size) for size in self.sizes]
+
+    def summarize(self, rows: list[Row]) -> Summary:
+        """Errors measured and expected, and milliseconds, by size and method."""
+        values: dict[str, Any] = {}
+        cells = []
+        for size in self.sizes:
+            values[str(size)] = found = {
+                name: {
+                    "error": _column(rows, size, f"error/{name}"),
+                    "expected": expected_error(size, self.methods[name]["ns_steps"]),
+                    "milliseconds": 1e3 * _column(rows, size, f"seconds/{name}"),
+                }
+                for name in self.methods
+            }
+            texts = ("{error:.2f} ({expected:.2f})\n{milliseconds:.3g} ms".format(**one)
+                     for one in found.values())  # fmt: skip
+            cells.append([str(size), *texts, f"{np.sqrt(size):.2f}"])
+        title = "||U'U - I||: measured (quarter-circle law), and the time of an update"
+        return Summary(values, Table(title, ("n", *self.methods, "U = 0"), cells))
+
+    def plot(self, rows: list[Row], folder: Path) -> None:
+        """orthogonality.png: error against n with the theory; time against n."""
+        from experiments import plots
+
+        style = plots.styles(self.methods)
+        sizes = np.array(sorted(self.sizes))
+        figure, (errors, seconds) = plots.panels(2)
+        for name in self.methods:
+            steps = self.methods[name]["ns_steps"]
+            points = {**style[name], "linestyle": ""}
+            measured = [_column(rows, size, f"error/{name}") for size in sizes]
+            errors.plot(sizes, measured, label=name, **points)
+            expected = [expected_error(size, steps) for size in sizes]
+            errors.plot(sizes, expected, color=style[name]["color"], linewidth=1)
+            taken = [_column(rows, size, f"seconds/{name}") for size in sizes]
+            seconds.plot(sizes, taken, **style[name])
+            power = 3 if steps else 2
+            slope = taken[-1] * (sizes / sizes[-1]) ** power
+            seconds.plot(sizes, slope, color=style[name]["color"], linewidth=1, linestyle=":")
+        errors.plot(sizes, np.sqrt(sizes), color="grey", linestyle="--", label="U = 0")
+        errors.set(
+            title="distance from orthogonal\n(lines: quarter-circle law)", ylabel="||U'U - I||"
+        )
+        seconds.set(title="time of an update\n(dotted: $n^2$, and $n^3$)", ylabel="seconds")
+        errors.set(ylabel="||U'U - I||")
+        for axis in (errors, seconds):
+            axis.set(xscale="log", yscale="log", xlabel="n")
+            axis.set_xticks(sizes, [str(size) for size in sizes])
+            axis.minorticks_off()
+        plots.legend(figure, errors)
+        plots.save(figure, folder / "orthogonality.png")
+
+
+def _column(rows: Sequence[Row], size: int, metric: str) -> float:
+    """Median over the matrices of one size."""
+    stage = f"size_{size}"
+    return float(np.median([row[metric] for row in rows if row["stage"] == stage]))
