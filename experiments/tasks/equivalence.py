@@ -229,10 +229,12 @@ class Equivalence:
             line = {**style[name], "marker": ""}
             plots.band(losses, curves["loss"], name, line)
             points = {**style[name], "linestyle": ""}
-            plots.band(losses, curves["loss/control"], "its control", points)
+            plots.band(losses, curves["loss/control"], "_", points)  # not in the legend
             plots.band(differences, curves["difference"], name, style[name])
-        losses.set(title="training loss", xlabel="step", yscale="log")
-        differences.set(title="distance of the weights / way they came", xlabel="step")
-        differences.set(yscale="log")
+        losses.set(title="training loss\n(lines; marks: of the control)", yscale="log")
+        differences.set(title="distance of the weights,\nas a share of the way they came")
+        differences.set(yscale="log", ylim=(1e-10, 1))
+        for axis in (losses, differences):
+            axis.set(xlabel="step")
         plots.legend(figure, losses)
         plots.save(figure, folder / "equivalence.png")

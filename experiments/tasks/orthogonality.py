@@ -197,6 +197,7 @@ class Orthogonality:
         )
         seconds.set(title="time of an update\n(dotted: $n^2$, and $n^3$)", ylabel="seconds")
         errors.set(ylabel="||U'U - I||")
+        errors.set_yticks(ticks := [3, 10, 30], [str(tick) for tick in ticks])
         for axis in (errors, seconds):
             axis.set(xscale="log", yscale="log", xlabel="n")
             axis.set_xticks(sizes, [str(size) for size in sizes])
