@@ -16,7 +16,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from trustjax.models import ViT
 from trustjax.optim import auon, hybrid_auon, matrix_labels, scale_by_auon
-from trustjax.optim.auon import brake_excess
+from trustjax.optim.auon import _known_excess, brake_excess
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "auon.json").read_text())
 FORMS = {
@@ -113,6 +113,30 @@ def test_brake_is_right_where_float32_rounds_it_off():
     np.testing.assert_allclose(brake_excess(even).item(), expected, rtol=1e-3)
     naive = jnp.sqrt(jnp.mean(jnp.cosh(even) ** 2)).item() - 1
     assert abs(naive - expected) > 0.1 * expected
+
+
+@pytest.mark.parametrize("kind", ["one_hot", "normal"])
+def test_large_matrices_whose_brake_is_not_measured(kind):
+    """The mean of the bounds of r does where these differ by less than a rounding error."""
+    size = 2048
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(size, size)) if kind == "normal" else np.zeros((size, size))
+    matrix[5, 9] += 1.0
+    unit = matrix / np.linalg.norm(matrix)
+    for gamma, known in ((1.0, True), (3.0, False)):
+        assert (_known_excess(gamma, size * size, np.float32) is not None) == known
+        brake = np.sqrt(np.mean(np.cosh(gamma * unit) ** 2))
+        tx = scale_by_auon(0.0, nesterov=False, gamma=gamma)
+        gradient = jnp.asarray(matrix, jnp.float32)
+        update, _ = tx.update(gradient, tx.init(gradient))
+        np.testing.assert_allclose(update[5, 9], (unit / brake)[5, 9], rtol=8e-7)
+    # Exact arithmetic: the mean of the bounds is within an eps of float32 of the brake.
+    low, high = (np.sqrt(1 + x / size**2) - 1 for x in (1.0, np.sinh(1.0) ** 2))
+    found = _known_excess(1.0, size * size, np.float32)
+    assert low < found < high
+    assert _known_excess(1.0, size * size, np.float64) is None
+    assert _known_excess(1.0, 512 * 512, np.float32) is None
+    assert jax.jit(lambda gamma: _known_excess(gamma, size * size, np.float32) is None)(1.0)
 
 
 def test_brake_on_entries_of_size_one():

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
@@ -137,21 +138,28 @@ def scale_by_auon(
         """The update of one leaf, and the sum and number of its matrices' norms."""
         fan_in, fan_out = _matrix_axes(h, numbers)
         axes = (*fan_in, *fan_out)
+        small = jnp.asarray(epsilon, h.dtype)
         norm = _norm(h, axes)
-        applied = h / (norm + jnp.asarray(epsilon, h.dtype)) if normalize or ns_steps else h
+        # Times a reciprocal: XLA on CPU is slow at dividing by a scalar inside a reduction.
+        applied = h * (1 / (norm + small)) if normalize or ns_steps else h
         if ns_steps:
             applied = _as_matrices(
                 lambda x: newton_schulz(x, steps=ns_steps), applied, fan_in, fan_out
             )
             norm = _norm(applied, axes)
         elif normalize:
-            norm = norm / (norm + jnp.asarray(epsilon, h.dtype))
-        slope = jnp.asarray(gamma, h.dtype)
-        unit = applied / (norm + jnp.asarray(epsilon, h.dtype))
+            norm = norm / (norm + small)
+        slope, size = jnp.asarray(gamma, h.dtype), _size(h, axes)
+        unit = applied * (1 / (norm + small))
         if brake == "rms":
-            shrink = jnp.exp(-_log_brake(unit * (slope * math.sqrt(_size(h, axes))), axes))
+            shrink = jnp.exp(-_log_brake(unit * (slope * math.sqrt(size)), axes))
         else:
-            excess = brake_excess(slope * (applied if normalize else unit), axis=axes)
+            if ns_steps and normalize:  # entries whose squares do not sum to 1
+                excess = brake_excess(slope * applied, axis=axes)
+            elif (known := _known_excess(gamma, size, h.dtype)) is not None:
+                excess = jnp.full_like(norm, known)
+            else:
+                excess = brake_excess(slope * (applied if normalize else unit), axis=axes)
             shrink = 1 / (1 + (excess + jnp.asarray(brake_epsilon, h.dtype)))
         update = applied * shrink
         if shape_factor:
@@ -324,8 +332,23 @@ def brake_excess(entries: jax.Array, *, axis: tuple[int, ...] = (-2, -1)) -> jax
     Returns:
       [..., 1, 1], >= 0.
     """
-    mean = jnp.mean(jnp.square(jnp.sinh(widened(entries))), axis=axis, keepdims=True)
-    return jnp.expm1(0.5 * jnp.log1p(mean))
+    grown = jnp.expm1(jnp.abs(widened(entries)))
+    sinh = 0.5 * grown * (1 + 1 / (1 + grown))  # several times faster than jnp.sinh on CPU
+    return jnp.expm1(0.5 * jnp.log1p(jnp.mean(jnp.square(sinh), axis=axis, keepdims=True)))
+
+
+def _known_excess(gamma: jax.typing.ArrayLike, size: int, dtype: jnp.dtype) -> float | None:
+    """r - 1 where its bounds in the module's docstring agree to a rounding error, else None.
+
+    So large a matrix need not be read again. A traced gamma gives None.
+    """
+    if isinstance(gamma, jax.core.Tracer) or jnp.size(gamma) > 1:
+        return None
+    slope = float(gamma)
+    if slope > 10:
+        return None
+    low, high = slope**2 / (2 * size), math.sinh(slope) ** 2 / (2 * size)
+    return (low + high) / 2 if high - low <= 2 * np.finfo(dtype).eps else None
 
 
 def _log_brake(entries: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -1,0 +1,146 @@
+"""Time of an optimizer's update alone: AuON and Hybrid-AuON beside Muon, AdamW and SGD.
+
+python -m benchmarks.matrix_updates --out FILE [--size 256 512 ...] [--transformer] [--repeats N]
+
+`tx.update` and `optax.apply_updates`, compiled, with donated buffers, on one square matrix or on
+the weights of a transformer with 12 layers of width 768. The programs take turns; a ratio is the
+median of the ratios within a turn. docs/benchmarks.md has the results.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.optimizers import (
+    environment,
+    num_bytes,
+    quartiles,
+    take_turns,
+    update_program,
+)
+from trustjax.optim import auon, hybrid_auon
+
+Numbers = dict[str, Any]
+
+# At so low a rate the last updates are of the same kind as the first.
+RATE = 1e-6
+OPTIMIZERS = {
+    "sgd": optax.sgd(RATE, momentum=0.95, nesterov=True),
+    "adamw": optax.adamw(RATE),
+    "auon": auon(RATE, other=optax.adamw(RATE)),
+    "hybrid_auon": hybrid_auon(RATE, other=optax.adamw(RATE)),
+    "optax.contrib.muon": optax.contrib.muon(RATE),
+}
+# Read g and m, write m, read m and g again for Nesterov, read and write p: float32. With the
+# second reading of m and g kept in fast memory, 20.
+BYTES = 28
+FEWEST_BYTES = 20
+
+
+def square(size: int) -> dict[str, Any]:
+    """Shapes of one matrix."""
+    return {"kernel": (size, size)}
+
+
+def transformer(depth: int = 12, width: int = 768) -> dict[str, Any]:
+    """Shapes of the blocks of GPT-2 small, without embeddings."""
+    block = {
+        "attention": {"qkv": (width, 3 * width), "out": (width, width), "bias": (4 * width,)},
+        "mlp": {"up": (width, 4 * width), "down": (4 * width, width), "bias": (5 * width,)},
+        "norms": (4 * width,),
+    }
+    return {f"block_{index}": block for index in range(depth)}
+
+
+def measure(shapes: Any, repeats: int) -> Numbers:
+    """Milliseconds, ratios to AdamW, state and bandwidth of every optimizer."""
+    random = np.random.default_rng(0)
+
+    def drawn() -> Any:
+        return jax.tree.map(
+            lambda shape: jnp.asarray(random.standard_normal(shape, np.float32)),
+            shapes,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+
+    params, gradient = drawn(), drawn()
+    programs = {name: update_program(tx, params, gradient) for name, tx in OPTIMIZERS.items()}
+    seconds = take_turns(programs, repeats)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    rows = {}
+    for name, program in programs.items():
+        _, state = program.carry
+        median = float(np.median(seconds[name]))
+        rows[name] = {
+            "milliseconds": quartiles(1000 * seconds[name]),
+            "ratio": quartiles(seconds[name] / seconds["adamw"]),
+            "state_per_parameter_byte": num_bytes(state) / num_bytes(params),
+            "gigabytes_per_second": {
+                str(each): each * count / median / 1e9 for each in (BYTES, FEWEST_BYTES)
+            },
+        }
+    of_auon = seconds["auon"]
+    newton_schulz = np.median(seconds["hybrid_auon"] - of_auon) / np.median(
+        seconds["optax.contrib.muon"] - of_auon
+    )
+    return {
+        "parameters": count,
+        "repeats": repeats,
+        "rows": rows,
+        "muon_to_auon": quartiles(seconds["optax.contrib.muon"] / of_auon),
+        "newton_schulz_hybrid_to_muon": float(newton_schulz),
+    }
+
+
+def table(name: str, found: Mapping[str, Any]) -> str:
+    """The numbers of one tree of parameters as text."""
+    lines = [
+        f"{name}: {found['parameters'] / 1e6:.2f} million parameters, {found['repeats']} repeats",
+        f"{'':18}{'ms (quartiles)':>28}{'x AdamW':>9}{'state':>7}{'GB/s at 28':>12}{'at 20':>8}",
+    ]
+    for row, numbers in found["rows"].items():
+        time, speed = numbers["milliseconds"], numbers["gigabytes_per_second"]
+        lines.append(
+            f"{row:18}{time['median']:10.2f} ({time['low']:7.2f}-{time['high']:7.2f})"
+            f"{numbers['ratio']['median']:9.2f}{numbers['state_per_parameter_byte']:7.2f}"
+            f"{speed[str(BYTES)]:12.1f}{speed[str(FEWEST_BYTES)]:8.1f}"
+        )
+    lines.append(
+        f"Muon / AuON {found['muon_to_auon']['median']:.1f}; Newton-Schulz part of Hybrid / Muon "
+        f"{found['newton_schulz_hybrid_to_muon']:.2f}"
+    )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints tables and writes the numbers as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.matrix_updates")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--size", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096])
+    parser.add_argument("--transformer", action="store_true", help="also 12 layers of width 768")
+    parser.add_argument("--repeats", type=int, default=10, help="calls of every program, >= 1")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats must be >= 1, got {options.repeats}")
+    if min(options.size) < 2:
+        parser.error(f"--size must be >= 2, got {options.size}")
+    workloads = {f"{size} x {size}": square(size) for size in options.size}
+    if options.transformer:
+        workloads["transformer"] = transformer()
+    found = {}
+    for name, shapes in workloads.items():
+        found[name] = measure(shapes, options.repeats)
+        print(table(name, found[name]), flush=True)
+    numbers = {**environment(), "parameters": found}
+    options.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
