@@ -344,7 +344,7 @@ def _known_excess(gamma: jax.typing.ArrayLike, size: int, dtype: jnp.dtype) -> f
     """
     if isinstance(gamma, jax.core.Tracer) or jnp.size(gamma) > 1:
         return None
-    slope = float(gamma)
+    slope = np.asarray(gamma).item()
     if slope > 10:
         return None
     low, high = slope**2 / (2 * size), math.sinh(slope) ** 2 / (2 * size)
