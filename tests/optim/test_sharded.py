@@ -11,7 +11,18 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from problems import GOLDEN, array
 
-from trustjax.optim import asam, esam, fisher_sam, gsam, sam, scale_by_auon, tram, tram_fisher
+from trustjax.geometry import hypentropy, p_norm
+from trustjax.optim import (
+    asam,
+    esam,
+    fisher_sam,
+    gsam,
+    mirror_descent,
+    sam,
+    scale_by_auon,
+    tram,
+    tram_fisher,
+)
 
 M_SHARPNESS = GOLDEN["m_sharpness"]
 
@@ -40,6 +51,8 @@ TRANSFORMS = {
     "esam": lambda: esam(0.5, gamma=1.0),
     "auon": scale_by_auon,
     "auon_rms": lambda: scale_by_auon(brake="rms"),
+    "mirror_descent": lambda: mirror_descent(0.1, hypentropy(1.0)),
+    "mirror_descent_p_norm": lambda: mirror_descent(0.1, p_norm(1.5)),
 }
 
 

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
+from trustjax.geometry import p_norm, separable_p
 from trustjax.optim import (
     alternating,
     asam,
@@ -23,6 +24,7 @@ from trustjax.optim import (
     fisher_sam,
     gsam,
     hybrid_auon,
+    mirror_descent,
     sam,
     tram,
     tram_fisher,
@@ -53,6 +55,10 @@ class Row:
 
     def make(self, value: Any = None) -> optax.GradientTransformationExtraArgs:
         return self.factory(**{self.number: self.values[0] if value is None else value})
+
+
+def mirror_gradient(rate, mirror_map):
+    return optax.chain(mirror_descent(rate, mirror_map), optax.scale(-1.0))
 
 
 REFERENCE = ("grad_fn", "outputs", "output_fn")
@@ -90,6 +96,13 @@ TRANSFORMS = {
         (0.5, 2.0),
         (),
         static=("ns_steps",),
+    ),
+    # At rate 1 with the sign of a gradient; the rate stands for its number.
+    "mirror_descent": Row(
+        functools.partial(mirror_gradient, mirror_map=separable_p(1.5)), "rate", (0.5, 2.0), ()
+    ),
+    "mirror_descent_p_norm": Row(
+        functools.partial(mirror_gradient, mirror_map=p_norm(1.5)), "rate", (0.5, 2.0), ()
     ),
     "alternating": Row(sam, "rho", needs=(), with_base=alternating, calls=2),
 }

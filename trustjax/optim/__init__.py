@@ -16,6 +16,8 @@ from trustjax.optim.fisher import tram_fisher as tram_fisher
 from trustjax.optim.gsam import GSAMState as GSAMState
 from trustjax.optim.gsam import gsam as gsam
 from trustjax.optim.gsam import radius_schedule as radius_schedule
+from trustjax.optim.mirror import MirrorState as MirrorState
+from trustjax.optim.mirror import mirror_descent as mirror_descent
 from trustjax.optim.sam import SAMState as SAMState
 from trustjax.optim.sam import asam as asam
 from trustjax.optim.sam import sam as sam
