@@ -223,6 +223,21 @@ def test_zero_with_zero_gradient_at_equality():
     assert np.all(gradient == 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("kl", 1), ("reverse_kl", 1), ("symmetric_kl", 2), ("jensen_shannon", 1 / 4),
+     ("tsallis_half", 1 / 2), ("tsallis_two", 2), ("renyi_half", 1 / 2), ("renyi_two", 2)],
+)  # fmt: skip
+def test_hessian_at_equality_is_the_fisher_matrix(name, factor, x64):
+    """Of softmax logits, diag(p) - p p', times the order of the divergence; for both arguments."""
+    logits = jnp.array([0.2, -0.1, 0.4])
+    p = jax.nn.softmax(logits)
+    for argument in (0, 1):
+        hessian = jax.hessian(DIVERGENCES[name], argnums=argument)(logits, logits)
+        expected = factor * (jnp.diag(p) - jnp.outer(p, p))
+        np.testing.assert_allclose(hessian, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_gradients_against_differences(x64):
     logits, step = random_logits(2, 4), 1e-6 * random_logits(2, 4, seed=1)
     higher, lower = all_of(*(logits + step)), all_of(*(logits - step))

@@ -10,6 +10,10 @@ from trustjax.geometry.divergence import renyi_divergence as renyi_divergence
 from trustjax.geometry.divergence import reverse_kl as reverse_kl
 from trustjax.geometry.divergence import symmetric_kl as symmetric_kl
 from trustjax.geometry.divergence import tsallis_divergence as tsallis_divergence
+from trustjax.geometry.fisher import Solution as Solution
+from trustjax.geometry.fisher import conjugate_gradient as conjugate_gradient
+from trustjax.geometry.fisher import fisher_product as fisher_product
+from trustjax.geometry.fisher import fisher_vector_product as fisher_vector_product
 from trustjax.geometry.matrix import MUON_COEFFICIENTS as MUON_COEFFICIENTS
 from trustjax.geometry.matrix import frobenius_normalize as frobenius_normalize
 from trustjax.geometry.matrix import newton_schulz as newton_schulz

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_number
-from trustjax.geometry.norm import reduction_dtype
+from trustjax.geometry.norm import non_negative, reduction_dtype
 
 
 def kl_divergence(
@@ -210,7 +210,7 @@ def mmd(
     )
     kernel = sum(jax.lax.rsqrt(b**2 + distances) for b in bandwidths)
     discrepancy = jnp.einsum("i,ij,j->", signed_weights, kernel, signed_weights)
-    return jnp.maximum(discrepancy, jnp.zeros([], discrepancy.dtype))
+    return non_negative(discrepancy)
 
 
 def gaussian_kl(
@@ -338,7 +338,7 @@ def _tsallis(
     balance = jnp.where(near, p * jnp.expm1(-jnp.where(near, t, zeros)), q - p)
 
     term = jnp.where(possible, gain + balance, q)
-    return jnp.maximum(jnp.sum(term, axis), jnp.zeros([], term.dtype))
+    return non_negative(jnp.sum(term, axis))
 
 
 def _excess_order(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_number
-from trustjax.geometry.norm import is_floating, widened
+from trustjax.geometry.norm import is_floating, non_negative, widened
 
 PyTree = Any
 Array = jax.Array
@@ -186,7 +186,7 @@ def p_norm(p: jax.typing.ArrayLike) -> MirrorMap:
 
     def divergence(x: Array, y: Array) -> Array:
         first, second = (0.5 * jnp.square(norm_of(a, exponents(a)[0])) for a in (x, y))
-        return jnp.maximum(first + second - jnp.sum(x * to_dual(y)), 0.0)
+        return non_negative(first + second - jnp.sum(x * to_dual(y)))
 
     def bound(x: Array, s: Array) -> Array:
         power, conjugate = exponents(s)
@@ -228,7 +228,7 @@ def separable_p(p: jax.typing.ArrayLike) -> MirrorMap:
     def divergence(x: Array, y: Array) -> Array:
         power = power_of(x)
         terms = _power(x, power) / power - _power(y, power) / power - to_dual(y) * (x - y)
-        return jnp.sum(jnp.maximum(terms, 0.0))
+        return jnp.sum(non_negative(terms))
 
     def bound(x: Array, s: Array) -> Array:
         power = power_of(x)
@@ -278,7 +278,7 @@ def hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
     def divergence(x: Array, y: Array) -> Array:
         turn = jnp.arcsinh(x / scale(x)) - jnp.arcsinh(y / scale(y))
         even, odd = _hyperbolic_gaps(turn)
-        return jnp.sum(jnp.maximum(jnp.hypot(y, scale(y)) * even + y * odd, 0.0))
+        return jnp.sum(non_negative(jnp.hypot(y, scale(y)) * even + y * odd))
 
     return MirrorMap(
         name="hypentropy",
@@ -325,7 +325,7 @@ def spectral_hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
 
     def divergence(x: Array, y: Array) -> Array:
         gap = values.potential(singular(x)) - values.potential(singular(y))
-        return jnp.maximum(gap - jnp.sum(to_dual(y) * (x - y)), 0.0)
+        return non_negative(gap - jnp.sum(to_dual(y) * (x - y)))
 
     def bound(x: Array, s: Array) -> Array:
         largest = jnp.hypot(jnp.max(singular(x), axis=-1), jnp.asarray(beta, x.dtype))

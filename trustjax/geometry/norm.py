@@ -28,6 +28,15 @@ def is_floating(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def non_negative(x: jax.Array) -> jax.Array:
+    """`x`, of which only rounding is below 0, without that.
+
+    Derivatives are those of `x`: `jnp.maximum(x, 0)` halves them at 0, where divergences have the
+    Hessian that trust regions are made of.
+    """
+    return x - jax.lax.stop_gradient(jnp.minimum(x, jnp.zeros_like(x)))
+
+
 def global_norm(tree: PyTree) -> jax.Array:
     r"""Euclidean norm of all floating leaves of `tree`, seen as one vector.
 

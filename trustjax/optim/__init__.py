@@ -18,6 +18,8 @@ from trustjax.optim.gsam import gsam as gsam
 from trustjax.optim.gsam import radius_schedule as radius_schedule
 from trustjax.optim.mirror import MirrorState as MirrorState
 from trustjax.optim.mirror import mirror_descent as mirror_descent
+from trustjax.optim.natural import NaturalState as NaturalState
+from trustjax.optim.natural import natural_gradient as natural_gradient
 from trustjax.optim.sam import SAMState as SAMState
 from trustjax.optim.sam import asam as asam
 from trustjax.optim.sam import sam as sam

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trustjax._sharding import AxisName, as_local_as, averaged
 from trustjax.geometry.norm import global_norm, is_floating, reduction_dtype, widened
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
 GradFn = Callable[[PyTree], PyTree]
-AxisName = str | tuple[str, ...]
 
 
 def check_whole_tree(name: str, params: PyTree) -> None:
@@ -122,7 +122,7 @@ def second_gradient(
     attacked = jax.tree.map(
         lambda m, p: p if m is None else m, moved, params, is_leaf=lambda x: x is None
     )
-    gradient = grad_fn(_as_local_as(attack, attacked))
+    gradient = grad_fn(as_local_as(attack, attacked))
     leaves, structure = jax.tree.leaves(gradient), jax.tree.structure(updates)
     if [jnp.shape(g) for g in leaves] != [jnp.shape(u) for u in jax.tree.leaves(updates)]:
         raise ValueError(
@@ -132,11 +132,6 @@ def second_gradient(
     # Containers may differ: nnx.grad returns Variables, nnx.Optimizer passes on their arrays.
     gradient = jax.tree.unflatten(structure, leaves)
     return like(averaged(gradient, axis_name), updates)
-
-
-def averaged(tree: PyTree, axis_name: AxisName | None) -> PyTree:
-    """The mean over the shards, if there are any."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def like(gradient: PyTree, updates: PyTree) -> PyTree:
@@ -203,25 +198,3 @@ def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.A
     """The number itself, or the schedule's value at `count`."""
     value: jax.typing.ArrayLike = schedule(count) if callable(schedule) else schedule
     return value
-
-
-def _as_local_as(attack: PyTree, params: PyTree) -> PyTree:
-    """`params`, every leaf varying over the mesh axes over which the attack varies.
-
-    Under `jax.shard_map` the gradient of a replicated leaf is summed over the devices. With a
-    local attack that must not happen to the leaves that `mask` left replicated.
-    """
-    axes = set().union(*(_varying_axes(e) for e in jax.tree.leaves(attack)))
-
-    def localize(leaf: Any) -> Any:
-        missing = tuple(axes - _varying_axes(leaf)) if is_floating(leaf) else ()
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(localize, params) if axes else params
-
-
-def _varying_axes(leaf: Any) -> frozenset[str]:
-    leaf_type = jax.typeof(leaf)
-    if hasattr(leaf_type, "manual_axis_type"):
-        return frozenset(leaf_type.manual_axis_type.varying)
-    return frozenset(getattr(leaf_type, "vma", ()))  # in older JAX

@@ -24,9 +24,10 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_choice, check_number
+from trustjax._sharding import AxisName
 from trustjax.geometry.norm import global_norm, widened
 from trustjax.optim import _attack
-from trustjax.optim._attack import AxisName, Mask, PyTree
+from trustjax.optim._attack import Mask, PyTree
 
 
 class ESAMState(NamedTuple):

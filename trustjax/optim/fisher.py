@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from trustjax._checks import check_number
+from trustjax._sharding import AxisName
 from trustjax.geometry.norm import is_floating, widened
 from trustjax.optim import _attack
-from trustjax.optim._attack import AxisName, GradFn, Mask, PyTree
+from trustjax.optim._attack import GradFn, Mask, PyTree
 
 
 class FisherState(NamedTuple):

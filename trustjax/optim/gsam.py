@@ -25,9 +25,10 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_choice, check_number
+from trustjax._sharding import AxisName, averaged
 from trustjax.geometry.norm import is_floating, reduction_dtype, widened
 from trustjax.optim import _attack
-from trustjax.optim._attack import AxisName, GradFn, Mask, PyTree
+from trustjax.optim._attack import GradFn, Mask, PyTree
 
 
 class GSAMState(NamedTuple):
@@ -129,7 +130,7 @@ def gsam(
             gradient = _plus(attacked, -weight, _perpendicular(updates, attacked))
         else:
             gradient = _plus(updates, weight, _perpendicular(attacked, updates))
-        gradient = _attack.like(_attack.averaged(gradient, axis_name), updates)
+        gradient = _attack.like(averaged(gradient, axis_name), updates)
         return gradient, GSAMState(**_attack.following(state, radius, distance, axis_name))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import optax
 
 from trustjax._checks import check_choice, check_number
+from trustjax._sharding import AxisName
 from trustjax.optim import _attack
-from trustjax.optim._attack import AxisName, GradFn, Mask, PyTree
+from trustjax.optim._attack import GradFn, Mask, PyTree
 
 
 class SAMState(NamedTuple):

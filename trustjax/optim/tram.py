@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import optax
 
 from trustjax._checks import check_choice, check_number
+from trustjax._sharding import AxisName, averaged
 from trustjax.geometry import divergence as rulers
 from trustjax.geometry.norm import global_norm, is_floating, widened
 from trustjax.optim import _attack
-from trustjax.optim._attack import AxisName, GradFn, Mask, PyTree
+from trustjax.optim._attack import GradFn, Mask, PyTree
 
 Divergence = Callable[[Any, Any, jax.Array | None], jax.Array]
 OutputFn = Callable[[PyTree], Any]
@@ -178,7 +179,7 @@ def tram(
             bound = jnp.asarray(_attack.value_at(max_radius, state.count), radius.dtype)
             radius = jnp.minimum(radius, bound)
 
-        mean_radius = _attack.averaged(radius.astype(state.radius.dtype), axis_name)
+        mean_radius = averaged(radius.astype(state.radius.dtype), axis_name)
         calls = optax.safe_increment(state.count)
         due = calls % jnp.asarray(refresh_every).astype(calls.dtype) == 0
         new_reference = _refreshed(state.reference, params, intake, due & ~jnp.isnan(mean_radius))

@@ -1,0 +1,37 @@
+"""What is local to a device inside `jax.shard_map`, and averages over devices."""
+
+from typing import Any
+
+import jax
+
+from trustjax.geometry.norm import is_floating
+
+PyTree = Any
+AxisName = str | tuple[str, ...]
+
+
+def averaged(tree: PyTree, axis_name: AxisName | None) -> PyTree:
+    """The mean over the shards, if there are any."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def as_local_as(other: PyTree, params: PyTree) -> PyTree:
+    """`params`, every leaf varying over the mesh axes over which a leaf of `other` varies.
+
+    Under `jax.shard_map` the gradient of a replicated leaf is summed over the devices. That must
+    not happen to what is local, such as an attack, or the loss of a part of the batch.
+    """
+    axes = set().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(other)))
+
+    def localize(leaf: Any) -> Any:
+        missing = tuple(axes - _varying_axes(leaf)) if is_floating(leaf) else ()
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(localize, params) if axes else params
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    leaf_type = jax.typeof(leaf)
+    if hasattr(leaf_type, "manual_axis_type"):
+        return frozenset(leaf_type.manual_axis_type.varying)
+    return frozenset(getattr(leaf_type, "vma", ()))  # in older JAX

@@ -1,0 +1,235 @@
+r"""The natural gradient with a trust region and a line search: the step of TRPO.
+
+Schulman, Levine, Moritz, Jordan, Abbeel, arXiv:1502.05477, Section 6 and Appendix C.
+
+    x solves (F + damping I) x = -g                    by conjugate gradients
+    full step = x sqrt(2 delta / x' (F + damping I) x)
+    w <- w + f * full step, the first f = 1, b, b^2, ... with D <= delta and a loss that fell
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from trustjax._checks import check_number
+from trustjax._sharding import AxisName, averaged
+from trustjax.geometry.fisher import conjugate_gradient, dot, fisher_product
+from trustjax.geometry.norm import is_floating, reduction_dtype, widened
+from trustjax.optim import _attack
+from trustjax.optim._attack import PyTree
+
+Scalar = Callable[[PyTree], jax.Array]
+
+
+class NaturalState(NamedTuple):
+    """State of `natural_gradient`.
+
+    Attributes:
+      count: int32 [], steps so far.
+      radius: float [], the divergence that the last step was allowed.
+      distance: float [], the divergence that it made; 0 if none was accepted.
+      accepted: bool [], whether the line search found a step.
+      step_fraction: float [], the share of the full step that was taken; 0 if none.
+      num_products: int32 [], Fisher-vector products that it took.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
+    radius: jax.Array
+    distance: jax.Array
+    accepted: jax.Array
+    step_fraction: jax.Array
+    num_products: jax.Array
+
+
+def natural_gradient(
+    radius: optax.ScalarOrSchedule,
+    *,
+    damping: jax.typing.ArrayLike = 0.1,
+    cg_steps: int = 10,
+    max_backtracks: int = 10,
+    backtrack: jax.typing.ArrayLike = 0.8,
+    accept_ratio: jax.typing.ArrayLike = 0.0,
+    slack: jax.typing.ArrayLike = 1.0,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""A step along the natural gradient, as long as the trust region and the loss allow.
+
+    .. math:: x = -(F + \lambda I)^{-1} g, \qquad
+              \Delta = \beta^k x \sqrt{\frac{2 \delta}{x^\top (F + \lambda I) x}}
+
+    k is the first of 0, 1, ... at which the loss and the divergence are finite, the divergence is
+    at most `slack` times delta (up to rounding: without damping the full step aims at delta
+    itself), and the loss fell by at least `accept_ratio` times what its gradient promises. If none
+    is, the weights stay. F is the Hessian of the divergence.
+
+    It is a ready step, with no learning rate after it. `update` takes the gradient of the loss at
+    `params`, and `params`, `loss_fn(params) -> []`, `divergence_fn(params) -> []`: the mean
+    divergence between the distributions of the old parameters, as constants, and those of the
+    argument, zero at `params`.
+
+    Args:
+      radius: delta, >= 0; a number, which may be traced, or a schedule.
+      damping: lambda, >= 0, in the products and in the length of the step.
+      cg_steps: products of the solver at most, >= 1.
+      max_backtracks: steps to try, >= 1.
+      backtrack: beta, in (0, 1).
+      accept_ratio: >= 0.
+      slack: >= 1.
+      axis_name: devices that share the batch, inside `jax.shard_map` or `jax.vmap`. Gradients are
+        to come averaged; products, losses and divergences are averaged here, one reduction a
+        product, so that all devices take the same step.
+
+    Returns:
+      A transform whose state is `NaturalState`.
+
+    Raises:
+      ValueError: a number out of range; `update` without `params`, `loss_fn` or `divergence_fn`;
+        parameters hidden by `optax.masked` or `optax.partition`.
+
+    Source: arXiv:1502.05477, Appendix C. Where codes differ: docs/methods/natural.md.
+    """
+    check_number("radius", radius, at_least=0.0)
+    check_number("damping", damping, at_least=0.0)
+    check_number("cg_steps", cg_steps, at_least=1)
+    check_number("max_backtracks", max_backtracks, at_least=1)
+    check_number("backtrack", backtrack, above=0.0, at_most=1.0)
+    check_number("accept_ratio", accept_ratio, at_least=0.0)
+    check_number("slack", slack, at_least=1.0)
+
+    def init_fn(params: PyTree) -> NaturalState:
+        _attack.check_whole_tree("natural_gradient", params)
+        dtype = reduction_dtype(params)
+        return NaturalState(
+            count=jnp.zeros([], jnp.int32),
+            radius=jnp.zeros([], dtype),
+            distance=jnp.zeros([], dtype),
+            accepted=jnp.array(False),
+            step_fraction=jnp.zeros([], dtype),
+            num_products=jnp.zeros([], jnp.int32),
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: NaturalState,
+        params: PyTree | None = None,
+        *,
+        loss_fn: Scalar | None = None,
+        divergence_fn: Scalar | None = None,
+        **extra_args: object,
+    ) -> tuple[PyTree, NaturalState]:
+        del extra_args
+        if params is None or loss_fn is None or divergence_fn is None:
+            given = {"params": params, "loss_fn": loss_fn, "divergence_fn": divergence_fn}
+            missing = " and ".join(name for name, value in given.items() if value is None)
+            raise ValueError(
+                f"natural_gradient needs {missing}: call tx.update(grads, state, params, "
+                "loss_fn=..., divergence_fn=...), both functions of the parameters alone, on the "
+                "batch of the gradient"
+            )
+        _attack.check_whole_tree("natural_gradient", params)
+        space = _FloatLeaves(params)
+        at = space.values(params)
+        delta = jnp.asarray(_attack.value_at(radius, state.count), state.radius.dtype)
+
+        def measured(function: Scalar, values: list[jax.Array]) -> jax.Array:
+            value = jnp.asarray(function(space.tree(values)), delta.dtype)
+            return jnp.asarray(averaged(value, axis_name))
+
+        before = measured(loss_fn, at)
+        product = fisher_product(
+            lambda values: divergence_fn(space.tree(values)).astype(delta.dtype),
+            at,
+            damping=damping,
+            axis_name=axis_name,
+        )
+        downhill = [-g for g in space.values(updates)]
+        solved = conjugate_gradient(product, downhill, steps=cg_steps)
+        # x' A x without another product: A x = b - r.
+        applied = [b - r for b, r in zip(downhill, solved.residual, strict=True)]
+        squared = dot(solved.x, applied)
+        length = jnp.sqrt(_attack.ratio(2 * delta, squared.astype(delta.dtype)))
+        full = [length.astype(x.dtype) * x for x in solved.x]
+        promised = dot(downhill, full).astype(delta.dtype)
+
+        def moved(fraction: jax.Array) -> list[jax.Array]:
+            return [w + fraction.astype(w.dtype) * step for w, step in zip(at, full, strict=True)]
+
+        def attempt(search: _Search) -> _Search:
+            fraction = jnp.asarray(backtrack, delta.dtype) ** search.tried
+            values = moved(fraction)
+            loss, divergence = measured(loss_fn, values), measured(divergence_fn, values)
+            accepted = (
+                jnp.isfinite(loss)
+                & (divergence <= jnp.asarray(slack, delta.dtype) * delta * (1 + rounding))
+                & (before - loss >= jnp.asarray(accept_ratio, delta.dtype) * fraction * promised)
+            )
+            return _Search(search.tried + 1, accepted, fraction, divergence)
+
+        zero, rounding = jnp.zeros_like(delta), float(np.finfo(delta.dtype).eps) ** 0.5
+        # A zero or broken gradient has no direction: nothing to try.
+        hopeful = jnp.isfinite(length) & (length > 0)
+        tried = jnp.where(hopeful, 0, max_backtracks)
+        found = jax.lax.while_loop(
+            lambda search: ~search.accepted & (search.tried < max_backtracks),
+            attempt,
+            _Search(tried, jnp.array(False), zero, zero),
+        )
+        fraction = jnp.where(found.accepted, found.fraction, zero)
+        steps = [
+            jnp.where(found.accepted, fraction.astype(step.dtype) * step, jnp.zeros_like(step))
+            for step in full
+        ]
+        return space.like(steps, updates), NaturalState(
+            count=optax.safe_increment(state.count),
+            radius=delta,
+            distance=jnp.where(found.accepted, found.divergence, zero),
+            accepted=found.accepted,
+            step_fraction=fraction,
+            num_products=solved.num_steps,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Search(NamedTuple):
+    """The line search: steps tried, and the last of them."""
+
+    tried: jax.Array
+    accepted: jax.Array
+    fraction: jax.Array
+    divergence: jax.Array
+
+
+class _FloatLeaves:
+    """The floating leaves of a tree as a list in float32 at least, and the way back."""
+
+    def __init__(self, params: PyTree) -> None:
+        self._leaves, self._structure = jax.tree.flatten(params)
+
+    def values(self, tree: PyTree) -> list[jax.Array]:
+        leaves = jax.tree.leaves(tree)
+        return [widened(x) for x, own in zip(leaves, self._leaves, strict=True) if is_floating(own)]
+
+    def tree(self, values: list[jax.Array]) -> PyTree:
+        """The parameters with other values, in their own dtypes."""
+        rest = iter(values)
+        return jax.tree.unflatten(
+            self._structure,
+            [next(rest).astype(x.dtype) if is_floating(x) else x for x in self._leaves],
+        )
+
+    def like(self, values: list[jax.Array], updates: PyTree) -> PyTree:
+        """The updates with other values, in their own dtypes and structure."""
+        rest = iter(values)
+        leaves, structure = jax.tree.flatten(updates)
+        return jax.tree.unflatten(
+            structure,
+            [
+                next(rest).astype(u.dtype) if is_floating(own) else u
+                for u, own in zip(leaves, self._leaves, strict=True)
+            ],
+        )
