@@ -266,8 +266,8 @@ def on_eight_devices(tx, check_vma=True):
 def test_eight_devices_are_one(check_vma, x64):
     """Fails when products, losses or divergences are not averaged over the devices."""
     params = policy()
-    expected, state = policy_step(natural_gradient(1.0, damping=1e-3), params)
-    tx = natural_gradient(1.0, damping=1e-3, axis_name="data")
+    expected, state = policy_step(natural_gradient(1.0, accept_ratio=0.8), params)
+    tx = natural_gradient(1.0, accept_ratio=0.8, axis_name="data")
     found, shared = on_eight_devices(tx, check_vma)(params, STATES, ADVANTAGES)
     assert state.step_fraction < 1
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
@@ -277,8 +277,8 @@ def test_eight_devices_are_one(check_vma, x64):
 
 def test_vmap_over_an_axis_is_one(x64):
     params = policy()
-    expected, _ = policy_step(natural_gradient(1.0, damping=1e-3), params)
-    tx = natural_gradient(1.0, damping=1e-3, axis_name="data")
+    expected, _ = policy_step(natural_gradient(1.0, accept_ratio=0.8), params)
+    tx = natural_gradient(1.0, accept_ratio=0.8, axis_name="data")
 
     @functools.partial(jax.vmap, axis_name="data", in_axes=(None, 0, 0))
     def step(params, states, advantages):
@@ -296,7 +296,7 @@ def test_vmap_over_an_axis_is_one(x64):
 
 def test_one_reduction_a_product():
     """In the compiled loop of the solver; and none of its dot products crosses the devices."""
-    step = on_eight_devices(natural_gradient(1.0, damping=1e-3, axis_name="data"))
+    step = on_eight_devices(natural_gradient(1.0, accept_ratio=0.8, axis_name="data"))
     text = step.lower(policy(np.float32), STATES, ADVANTAGES).compile().as_text()
     computations = re.split(r"\n\n", text)
     bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
