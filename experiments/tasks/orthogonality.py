@@ -8,6 +8,7 @@ stand those of the singular values that a large Gaussian matrix has, the quarter
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,75 +18,9 @@ import numpy as np
 import optax
 
 from experiments.loop import Row, Summary, Table
+from experiments.tasks.once import Once
 from trustjax.geometry import MUON_COEFFICIENTS
 from trustjax.optim import scale_by_auon
-
-State = dict[str, jax.Array]
-
-
-@dataclass(frozen=True)
-class Size:
-    """The stage of one size: a step is one random matrix, which all methods turn into updates."""
-
-    task: "Orthogonality"
-    size: int
-
-    @property
-    def name(self) -> str:
-        """Of the stage."""
-        return f"size_{self.size}"
-
-    @property
-    def num_steps(self) -> int:
-        """Number of matrices."""
-        return self.task.num_seeds
-
-    @property
-    def steps_per_chunk(self) -> int:
-        """All of them."""
-        return self.task.num_seeds
-
-    def init(self, final: Mapping[str, Any]) -> State:
-        """There is nothing to keep, but a checkpoint wants an array."""
-        del final
-        return {"nothing": jnp.zeros([])}
-
-    def batches(self) -> None:
-        """There is no data."""
-
-    def advance(
-        self, state: State, batches: None, step: int, num_steps: int
-    ) -> tuple[State, list[Row]]:
-        """One row a matrix: errors, and the median seconds of an update."""
-        del batches
-        shape, key = (self.size, self.size), jax.random.key(self.task.seed)
-        programs = {name: self._program(name) for name in self.task.methods}
-        for update in programs.values():
-            jax.block_until_ready(update(jnp.ones(shape)))
-        rows = []
-        for seed in range(step, step + num_steps):
-            matrix = jax.random.normal(jax.random.fold_in(key, seed), shape)
-            row: Row = {"seed": seed}
-            for name, update in programs.items():
-                row[f"error/{name}"] = float(_orthogonality_error(update(matrix)))
-            seconds: dict[str, list[float]] = {name: [] for name in programs}
-            for _ in range(self.task.repeats):  # in turns, so that noise hits all alike
-                for name, update in programs.items():
-                    started = time.perf_counter()
-                    jax.block_until_ready(update(matrix))
-                    seconds[name].append(time.perf_counter() - started)
-            row |= {f"seconds/{name}": float(np.median(s)) for name, s in seconds.items()}
-            rows.append(row)
-        return state, rows
-
-    def finish(self, state: State) -> list[Row]:
-        """The rows of `advance` say it all."""
-        del state
-        return []
-
-    def _program(self, name: str) -> Callable[[jax.Array], jax.Array]:
-        method = self.task.transform(name)
-        return jax.jit(lambda matrix: method.update(matrix, method.init(matrix))[0])
 
 
 @jax.jit
@@ -149,9 +84,35 @@ class Orthogonality:
         """The method of that name."""
         return scale_by_auon(0.0, nesterov=False, **self.methods[name])
 
-    def stages(self) -> list[Size]:
+    def stages(self) -> list[Once]:
         """One a size."""
-        return [Size(self, size) for size in self.sizes]
+        return [Once(f"size_{size}", partial(self._measure, size)) for size in self.sizes]
+
+    def _measure(self, size: int) -> list[Row]:
+        """One row a matrix: errors, and the median seconds of an update."""
+        shape, key = (size, size), jax.random.key(self.seed)
+        programs = {name: self._program(name) for name in self.methods}
+        for update in programs.values():
+            jax.block_until_ready(update(jnp.ones(shape)))
+        rows = []
+        for seed in range(self.num_seeds):
+            matrix = jax.random.normal(jax.random.fold_in(key, seed), shape)
+            row: Row = {"seed": seed}
+            for name, update in programs.items():
+                row[f"error/{name}"] = float(_orthogonality_error(update(matrix)))
+            seconds: dict[str, list[float]] = {name: [] for name in programs}
+            for _ in range(self.repeats):  # in turns, so that noise hits all alike
+                for name, update in programs.items():
+                    started = time.perf_counter()
+                    jax.block_until_ready(update(matrix))
+                    seconds[name].append(time.perf_counter() - started)
+            row |= {f"seconds/{name}": float(np.median(s)) for name, s in seconds.items()}
+            rows.append(row)
+        return rows
+
+    def _program(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        method = self.transform(name)
+        return jax.jit(lambda matrix: method.update(matrix, method.init(matrix))[0])
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Errors measured and expected, and milliseconds, by size and method."""
