@@ -157,12 +157,11 @@ class Orthogonality:
             title="distance from orthogonal\n(lines: quarter-circle law)", ylabel="||U'U - I||"
         )
         seconds.set(title="time of an update\n(dotted: $n^2$, and $n^3$)", ylabel="seconds")
-        errors.set(ylabel="||U'U - I||")
-        errors.set_yticks(ticks := [3, 10, 30], [str(tick) for tick in ticks])
         for axis in (errors, seconds):
             axis.set(xscale="log", yscale="log", xlabel="n")
             axis.set_xticks(sizes, [str(size) for size in sizes])
             axis.minorticks_off()
+        errors.set_yticks(ticks := [3, 10, 30], [str(tick) for tick in ticks])
         plots.legend(figure, errors)
         plots.save(figure, folder / "orthogonality.png")
 
