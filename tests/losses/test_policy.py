@@ -1,0 +1,346 @@
+"""Losses of policies against worked numbers: values, slopes, optima, and what carries none."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from trustjax.distributions import Categorical, DiagonalGaussian
+from trustjax.losses import (
+    adapt_kl_coefficient,
+    mdpo_actor_loss,
+    mdpo_loss,
+    ppo_clip_loss,
+    ppo_kl_loss,
+    sac_actor_loss,
+    sac_critic_loss,
+    temperature_loss,
+    trpo_surrogate,
+    value_loss,
+)
+
+GOLDEN = json.loads(
+    (pathlib.Path(__file__).parents[1] / "golden" / "policy.json").read_text(encoding="utf-8")
+)
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def test_ppo_clip():
+    golden = GOLDEN["ppo_clip"]
+    log_prob, old = np.log(golden["probabilities"]), np.log(golden["old"])
+    advantage = np.array(golden["advantages"], float)
+    losses = ppo_clip_loss(log_prob, old, advantage, clip=golden["clip"])
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-12)
+    np.testing.assert_allclose(losses.mean(), golden["mean"], rtol=1e-12)
+    np.testing.assert_allclose(
+        trpo_surrogate(log_prob, old, advantage), golden["ratios"] * advantage, rtol=1e-12
+    )
+    gradient = jax.grad(lambda x: ppo_clip_loss(x, old, advantage).mean())(log_prob)
+    np.testing.assert_allclose(gradient, golden["gradient"], rtol=1e-12)
+
+
+def test_value_clip():
+    golden = GOLDEN["value"]
+    values, old, returns = (np.array(golden[k], float) for k in ("values", "old", "returns"))
+    losses = value_loss(values, old, returns, clip=golden["clip"])
+    np.testing.assert_allclose(losses.mean(), golden["mean"], rtol=1e-12)
+    np.testing.assert_allclose(value_loss(values, old, returns), (values - returns) ** 2)
+
+
+def test_adaptive_kl():
+    golden = GOLDEN["kl_coefficient"]
+    for kl, expected in golden["cases"]:
+        found = adapt_kl_coefficient(jnp.ones([]), jnp.asarray(kl), golden["target"])
+        assert found == expected
+
+
+class TestMDPO:
+    """The example with three actions."""
+
+    golden = GOLDEN["mdpo"]
+    old = np.array(golden["old"], float)
+    actions = np.array(golden["actions"])
+    advantage = np.array(golden["advantages"])
+
+    def parts(self, logits, old):
+        policy = Categorical(jnp.broadcast_to(logits, (4, 3)))
+        before = Categorical(jnp.broadcast_to(old, (4, 3)))
+        return policy, before, policy.log_prob(self.actions), before.log_prob(self.actions)
+
+    def mdpo(self, logits, old, step_size=0.5):
+        policy, before, log_prob, old_log_prob = self.parts(logits, old)
+        kl = policy.kl_divergence(before)
+        return mdpo_loss(log_prob, old_log_prob, self.advantage, kl, step_size=step_size).mean()
+
+    def ppo(self, logits, old):
+        policy, before, log_prob, old_log_prob = self.parts(logits, old)
+        kl = before.kl_divergence(policy)
+        return ppo_kl_loss(log_prob, old_log_prob, self.advantage, kl, coefficient=2.0).mean()
+
+    def test_values_and_slopes(self):
+        golden, logits = self.golden, np.array(self.golden["logits"])
+        policy, before, log_prob, old_log_prob = self.parts(logits, self.old)
+        np.testing.assert_allclose(
+            jax.nn.softmax(policy.logits)[0], golden["probabilities"], rtol=1e-9
+        )
+        np.testing.assert_allclose(
+            trpo_surrogate(log_prob, old_log_prob, self.advantage).mean(),
+            golden["surrogate"],
+            rtol=1e-9,
+        )
+        np.testing.assert_allclose(policy.kl_divergence(before), golden["kl_new_old"], rtol=1e-8)
+        np.testing.assert_allclose(before.kl_divergence(policy), golden["kl_old_new"], rtol=1e-8)
+        loss, gradient = jax.value_and_grad(self.mdpo)(logits, self.old)
+        np.testing.assert_allclose(loss, golden["loss"], rtol=1e-9)
+        np.testing.assert_allclose(gradient, golden["gradient"], rtol=1e-8)
+        loss, gradient = jax.value_and_grad(self.ppo)(logits, self.old)
+        np.testing.assert_allclose(loss, golden["ppo_loss"], rtol=1e-9)
+        np.testing.assert_allclose(gradient, golden["ppo_gradient"], rtol=1e-8)
+
+    @pytest.mark.parametrize("step_size", [0.01, 0.5, 1e6])
+    def test_one_step_is_policy_gradient(self, step_size):
+        """At the old policy the step size does not matter: m = 1 is the vanilla gradient."""
+        gradient = jax.grad(self.mdpo)(self.old, self.old, step_size)
+        np.testing.assert_allclose(gradient, self.golden["gradient_at_old"], atol=1e-12)
+
+        def vanilla(logits):
+            _, _, log_prob, _ = self.parts(logits, self.old)
+            return -jnp.mean(log_prob * self.advantage)
+
+        np.testing.assert_allclose(gradient, jax.grad(vanilla)(self.old), atol=1e-12)
+        np.testing.assert_allclose(gradient, jax.grad(self.ppo)(self.old, self.old), atol=1e-12)
+
+    def test_inner_steps_and_optimum(self):
+        golden = self.golden["descent"]
+        logits, losses = jnp.asarray(self.old), []
+        for _ in range(3):
+            loss, gradient = jax.value_and_grad(self.mdpo)(logits, self.old)
+            losses.append(loss)
+            logits = logits - golden["rate"] * gradient
+        losses.append(self.mdpo(logits, self.old))
+        np.testing.assert_allclose(losses, golden["losses"], rtol=1e-9)
+        np.testing.assert_allclose(logits, golden["logits"], rtol=1e-6)
+        optimum = self.golden["optimum"]
+
+        def step(logits, _):
+            return logits - 2.0 * jax.grad(self.mdpo)(logits, self.old), None
+
+        logits, _ = jax.lax.scan(step, logits, length=500)
+        found = jax.nn.softmax(logits)
+        np.testing.assert_allclose(found, optimum["probabilities"], rtol=1e-7)
+        weights = 0.5 * np.array(optimum["weights"])  # t w, with pi_k uniform
+        np.testing.assert_allclose(found, jax.nn.softmax(weights), rtol=1e-9)
+
+    def test_gaussian(self):
+        golden = GOLDEN["mdpo_gaussian"]
+        actions = np.array(golden["actions"], float)[:, None]
+
+        def gaussian(mean, log_std):
+            return DiagonalGaussian(jnp.full((2, 1), mean), jnp.full((2, 1), log_std))
+
+        before = gaussian(golden["old_mean"], np.log(golden["old_std"]))
+
+        def loss(mean, log_std):
+            policy = gaussian(mean, log_std)
+            return mdpo_loss(
+                policy.log_prob(actions),
+                before.log_prob(actions),
+                np.array(golden["advantages"], float),
+                policy.kl_divergence(before),
+                step_size=golden["step_size"],
+            ).mean()
+
+        def kl(mean, log_std):
+            return gaussian(mean, log_std).kl_divergence(before)[0]
+
+        at = golden["mean"], np.log(golden["std"])
+        np.testing.assert_allclose(loss(*at), golden["loss"], rtol=1e-9)
+        np.testing.assert_allclose(kl(*at), golden["kl_new_old"], rtol=1e-8)
+        backward = before.kl_divergence(gaussian(*at))[0]
+        np.testing.assert_allclose(backward, golden["kl_old_new"], rtol=1e-8)
+        by_mean, by_log_std = jax.grad(kl, (0, 1))(*at)
+        np.testing.assert_allclose(by_mean, golden["kl_by_mean"], rtol=1e-9)
+        np.testing.assert_allclose(by_log_std, golden["kl_by_log_std"], rtol=1e-9)
+
+
+class TestOffPolicy:
+    squashed = GOLDEN["squashed"]
+
+    def actor(self, c, temperature, **options):
+        return mdpo_actor_loss(
+            np.array([self.squashed["log_prob"]]),
+            np.array([self.squashed["old_log_prob"]]),
+            np.array([GOLDEN["mdpo_actor"]["q"]]),
+            step_size=1 / c,
+            temperature=temperature,
+            **options,
+        )
+
+    def test_kl(self):
+        for c, temperature, expected in GOLDEN["mdpo_actor"]["cases"]:
+            np.testing.assert_allclose(self.actor(c, temperature), [expected], rtol=1e-9)
+
+    def test_with_the_largest_step_it_is_sac(self):
+        """c = lambda: the old policy drops out, whatever it is."""
+        log_prob, old, q = np.random.default_rng(0).normal(size=(3, 8))
+        found = mdpo_actor_loss(log_prob, old, q, step_size=5.0, temperature=0.2)
+        expected = sac_actor_loss(log_prob, q, temperature=0.2)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+    def test_tsallis(self):
+        golden = GOLDEN["mdpo_tsallis"]
+        for order, expected in golden["cases"]:
+            found = mdpo_actor_loss(
+                np.array([golden["log_prob"]]),
+                np.array([golden["old_log_prob"]]),
+                np.array([golden["q"]]),
+                step_size=1 / golden["c"],
+                temperature=golden["temperature"],
+                order=order,
+                event_axis=-1,
+            )
+            np.testing.assert_allclose(found, [expected], rtol=1e-9)
+
+    def test_orders_near_one_tend_to_kl(self):
+        near = self.actor(1.0, 0.2, order=1 + 1e-9)
+        np.testing.assert_allclose(near, self.actor(1.0, 0.2), rtol=1e-8)
+
+    def test_unlikely_actions_keep_their_slope(self):
+        """No clamp of the density: log-probabilities of -100 still pull."""
+
+        def loss(log_prob):
+            zero = jnp.zeros([])
+            return mdpo_actor_loss(log_prob, zero, zero, step_size=1.0, temperature=0.1)
+
+        np.testing.assert_allclose(jax.grad(loss)(-100.0), 1.0)
+
+    def test_optimum_of_a_table(self):
+        """pi_k^(1 - lam/c) exp(Q/c), normalised, by gradient descent on the expected loss."""
+        golden = GOLDEN["mdpo_tabular"]
+        old, q = jnp.log(jnp.asarray(golden["old"])), jnp.asarray(golden["q"], float)
+        for temperature, expected, minimum in golden["cases"]:
+
+            def mean(logits, temperature=temperature):
+                log_prob = jax.nn.log_softmax(logits)
+                loss = mdpo_actor_loss(
+                    log_prob, old, q, step_size=1 / golden["c"], temperature=temperature
+                )
+                return jnp.sum(jnp.exp(log_prob) * loss)
+
+            def step(logits, _, mean=mean):
+                return logits - jax.grad(mean)(logits), None
+
+            logits, _ = jax.lax.scan(step, jnp.zeros(3), length=2000)
+            np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-7)
+            if minimum is not None:
+                np.testing.assert_allclose(mean(logits), minimum, rtol=1e-9)
+
+    def test_critic(self):
+        golden = GOLDEN["mdpo_actor"]["critic_target"]
+
+        def loss(q, terminated):
+            one = jnp.ones(1)
+            return sac_critic_loss(
+                q * one,
+                golden["reward"] * one,
+                golden["next_value"] * one,
+                0 * one,
+                np.array([terminated]),
+                discount=golden["discount"],
+                temperature=0.2,
+            ).sum()
+
+        np.testing.assert_allclose(loss(golden["target"], False), 0, atol=1e-12)
+        np.testing.assert_allclose(loss(golden["reward"], True), 0, atol=1e-12)
+        np.testing.assert_allclose(jax.grad(loss)(4.0, False), 4.0 - golden["target"], rtol=1e-12)
+
+    def test_shapes_do_not_broadcast(self):
+        batch = jnp.ones(4)
+        with pytest.raises(ValueError, match=r"next_log_prob must have the shape .*\(4, 1\)"):
+            sac_critic_loss(
+                *3 * [batch[:, None]], batch, batch[:, None] > 0, discount=0.9, temperature=0.2
+            )
+        with pytest.raises(ValueError, match="q_value"):
+            sac_actor_loss(batch, batch[:, None], temperature=0.2)
+        with pytest.raises(ValueError, match="q_value"):
+            mdpo_actor_loss(batch, batch, batch[:, None], step_size=1.0, temperature=0.2)
+
+    def test_temperature(self):
+        golden = GOLDEN["temperature"]
+        for form in ("log", "exponential"):
+            loss, gradient = jax.value_and_grad(
+                lambda x, form=form: temperature_loss(
+                    x,
+                    np.array([golden["log_prob"]]),
+                    target_entropy=golden["target_entropy"],
+                    form=form,
+                ).sum()
+            )(np.log(golden["temperature"]))
+            np.testing.assert_allclose(loss, golden[form], rtol=1e-9)
+            np.testing.assert_allclose(gradient, golden[f"{form}_gradient"], rtol=1e-9)
+
+
+ONES = np.ones(3)
+CONSTANTS = {
+    "trpo": lambda old, x: trpo_surrogate(ONES, old, x),
+    "ppo_clip": lambda old, x: ppo_clip_loss(ONES, old, x),
+    "ppo_kl": lambda old, x: ppo_kl_loss(ONES, old, x, ONES, coefficient=1.0),
+    "mdpo": lambda old, x: mdpo_loss(ONES, old, x, ONES, step_size=1.0),
+    "value": lambda old, x: value_loss(ONES, old, x, clip=0.2),
+    "critic": lambda old, x: sac_critic_loss(
+        ONES, old, x, ONES, ONES < 0, discount=0.9, temperature=0.1
+    ),
+    "temperature": lambda old, x: temperature_loss(jnp.zeros([]), old + x, target_entropy=-1.0),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_targets_carry_no_gradient(name):
+    for gradient in jax.grad(lambda *args: CONSTANTS[name](*args).sum(), (0, 1))(0.9 * ONES, ONES):
+        assert not np.any(gradient)
+
+
+def test_narrow_inputs_and_strict_promotion(strict):
+    narrow = jnp.ones(3, jnp.bfloat16)
+    for loss in (
+        ppo_clip_loss(narrow, narrow, narrow),
+        ppo_kl_loss(narrow, narrow, narrow, narrow, coefficient=0.5),
+        mdpo_loss(narrow, narrow, narrow, narrow, step_size=0.5),
+        value_loss(narrow, narrow, narrow, clip=0.2),
+        mdpo_actor_loss(narrow, narrow, narrow, step_size=1.0, temperature=0.1, order=1.5),
+        sac_actor_loss(narrow, narrow, temperature=0.1),
+        temperature_loss(narrow[0], narrow, target_entropy=-1),
+    ):
+        assert loss.dtype == jnp.float32
+        assert loss.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ppo_clip_loss(ONES, ONES, ONES, clip=-0.1), "clip must be >= 0, got -0.1"),
+        (lambda: mdpo_loss(ONES, ONES, ONES, ONES, step_size=0.0), "step_size must be > 0"),
+        (lambda: ppo_clip_loss(ONES, ONES, ONES[:2]), r"advantage must have the shape .*\(2,\)"),
+        (
+            lambda: mdpo_actor_loss(ONES, ONES, ONES, step_size=1.0, temperature=0.0, order=2.5),
+            "order must be <= 2",
+        ),
+        (lambda: temperature_loss(ONES, ONES, target_entropy=1, form="x"), "form must be one of"),
+        (lambda: ppo_kl_loss(ONES, ONES, ONES, ONES, coefficient=-1), "coefficient must be >= 0"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_numbers_may_be_traced():
+    swept = jax.vmap(lambda clip: ppo_clip_loss(ONES, 0 * ONES, ONES, clip=clip))(
+        jnp.array([0.1, 0.2])
+    )
+    np.testing.assert_allclose(swept, -np.array([[1.1] * 3, [1.2] * 3]))
+    assert optax.losses.l2_loss(swept).shape == (2, 3)
