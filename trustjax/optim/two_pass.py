@@ -32,6 +32,7 @@ def two_pass_step(
     output_fn: Callable[..., Any] | None = None,
     noisy_output_fn: Callable[..., Any] | None = None,
     noisy_loss_fn: Callable[..., jax.Array] | None = None,
+    map_grads: Callable[[PyTree], PyTree] = lambda grads: grads,
 ) -> Callable[..., StepResult]:
     """Makes a train step that gives any optimizer what it asks for: a plain one, `sam`, `tram`, ...
 
@@ -55,6 +56,8 @@ def two_pass_step(
       noisy_output_fn: the same on noised inputs, for `tram("noise")`.
       noisy_loss_fn: `noisy_loss_fn(params, *args)` returns the loss [] on noised inputs, for
         `tram_fisher`.
+      map_grads: what is done to the gradients of all passes before the optimizer sees them, such as
+        a mean over devices or a cut to a largest norm.
 
     Returns:
       `step(params, opt_state, *args) -> StepResult`, pure; `jax.jit(step, donate_argnums=(0, 1))`.
@@ -85,6 +88,7 @@ def two_pass_step(
     def step(params: PyTree, opt_state: optax.OptState, *args: Any) -> StepResult:
         grad_and_loss = jax.value_and_grad(loss_and_aux, has_aux=True)
         (loss, aux), grads = grad_and_loss(params, *args)
+        grads = map_grads(grads)
 
         # The line searches of Optax want value_fn to name every extra argument, used or not.
         def value_fn(
@@ -109,7 +113,7 @@ def two_pass_step(
             return loss - example_mean(losses, aux.get("where")) + example_mean(losses, where)
 
         extra_args: dict[str, Any] = {
-            "grad_fn": lambda p, where=None: jax.grad(selected_loss)(p, where),
+            "grad_fn": lambda p, where=None: map_grads(jax.grad(selected_loss)(p, where)),
             "value": loss,
             "grad": grads,
             "value_fn": value_fn,
@@ -124,7 +128,7 @@ def two_pass_step(
         if noisy_output_fn is not None:
             extra_args["noisy_outputs"] = noisy_output_fn(params, *args)
         if noisy_loss_fn is not None:
-            extra_args["fisher_grads"] = jax.grad(noisy_loss_fn)(params, *args)
+            extra_args["fisher_grads"] = map_grads(jax.grad(noisy_loss_fn)(params, *args))
 
         updates, opt_state = tx.update(grads, opt_state, params, **extra_args)
         return StepResult(optax.apply_updates(params, updates), opt_state, loss, aux)

@@ -1,0 +1,151 @@
+r"""Proximal policy optimisation: several epochs on a surrogate that keeps the new policy near.
+
+Schulman, Wolski, Dhariwal, Radford, Klimov, arXiv:1707.06347. Three surrogates:
+
+    clip          -min(r A, clip(r, 1 - eps, 1 + eps) A)                  Eq. 7
+    kl            -r A + beta KL(pi_k || pi)                              Eq. 8, beta fixed
+    adaptive_kl   the same, with beta halved or doubled towards a target  Section 4
+
+The loss is the surrogate + c_1 / 2 (V - R)^2 - c_2 entropy (Eq. 9, minimised), on minibatches.
+What the paper leaves to its code are fields of `Config`.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from trustjax._checks import check_choice, check_number
+from trustjax._sharding import averaged
+from trustjax.agents.on_policy import (
+    Batch,
+    Metrics,
+    OnPolicy,
+    OnPolicyConfig,
+    PyTree,
+    State,
+    static,
+)
+from trustjax.agents.statistics import standardized
+from trustjax.losses import adapt_kl_coefficient, ppo_clip_loss, ppo_kl_loss, value_loss
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(OnPolicyConfig):
+    """What PPO adds to `OnPolicyConfig`.
+
+    Attributes:
+      surrogate: "clip", "kl" or "adaptive_kl"; static.
+      clip: eps of "clip", >= 0.
+      kl_coefficient: beta of "kl", and the first one of "adaptive_kl", >= 0.
+      kl_target: d_targ of "adaptive_kl", > 0.
+      value_coefficient: c_1, >= 0.
+      entropy_coefficient: c_2, >= 0.
+    """
+
+    normalize_advantages: Literal["batch", "minibatch", "none"] = static("minibatch")
+    surrogate: Literal["clip", "kl", "adaptive_kl"] = static("clip")
+    clip: ArrayLike = 0.2
+    kl_coefficient: ArrayLike = 1.0
+    kl_target: ArrayLike = 0.01
+    value_coefficient: ArrayLike = 0.5
+    entropy_coefficient: ArrayLike = 0.0
+
+    def validate(self) -> None:
+        """Raises ValueError, which names the field, before anything is compiled."""
+        super().validate()
+        check_choice("surrogate", self.surrogate, ("clip", "kl", "adaptive_kl"))
+        for name in ("clip", "kl_coefficient", "value_coefficient", "entropy_coefficient"):
+            check_number(name, getattr(self, name), at_least=0.0)
+        check_number("kl_target", self.kl_target, above=0.0)
+
+
+class Learner(NamedTuple):
+    """What PPO keeps.
+
+    Attributes:
+      opt_state: of the optimizer of policy and value together.
+      kl_coefficient: float [], beta.
+    """
+
+    opt_state: optax.OptState
+    kl_coefficient: jax.Array
+
+
+class PPO(OnPolicy):
+    """PPO; see `OnPolicy` for how it is used."""
+
+    config: Config
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        config = self.config
+        steps = config.num_epochs * config.num_minibatches
+        return self.make_optimizer(config.optimizer, config.learning_rate, steps)
+
+    def init_learner(self, params: dict[str, PyTree]) -> Learner:
+        """The optimizer's state and the first coefficient."""
+        dtype = jnp.zeros([]).dtype
+        return Learner(
+            self._optimizer().init(params), jnp.asarray(self.config.kl_coefficient, dtype)
+        )
+
+    def learn(
+        self, state: State, batch: Batch, key: jax.Array
+    ) -> tuple[dict[str, PyTree], Learner, Metrics]:
+        """Epochs of minibatches on the loss."""
+        config = self.config
+        opt_state, beta = state.learner
+
+        def loss_fn(params: dict[str, PyTree], part: Batch) -> tuple[jax.Array, Metrics]:
+            new = self.distributions(params["actor"], part)
+            log_prob, advantage = new.log_prob(part.action), part.advantage
+            if config.normalize_advantages == "minibatch":
+                advantage = standardized(advantage, axis_name=self.axis_name)
+            if config.surrogate == "clip":
+                losses = ppo_clip_loss(log_prob, part.log_prob, advantage, clip=config.clip)
+            else:
+                kl = part.old.kl_divergence(new)
+                losses = ppo_kl_loss(log_prob, part.log_prob, advantage, kl, coefficient=beta)
+            policy, entropy = jnp.mean(losses), jnp.mean(new.entropy())
+            values = self.values(params["critic"], part)
+            value = jnp.mean(value_loss(values, part.value, part.returns, clip=config.value_clip))
+            loss = (
+                policy
+                + 0.5 * config.value_coefficient * value
+                - config.entropy_coefficient * entropy
+            )
+            ratio = jnp.exp(log_prob - part.log_prob)
+            clipped = jnp.mean((jnp.abs(ratio - 1) > config.clip).astype(ratio.dtype))
+            return loss, {"loss/policy": policy, "loss/value": value, "clip_fraction": clipped}
+
+        def output_fn(params: dict[str, PyTree], part: Batch) -> jax.Array:
+            return jnp.asarray(self.distributions(params["actor"], part)[0])
+
+        step = self.step(loss_fn, self._optimizer(), output_fn)
+
+        def minibatch(carry: tuple[PyTree, optax.OptState], part: Batch) -> tuple[PyTree, Metrics]:
+            params, opt_state, _, aux = step(*carry, part)
+            return (params, opt_state), aux
+
+        (params, opt_state), losses = self.epochs(
+            batch, key, config.num_epochs, config.num_minibatches, minibatch,
+            (state.params, opt_state),
+        )  # fmt: skip
+        moved = self.moved(params["actor"], batch)
+        if config.surrogate == "adaptive_kl":
+            beta = adapt_kl_coefficient(beta, moved["kl/old_new"], config.kl_target)
+        last = averaged(jax.tree.map(lambda x: jnp.mean(x[-1]), losses), self.axis_name)
+        if config.surrogate == "clip":
+            radius, distance = jnp.asarray(config.clip), moved["ratio/distance"]
+        else:
+            radius, distance = jnp.asarray(config.kl_target), moved["kl/old_new"]
+        trust = {
+            "trust/radius": radius,
+            "trust/distance": distance,
+            "trust/used": distance / jnp.maximum(radius, 1e-8),
+        }
+        return params, Learner(opt_state, beta), moved | last | trust | {"kl_coefficient": beta}

@@ -1,0 +1,5 @@
+"""Environments behind one interface: gymnax 1.x's."""
+
+from trustjax.envs.environment import Environment as Environment
+from trustjax.envs.registry import make as make
+from trustjax.envs.registry import names as names

@@ -1,0 +1,97 @@
+"""Names and arguments of environments: read from text and checked before anything is built."""
+
+import ast
+import difflib
+import numbers
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def split_name(name: str) -> tuple[str, str, dict[str, Any]]:
+    """ "source:own?a=1&b=spring" as ("source", "own", {"a": 1, "b": "spring"}).
+
+    Values are Python literals, or words. Raises ValueError if an option is not key=value, or is
+    there twice.
+    """
+    source, _, rest = name.partition(":")
+    own, mark, text = rest.partition("?")
+    options: dict[str, Any] = {}
+    for option in text.split("&") if mark else ():
+        key, equals, value = option.partition("=")
+        if not key or not equals or not value:
+            raise ValueError(
+                f"options of {name!r} must be key=value, joined by &; got {option!r}: "
+                f'write "{source}:{own}?key=value&key=value"'
+            )
+        if key in options:
+            raise ValueError(f"{key} is given twice in {name!r}: give it once")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = _WORDS.get(value.lower(), value)
+    return source, own, options
+
+
+def check_known(what: str, given: str, known: Collection[str]) -> None:
+    """Raises ValueError with the closest of `known`, or all of them, unless `given` is one."""
+    if given in known:
+        return
+    # Also by their lower case: "cartpole" is far from "CartPole-v1" otherwise.
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(given.lower(), lower, n=3, cutoff=0.5)
+    close = close or [name for name in lower if given.lower() in name][:3]
+    hint = (
+        f"did you mean {' or '.join(lower[name] for name in close)}?"
+        if close
+        else f"there are {', '.join(sorted(known)) or 'none'}"
+    )
+    raise ValueError(f"unknown {what} {given!r}; {hint}")
+
+
+def check_arguments(environment: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raises ValueError for an argument that `environment` does not take."""
+    for name in given:
+        check_known(f"argument of {environment}", name, known)
+
+
+def alike(name: str, value: Any, default: Any) -> Any:
+    """`value` where it can stand for `default`: a flag, a whole number, a number or an array.
+
+    Arrays of JAX pass for numbers, traced or not. Raises ValueError for another kind or shape.
+    """
+    if not isinstance(default, bool | int | float | jax.Array):
+        return value
+    if isinstance(default, jax.Array):
+        try:
+            array = jnp.asarray(value, default.dtype)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be an array of numbers, got {value!r}") from error
+        if array.shape != default.shape:
+            raise ValueError(f"{name} must be of shape {default.shape}, got {array.shape}")
+        return array
+    if isinstance(value, jax.Array):
+        return value
+    flag = isinstance(value, bool)
+    if isinstance(default, bool):
+        good, kind = flag, "True or False"
+    elif isinstance(default, int):
+        good, kind = isinstance(value, numbers.Integral) and not flag, "a whole number"
+    else:
+        good, kind = isinstance(value, numbers.Real) and not flag, "a number"
+    if not good:
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
+    return value
+
+
+def merged(name: str, options: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the name and keyword arguments; raises ValueError if one is in both."""
+    for key in options.keys() & kwargs.keys():
+        raise ValueError(
+            f"{key} is given twice, in {name!r} and as {key}={kwargs[key]!r}: give it once"
+        )
+    return {**options, **kwargs}

@@ -1,0 +1,221 @@
+"""Environments of brax, and of packages with brax's interface.
+
+Brax's own wrappers lose the observation at which an episode ended, and do not take typed keys.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trustjax._checks import check_choice, check_number
+from trustjax.envs.arguments import alike, check_arguments
+from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
+from trustjax.envs.quiet import building, calling, import_extra, strong
+
+OWN_ARGUMENTS = ("max_steps_in_episode", "action_repeat", "fresh_resets")
+_BACKENDS = ("generalized", "positional", "spring", "mjx")
+
+
+def names() -> tuple[str, ...]:
+    """Names of brax's environments, and of those registered with it."""
+    return tuple(_package()._envs)
+
+
+class BraxParams(NamedTuple):
+    """Numbers of an episode.
+
+    Attributes:
+      max_steps_in_episode: the time limit, in steps of the agent.
+    """
+
+    max_steps_in_episode: jax.typing.ArrayLike = 1000
+
+
+class BraxState(NamedTuple):
+    """State of an environment.
+
+    Attributes:
+      now: brax's own state.
+      first: the parts of it to which an episode returns; {} with `fresh_resets`.
+      time: int32 [], steps of the agent since the start.
+    """
+
+    now: Any
+    first: dict[str, Any]
+    time: jax.Array
+
+
+class Brax(Environment):
+    """An environment with brax's interface.
+
+    Until an episode ends, the numbers are those of brax's EpisodeWrapper. What differs:
+    - `max_steps_in_episode` counts steps of the agent, as everywhere here; brax's episode_length
+      counts those of the simulation, `action_repeat` times as many.
+    - Where an episode terminates among the repeats of an action, it ends there; brax simulates the
+      rest of them, adds their rewards, and forgets the end if the last one is fine again.
+    - With `fresh_resets` the whole state is a new one. Without, as in brax, the physics and the
+      observation go back to where they were first, and the state's `info` stays, in which
+      environments of MuJoCo Playground keep a random key.
+
+    Observations are float [n]; of observations in parts it is the one named "state".
+    `info["metrics"]` is what brax's state has under this name.
+
+    Args:
+      name: as brax has it, such as "hopper"; with `env`, what it is to be called.
+      env: an environment with brax's interface in place of that of the name.
+      max_steps_in_episode: the time limit in steps of the agent, >= 1.
+      action_repeat: steps of the simulation for one of the agent, >= 1; rewards are summed.
+      fresh_resets: whether every episode starts from a state of its own. That costs a reset in
+        every step; without it an environment always starts where it began.
+      **kwargs: arguments of brax's environment, such as `backend`: "generalized", "positional",
+        "spring" or "mjx".
+
+    Raises:
+      ValueError: a number out of range, or an argument that the environment does not know;
+        observations in parts without "state", or not of one axis.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        env: Any = None,
+        max_steps_in_episode: int = 1000,
+        action_repeat: int = 1,
+        fresh_resets: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Builds the environment."""
+        alike("fresh_resets", fresh_resets, False)
+        for key, value in (
+            ("max_steps_in_episode", max_steps_in_episode),
+            ("action_repeat", action_repeat),
+        ):
+            check_number(key, alike(key, value, 1), at_least=1)
+        self.name = name if env is not None else f"brax:{name}"
+        if env is None:
+            env = _build(name, kwargs)
+        self.default_params = BraxParams(max_steps_in_episode)
+        self.num_actions = None
+        self.action_low = -np.ones(env.action_size, np.float32)
+        self.action_high = np.ones(env.action_size, np.float32)
+        self._env, self._repeats, self._fresh = env, action_repeat, fresh_resets
+        # Compiled, as some environments write into the dicts of the state they are given.
+        self._reset = jax.jit(lambda key: strong(env.reset(key)))
+        self._simulate = jax.jit(self._repeat)
+        with calling():
+            state = jax.eval_shape(self._reset, jax.random.PRNGKey(0))
+        if isinstance(state.obs, dict) and "state" not in state.obs:
+            raise ValueError(
+                f'{self.name} must have one observation, or one named "state"; '
+                f"got {', '.join(sorted(state.obs))}"
+            )
+        self.observation_shape = tuple(_seen(state.obs).shape)
+        self._returning = [
+            part for part in ("pipeline_state", "data", "obs") if hasattr(state, part)
+        ]
+
+    def reset(self, key: jax.Array, params: EnvParams = None) -> tuple[Observation, EnvState]:
+        """See `Environment`."""
+        del params
+        with calling():
+            now = self._reset(_old_style(key))
+            kept = () if self._fresh else self._returning
+            first = {part: getattr(now, part) for part in kept}
+            return _float(_seen(now.obs)), BraxState(now, first, jnp.zeros([], jnp.int32))
+
+    def step(
+        self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams = None
+    ) -> Step:
+        """See `Environment`."""
+        limit = (self.default_params if params is None else params).max_steps_in_episode
+        with calling():
+            then, reward = self._simulate(state.now, action)
+            time = state.time + 1
+            terminated = then.done.astype(bool)
+            truncated = (time >= limit) & ~terminated
+            ended = terminated | truncated
+            if self._fresh:
+                now = _where(ended, self._reset(_old_style(key)), then)
+            else:
+                now = then.replace(
+                    **{
+                        part: _where(ended, first, getattr(then, part))
+                        for part, first in state.first.items()
+                    }
+                )
+            time = jnp.where(ended, jnp.zeros_like(time), time)
+            info = {"final_observation": _float(_seen(then.obs)), "metrics": then.metrics}
+            return (
+                _float(_seen(now.obs)),
+                BraxState(now, state.first, time),
+                _float(reward),
+                terminated,
+                truncated,
+                info,
+            )
+
+    def _repeat(self, now: Any, action: jax.Array) -> tuple[Any, jax.Array]:
+        """The state after an action, and the sum of rewards until there or to the end before."""
+
+        def repeat(carry: tuple[Any, jax.Array], _: None) -> tuple[tuple[Any, jax.Array], None]:
+            now, total = carry
+            then = strong(self._env.step(now, action))
+            alive = now.done == 0
+            total = total + jnp.where(alive, then.reward, jnp.zeros_like(then.reward))
+            return (_where(alive, then, now), total), None
+
+        now = now.replace(done=jnp.zeros_like(now.done))
+        if self._repeats == 1:
+            now = strong(self._env.step(now, action))
+            return now, now.reward
+        return jax.lax.scan(repeat, (now, jnp.zeros_like(now.reward)), length=self._repeats)[0]
+
+
+def _build(name: str, kwargs: dict[str, Any]) -> Any:
+    package = _package()
+    kind = package._envs[name]
+    # Arguments are passed on from class to class.
+    takes = {
+        parameter.name
+        for each in getattr(kind, "__mro__", (kind,))
+        for parameter in inspect.signature(each).parameters.values()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    } - {"sys"}
+    check_arguments(f"brax:{name}", kwargs, [*OWN_ARGUMENTS, *sorted(takes)])
+    if "backend" in kwargs:
+        check_choice("backend", kwargs["backend"], _BACKENDS)
+    try:
+        with building():
+            return package.get_environment(name, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"brax:{name} cannot be made with {kwargs}: {error}") from error
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
+
+
+def _seen(observation: Any) -> Any:
+    return observation["state"] if isinstance(observation, dict) else observation
+
+
+def _float(array: jax.Array) -> jax.Array:
+    return jnp.asarray(array, jnp.result_type(float))
+
+
+def _old_style(key: jax.Array) -> jax.Array:
+    """`key` as the kind of array that brax splits: uint32, for JAX's default generator."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    default = jax.random.key(0)
+    if key.dtype == default.dtype:
+        return jax.random.key_data(key)
+    return jax.random.bits(key, jax.random.key_data(default).shape, jnp.uint32)
+
+
+def _package() -> Any:
+    return import_extra("brax.envs", install='"trustjax[rl]"')

@@ -1,0 +1,112 @@
+"""Environments of gymnax, https://github.com/RobertTLange/gymnax."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trustjax._checks import check_number
+from trustjax.envs.arguments import alike, check_arguments
+from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
+from trustjax.envs.quiet import building, calling, import_extra, strong
+
+
+def names() -> tuple[str, ...]:
+    """Names of gymnax's environments, and of those registered with it."""
+    return tuple(_package().registered_envs)
+
+
+class Gymnax(Environment):
+    """An environment of gymnax; a step is gymnax's own, to the bit.
+
+    Observations are float: numbers and flags are cast, and one that is a choice among n (that of
+    FrozenLake is the place on the map) is one-hot, float [n].
+
+    Args:
+      name: as gymnax has it, such as "CartPole-v1".
+      **kwargs: fields of the environment's parameters, such as `max_steps_in_episode`, or
+        arguments of its constructor, such as `size` of "DeepSea-bsuite".
+
+    Raises:
+      ValueError: an argument that is neither, or of the wrong kind; observations or actions that
+        are neither a choice nor a box.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        """Builds the environment and its default parameters."""
+        self.name = f"gymnax:{name}"
+        gymnax = _package()
+        with building():
+            self._env, params = gymnax.make(name)
+            defaults = {
+                field.name: getattr(params, field.name) for field in dataclasses.fields(params)
+            }
+            arguments = kwargs.keys() - defaults.keys()
+            if arguments:
+                known = inspect.signature(type(self._env)).parameters
+                check_arguments(self.name, arguments, [*defaults, *known])
+                self._env, params = gymnax.make(name, **{key: kwargs[key] for key in arguments})
+            changed = {
+                key: alike(key, value, defaults[key])
+                for key, value in kwargs.items()
+                if key in defaults
+            }
+            check_number("max_steps_in_episode", changed.get("max_steps_in_episode"), at_least=1)
+            self.default_params = dataclasses.replace(params, **changed)
+            seen = self._env.observation_space(self.default_params)
+            actions = self._env.action_space(self.default_params)
+        for kind, space in (("observations", seen), ("actions", actions)):
+            if not hasattr(space, "n") and not hasattr(space, "low"):
+                raise ValueError(
+                    f"{self.name} must have {kind} that are one choice or one box, "
+                    f"got {type(space).__name__}"
+                )
+        self._choices = int(seen.n) if hasattr(seen, "n") else None
+        self.observation_shape = tuple(seen.shape) if self._choices is None else (self._choices,)
+        self.num_actions = int(actions.n) if hasattr(actions, "n") else None
+        self._action_shape = tuple(actions.shape)
+        if self.num_actions is None:
+            self.action_low, self.action_high = (
+                np.broadcast_to(np.asarray(bound, np.float32), actions.shape).reshape(-1)
+                for bound in (actions.low, actions.high)
+            )
+
+    def reset(self, key: jax.Array, params: EnvParams = None) -> tuple[Observation, EnvState]:
+        """See `Environment`."""
+        params = self.default_params if params is None else params
+        with calling():
+            observation, state = self._env.reset(key, params)
+            return self._seen(observation), strong(state)
+
+    def step(
+        self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams = None
+    ) -> Step:
+        """See `Environment`."""
+        params = self.default_params if params is None else params
+        action = jnp.reshape(action, self._action_shape)
+        with calling():
+            observation, state, reward, terminated, truncated, info = self._env.step(
+                key, state, action, params
+            )
+            terminated = jnp.asarray(terminated, bool)
+            return (
+                self._seen(observation),
+                strong(state),
+                jnp.reshape(jnp.asarray(reward, jnp.result_type(float)), ()),
+                terminated,
+                jnp.asarray(truncated, bool) & ~terminated,
+                {"final_observation": self._seen(info["final_observation"])},
+            )
+
+    def _seen(self, observation: Any) -> jax.Array:
+        dtype = jnp.result_type(float)
+        if self._choices is not None:
+            return jax.nn.one_hot(observation, self._choices, dtype=dtype)
+        return jnp.asarray(observation, dtype)
+
+
+def _package() -> Any:
+    return import_extra("gymnax", install='"trustjax[rl]"')

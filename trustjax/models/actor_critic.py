@@ -1,0 +1,159 @@
+"""Policy and value networks: dense layers, a GRU if asked for, and a head for the actions."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from trustjax._checks import check_choice
+from trustjax.distributions import Categorical, DiagonalGaussian
+from trustjax.geometry.norm import widened
+from trustjax.models.mlp import ACTIVATIONS
+
+Carry = Any  # float [..., gru_size], or () without a GRU
+
+
+class Torso(nn.Module):
+    """What actor and critic have in common: hidden layers and a GRU.
+
+    Attributes:
+      hidden: widths of the dense layers.
+      activation: a name in `trustjax.models.mlp.ACTIVATIONS`.
+      gru_size: units of a GRU after them; None for no memory.
+      orthogonal: whether the weights start orthogonal, scaled by sqrt(2), and not by LeCun's rule.
+      dtype: of the computation; None for that of the parameters, which are of JAX's default float.
+    """
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    gru_size: int | None = None
+    orthogonal: bool = True
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+        """Features [..., width] of observations [..., features], and the next carry."""
+        activation = ACTIVATIONS[self.activation]
+        for index, width in enumerate(self.hidden):
+            x = activation(self.dense(width, math.sqrt(2), f"dense_{index}")(x))
+        if self.gru_size is not None:
+            cell = nn.GRUCell(
+                self.gru_size, dtype=self.dtype, param_dtype=default_float(), name="gru"
+            )
+            carry, x = cell(carry, x)
+        return x, carry
+
+    def dense(self, width: int, scale: float, name: str) -> nn.Dense:
+        """A dense layer that starts as the torso says, at this scale if orthogonal."""
+        orthogonal = nn.initializers.orthogonal(scale)
+        return nn.Dense(
+            width,
+            dtype=self.dtype,
+            param_dtype=default_float(),
+            kernel_init=orthogonal if self.orthogonal else nn.initializers.lecun_normal(),
+            name=name,
+        )
+
+
+class Actor(Torso):
+    """A policy: observations to a distribution of actions.
+
+    Attributes:
+      num_actions: of a choice; None if the actions are continuous.
+      action_size: dimensions of continuous actions.
+      initial_log_std: where the log standard deviations start; they do not depend on the state.
+    """
+
+    num_actions: int | None = None
+    action_size: int | None = None
+    initial_log_std: float = 0.0
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self, x: jax.Array, carry: Carry = ()
+    ) -> tuple[Categorical | DiagonalGaussian, Carry]:
+        """The distribution for observations [..., features], and the next carry."""
+        x, carry = super().__call__(x, carry)
+        head = self.dense(self.num_actions or self.action_size or 0, 0.01, "head")
+        output = widened(head(x))
+        if self.num_actions is not None:
+            return Categorical(output), carry
+        start = nn.initializers.constant(self.initial_log_std)
+        log_std = self.param("log_std", start, (self.action_size,), default_float())
+        log_std = jnp.broadcast_to(log_std.astype(output.dtype), output.shape)
+        return DiagonalGaussian(output, log_std), carry
+
+
+class Critic(Torso):
+    """A value: observations to a number."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+        """Values [...] of observations [..., features], and the next carry."""
+        x, carry = super().__call__(x, carry)
+        return widened(self.dense(1, 1.0, "head")(x))[..., 0], carry
+
+
+def check_network(hidden: Sequence[int], activation: str, gru_size: int | None) -> None:
+    """Raises ValueError for widths below 1 or an unknown activation."""
+    check_choice("activation", activation, ACTIVATIONS)
+    if any(width < 1 for width in hidden):
+        raise ValueError(f"hidden must be widths >= 1, got {tuple(hidden)}")
+    if gru_size is not None and gru_size < 1:
+        raise ValueError(f"gru_size must be >= 1 or None, got {gru_size}")
+
+
+def initial_carry(network: Torso, batch_shape: Sequence[int]) -> Carry:
+    """The carry at the start of an episode: zeros [*batch_shape, gru_size]."""
+    if network.gru_size is None:
+        return ()
+    return jnp.zeros((*batch_shape, network.gru_size), network.dtype or default_float())
+
+
+def restarted(carry: Carry, starts: jax.Array) -> Carry:
+    """The carry, zero where an episode `starts` (bool [...])."""
+    return jax.tree.map(lambda x: jnp.where(starts[..., None], jnp.zeros_like(x), x), carry)
+
+
+def unroll(
+    network: Torso,
+    variables: Any,
+    observations: jax.Array,
+    starts: jax.Array,
+    carry: Carry,
+) -> tuple[Any, Carry]:
+    """Applies `network` along the leading axis, time.
+
+    Args:
+      network: `Actor` or `Critic`.
+      variables: of it.
+      observations: [time, ..., features].
+      starts: bool [time, ...], where an episode starts and the carry is zero.
+      carry: [..., gru_size], before the first step.
+
+    Returns:
+      The outputs, and the carry after every step, each with a leading axis of time.
+    """
+    apply: Callable[..., Any] = network.apply
+    if network.gru_size is None:
+        # As a matrix: on CPU, products with a stack of matrices take twice as long.
+        rows = observations.reshape(-1, observations.shape[-1])
+        output, carry = apply(variables, rows)
+        shape = observations.shape[:-1]
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), output), carry
+
+    def step(carry: Carry, each: tuple[jax.Array, jax.Array]) -> tuple[Carry, Any]:
+        observation, start = each
+        output, carry = apply(variables, observation, restarted(carry, start))
+        return carry, (output, carry)
+
+    return jax.lax.scan(step, carry, (observations, starts))[1]  # type: ignore[no-any-return]
+
+
+def default_float() -> DTypeLike:
+    """float32, or float64 where JAX is told to use it."""
+    return jnp.zeros([]).dtype
