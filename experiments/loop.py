@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -90,6 +90,18 @@ class Task(Protocol):
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """Writes PNG files into `folder`."""
+
+
+@runtime_checkable
+class Saves(Protocol):
+    """A stage that leaves more behind than rows, such as trained policies."""
+
+    def save(self, state: State, folder: Path) -> None:
+        """Writes below the run's `folder`, at the end of the stage."""
+
+
+class Diverged(RuntimeError):  # noqa: N818
+    """Training came to numbers that are not finite; says what, and at which step."""
 
 
 class SaveError(RuntimeError):
@@ -205,14 +217,17 @@ def run(
 
     Writes a checkpoint every `every` steps at the end of a chunk, at the end of every stage, and
     when `should_stop()` is true after a chunk, where it ends. `metrics` is the metrics.csv that one
-    of the trackers writes. Raises SaveError where the folder cannot be written.
+    of the trackers writes. Raises SaveError where the folder cannot be written, Diverged where a
+    stage did, with the last checkpoint.
     """
     log = _Log(trackers, num_rows=max((mark.num_rows for _, _, mark in stages), default=0))
     log.cut(metrics)
     final = FinalStates()
     for planned in stages:
         done = _is_done(planned.stage, planned.mark)
-        if not done and (should_stop() or not _train(planned, final, log, every, should_stop)):
+        if not done and (
+            should_stop() or not _train(planned, final, log, metrics.parent, every, should_stop)
+        ):
             return False
         final.add(planned)
     return True
@@ -249,6 +264,7 @@ def _train(
     planned: Planned,
     final: FinalStates,
     log: _Log,
+    folder: Path,
     every: int,
     should_stop: Callable[[], bool],
 ) -> bool:
@@ -270,7 +286,11 @@ def _train(
         chunk_started = time.perf_counter()
         # Chunks end at multiples of their size, from wherever they start.
         end = min((step // stage.steps_per_chunk + 1) * stage.steps_per_chunk, stage.num_steps)
-        state, rows = stage.advance(state, batches, step, end - step)
+        try:
+            state, rows = stage.advance(state, batches, step, end - step)
+        except Diverged as error:
+            whole = f"step {saved} of {checkpoints.folder}" if saved else "none"
+            raise Diverged(f"stage {stage.name}: {error}; last checkpoint: {whole}") from error
         labels: Row = {"stage": stage.name, "step": end}
         now = time.perf_counter()
         times: Row = {
@@ -281,6 +301,7 @@ def _train(
         finished, stop = end == stage.num_steps, should_stop()
         if finished:
             log([labels | _plain(row) for row in stage.finish(state)])
+            _save(stage, state, folder)
         if finished or stop or end // every > saved // every:
             seconds = time.perf_counter() - started
             iterator = None if batches is None else batches.get_state()
@@ -292,6 +313,15 @@ def _train(
         if stop:
             break
     return step == stage.num_steps
+
+
+def _save(stage: Stage, state: State, folder: Path) -> None:
+    if not isinstance(stage, Saves):
+        return
+    try:
+        stage.save(state, folder)
+    except OSError as error:
+        raise SaveError(f"cannot write in {folder}: {error}") from error
 
 
 def _abstract(state: State) -> State:

@@ -106,11 +106,11 @@ def _run(folder: Path, config: dict[str, Any], *, resumed: bool) -> None:
     _set_environment(deterministic=config["deterministic"])
     config = check_config(config)
     from experiments import session  # imports JAX and Orbax, which takes seconds
-    from experiments.loop import SaveError
+    from experiments.loop import Diverged, SaveError
 
     try:
         code = session.run(folder, config, resumed=resumed)
-    except SaveError as error:
+    except (Diverged, SaveError) as error:
         _fail(str(error), 1)
     if code:
         sys.exit(code)

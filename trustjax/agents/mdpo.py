@@ -22,6 +22,7 @@ import optax
 from jax.typing import ArrayLike
 
 from trustjax._checks import check_choice, check_number
+from trustjax._sharding import AxisName
 from trustjax.agents.on_policy import (
     Batch,
     Metrics,
@@ -63,6 +64,10 @@ class Config(OnPolicyConfig):
         check_number("policy_steps", self.policy_steps, at_least=1)
         check_number("step_size", self.step_size, above=0.0)
         check_choice("kl", self.kl, ("new_old", "old_new"))
+
+    def agent(self, *, axis_name: AxisName | None = None) -> "MDPO":
+        """The algorithm with this configuration."""
+        return MDPO(self, axis_name=axis_name)
 
 
 class Learner(NamedTuple):

@@ -60,7 +60,7 @@ def adam(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OnPolicyConfig:
+class OnPolicyConfig(abc.ABC):
     """What the on-policy algorithms share.
 
     A pytree: numbers are leaves, which `jax.vmap` may sweep; fields that decide what is compiled
@@ -139,6 +139,14 @@ class OnPolicyConfig:
     def environment(self) -> Environment:
         """The environment itself."""
         return self.env if isinstance(self.env, Environment) else make(self.env)
+
+    def __post_init__(self) -> None:
+        """Makes the widths hashable when they come from a list."""
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+
+    @abc.abstractmethod
+    def agent(self, *, axis_name: AxisName | None = None) -> "OnPolicy":
+        """The algorithm with this configuration."""
 
     def validate(self) -> None:
         """Raises ValueError, which names the field, before anything is compiled."""

@@ -19,7 +19,7 @@ import optax
 from jax.typing import ArrayLike
 
 from trustjax._checks import check_choice, check_number
-from trustjax._sharding import averaged
+from trustjax._sharding import AxisName, averaged
 from trustjax.agents.on_policy import (
     Batch,
     Metrics,
@@ -62,6 +62,10 @@ class Config(OnPolicyConfig):
         for name in ("clip", "kl_coefficient", "value_coefficient", "entropy_coefficient"):
             check_number(name, getattr(self, name), at_least=0.0)
         check_number("kl_target", self.kl_target, above=0.0)
+
+    def agent(self, *, axis_name: AxisName | None = None) -> "PPO":
+        """The algorithm with this configuration."""
+        return PPO(self, axis_name=axis_name)
 
 
 class Learner(NamedTuple):

@@ -67,7 +67,7 @@ def data_parallel(
     with the Fisher matrix and line searches are means over all devices.
 
     Args:
-      make_agent: `PPO`, `TRPO`, `MDPO`.
+      make_agent: `make_agent(config, axis_name=...)`, such as `PPO`, `TRPO`, `MDPO`.
       config: its Config.
       mesh: of one axis, such as `trustjax.parallel.make_mesh()`.
       num_seeds: trains so many seeds side by side: keys, states and histories have such an axis.
@@ -93,11 +93,15 @@ def data_parallel(
     seeds = num_seeds is not None
     specs = state_specs(axis_name, batch_axes=int(seeds))
     update = jax.vmap(agent.update) if seeds else agent.update
-    update = jax.shard_map(
-        update, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()),
-        # Environments by others are not written for its types; means are taken by hand.
-        check_vma=False,
-    )  # fmt: skip
+    if mesh.size > 1:
+        update = jax.shard_map(
+            update,
+            mesh=mesh,
+            in_specs=(specs,),
+            out_specs=(specs, PartitionSpec()),
+            # Environments by others are not written for its types; means are taken by hand.
+            check_vma=False,
+        )
     init = jax.vmap(agent.init) if seeds else agent.init
     placed = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),

@@ -19,7 +19,7 @@ import optax
 from jax.typing import ArrayLike
 
 from trustjax._checks import check_number
-from trustjax._sharding import averaged
+from trustjax._sharding import AxisName, averaged
 from trustjax.agents.on_policy import (
     Batch,
     Metrics,
@@ -67,6 +67,10 @@ class Config(OnPolicyConfig):
         super().validate()
         whole_batch(self)
         check_number("radius", self.radius, at_least=0.0)
+
+    def agent(self, *, axis_name: AxisName | None = None) -> "TRPO":
+        """The algorithm with this configuration."""
+        return TRPO(self, axis_name=axis_name)
 
 
 class Learner(NamedTuple):

@@ -81,6 +81,7 @@ class Brax(Environment):
     def __init__(
         self,
         name: str,
+        /,
         *,
         env: Any = None,
         max_steps_in_episode: int = 1000,

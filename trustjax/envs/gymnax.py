@@ -35,20 +35,19 @@ class Gymnax(Environment):
         are neither a choice nor a box.
     """
 
-    def __init__(self, name: str, **kwargs: Any) -> None:
+    def __init__(self, name: str, /, **kwargs: Any) -> None:
         """Builds the environment and its default parameters."""
         self.name = f"gymnax:{name}"
         gymnax = _package()
         with building():
             self._env, params = gymnax.make(name)
-            defaults = {
-                field.name: getattr(params, field.name) for field in dataclasses.fields(params)
-            }
+            defaults = _fields(params)
             arguments = kwargs.keys() - defaults.keys()
             if arguments:
                 known = inspect.signature(type(self._env)).parameters
                 check_arguments(self.name, arguments, [*defaults, *known])
                 self._env, params = gymnax.make(name, **{key: kwargs[key] for key in arguments})
+                defaults = _fields(params)
             changed = {
                 key: alike(key, value, defaults[key])
                 for key, value in kwargs.items()
@@ -106,6 +105,10 @@ class Gymnax(Environment):
         if self._choices is not None:
             return jax.nn.one_hot(observation, self._choices, dtype=dtype)
         return jnp.asarray(observation, dtype)
+
+
+def _fields(params: Any) -> dict[str, Any]:
+    return {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
 
 
 def _package() -> Any:

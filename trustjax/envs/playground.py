@@ -13,7 +13,7 @@ def names() -> tuple[str, ...]:
     return tuple(_package().registry.ALL_ENVS)
 
 
-def playground(name: str, **kwargs: Any) -> Brax:
+def playground(name: str, /, **kwargs: Any) -> Brax:
     """An environment of MuJoCo Playground, which has brax's interface.
 
     Args:

@@ -49,14 +49,20 @@ class _Source(NamedTuple):
     make: Callable[..., Environment]
 
 
-def _probe(name: str, **kwargs: Any) -> Environment:
+def _brax(name: str, /, **kwargs: Any) -> Environment:
+    if "env" in kwargs:
+        raise ValueError("env is not for names: write trustjax.envs.brax.Brax(name, env=env)")
+    return brax.Brax(name, **kwargs)
+
+
+def _probe(name: str, /, **kwargs: Any) -> Environment:
     check_arguments(f"probe:{name}", kwargs, ["max_steps_in_episode"])
     return probe.Probe(name, **kwargs)
 
 
 _SOURCES = {
     "gymnax": _Source(gymnax.names, gymnax.Gymnax),
-    "brax": _Source(brax.names, brax.Brax),
+    "brax": _Source(brax.names, _brax),
     "playground": _Source(playground.names, playground.playground),
     "probe": _Source(lambda: probe.PROBES, _probe),
 }

@@ -1,0 +1,275 @@
+"""Reinforcement learning: agents side by side in one environment, all seeds of one together."""
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.loop import Diverged, Row, Summary, Table
+from experiments.optimizers import Optimizer
+from trustjax.agents import OnPolicyConfig, State, data_parallel, select_seed
+from trustjax.parallel import make_mesh
+
+MakeConfig = Callable[..., OnPolicyConfig]  # env, total_steps, dtype, optimizer -> Config
+
+
+@dataclass(kw_only=True)
+class Reinforcement:
+    """Configuration and stages of the experiment; the numbers are in conf/exp.
+
+    Attributes:
+      agents: by name, Configs of `trustjax.agents` whose environment and length are still open.
+      env: name of the environment, as `trustjax.envs.make` takes it.
+      optimizer: of all agents' networks.
+      seed: root of all randomness.
+      num_seeds: trained side by side.
+      precision: of the networks: float32, bfloat16 or float64.
+      only: names of the agents to run; all if empty.
+      total_steps: of all environments of one seed together.
+      steps_per_chunk: steps between two rows of metrics, rounded to whole iterations.
+      evaluation_episodes: at the end of training, without noise in the actions.
+      mesh: the devices that share the environments; None for one device.
+    """
+
+    agents: dict[str, MakeConfig]
+    env: str
+    optimizer: Optimizer
+    seed: int
+    num_seeds: int
+    precision: str
+    only: Sequence[str]
+    total_steps: int
+    steps_per_chunk: int
+    evaluation_episodes: int
+    mesh: Mesh | None = None
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for what cannot run."""
+        for name in ("num_seeds", "total_steps", "steps_per_chunk", "evaluation_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in self.only:
+            if name not in self.agents:
+                raise ValueError(f"only must name agents of {sorted(self.agents)}, got {name!r}")
+        for stage in self.stages():
+            stage.check()
+
+    def stages(self) -> list["Training"]:
+        """One stage an agent."""
+        return [Training(self, name, self._config(name)) for name in self.only or self.agents]
+
+    def _config(self, name: str) -> OnPolicyConfig:
+        dtype = {"dtype": "bfloat16"} if self.precision == "bfloat16" else {}
+        return self.agents[name](
+            env=self.env, total_steps=self.total_steps, optimizer=self.optimizer, **dtype
+        )
+
+    # SciPy and Matplotlib are imported at the end of a run.
+
+    def summarize(self, rows: list[Row]) -> Summary:
+        """Returns at the end by agent: of training, of an evaluation; who beats the first one."""
+        from experiments.statistics import (
+            bootstrap_mean,
+            interquartile_mean,
+            probability_of_improvement,
+        )
+
+        names = list(self.only or self.agents)
+        finals = {name: _finals(rows, name) for name in names}
+        values: dict[str, Any] = {}
+        cells = []
+        for name, found in finals.items():
+            training = found["final/training_return"]
+            means = {key: bootstrap_mean(each) for key, each in found.items()}
+            middle = interquartile_mean([training])
+            better = probability_of_improvement(
+                [(training, finals[names[0]]["final/training_return"])]
+            )
+            values[name] = {
+                **{key: {**mean._asdict(), "seeds": found[key]} for key, mean in means.items()},
+                "interquartile_mean": middle._asdict(),
+                f"probability_of_improvement_over_{names[0]}": better._asdict(),
+            }
+            of_training, of_policy = means["final/training_return"], means["final/return"]
+            cells.append([
+                name,
+                f"{of_training.mean:.1f}\n{of_training.low:.1f} to {of_training.high:.1f}",
+                f"{of_policy.mean:.1f}\n{of_policy.low:.1f} to {of_policy.high:.1f}",
+                f"{better.mean:.2f}" if name != names[0] else "",
+                f"{_seconds(rows, name):.0f}",
+            ])  # fmt: skip
+        title = (
+            f"{self.env}, {self.total_steps} steps, mean and 95 % bootstrap interval over "
+            f"{self.num_seeds} seeds"
+        )
+        columns = ("agent", "return in training", "return without noise",
+                   f"above {names[0]}", "seconds")  # fmt: skip
+        return Summary(values, Table(title, columns, cells))
+
+    def plot(self, rows: list[Row], folder: Path) -> None:
+        """learning_curves.png: returns; trust_region.png: how far each iteration went."""
+        from experiments import plots
+
+        names = list(self.only or self.agents)
+        style = plots.styles(names)
+        figure, axes = plots.panels(1, width=6.0)
+        _curves(axes[0], rows, names, "episode/return", style)
+        axes[0].set(title=self.env, xlabel="steps", ylabel="return in training")
+        plots.legend(figure, axes[0])
+        plots.save(figure, folder / "learning_curves.png")
+
+        figure, axes = plots.panels(3)
+        labels = {
+            "kl/new_old": "KL(new, old) of an iteration",
+            "trust/used": "distance / radius",
+            "entropy": "entropy of the policy",
+        }
+        for axis, (metric, label) in zip(axes, labels.items(), strict=True):
+            _curves(axis, rows, names, metric, style)
+            axis.set(xlabel="steps", title=label)
+        for axis in axes[:2]:
+            axis.set_yscale("log")
+        plots.legend(figure, axes[0])
+        plots.save(figure, folder / "trust_region.png")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The stage of one agent; a step is one step of one environment."""
+
+    task: Reinforcement
+    name: str
+    config: OnPolicyConfig
+
+    @property
+    def num_steps(self) -> int:
+        """Whole iterations that fit into the task's steps."""
+        return self.config.num_updates * self.config.steps_per_update
+
+    @property
+    def steps_per_chunk(self) -> int:
+        """Whole iterations, at least one."""
+        size = self.config.steps_per_update
+        return max(1, round(self.task.steps_per_chunk / size)) * size
+
+    def check(self) -> None:
+        """Raises ValueError for an agent that cannot run."""
+        try:
+            self._programs  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"agents.{self.name}.{error}") from error
+
+    def init(self, final: Mapping[str, Any]) -> State:
+        """All seeds before their first iteration."""
+        del final
+        key = jax.random.key(self.task.seed)
+        init, _ = self._programs
+        return init(jax.random.split(key, self.task.num_seeds))
+
+    def batches(self) -> None:
+        """There is no data."""
+
+    def advance(
+        self, state: State, batches: None, step: int, num_steps: int
+    ) -> tuple[State, list[Row]]:
+        """One row a seed with the chunk's mean metrics."""
+        del batches
+        _, advance = self._programs
+        state, history = advance(state, num_steps // self.config.steps_per_update)
+        first = ("episode/return", "episode/length")  # the main metric leads
+        columns = {
+            name: np.asarray(history[name], np.float64)
+            for name in (*first, *sorted({*history} - {*first}))
+        }
+        self._check_finite(columns, step)
+        rows: list[Row] = []
+        for seed in range(self.task.num_seeds):
+            row: Row = {"seed": seed}
+            for name, values in columns.items():
+                known = values[seed][np.isfinite(values[seed])]  # no episode may have ended yet
+                if len(known):
+                    row[name] = float(known.mean())
+            rows.append(row)
+        return state, rows
+
+    def finish(self, state: State) -> list[Row]:
+        """One row a seed: the last return in training, and that of the policy without noise."""
+        key = jax.random.fold_in(jax.random.key(self.task.seed), 1)
+        keys = jax.random.split(key, self.task.num_seeds)
+        returns, lengths = self._evaluate(state, keys)
+        training = np.asarray(state.episodes["episode/return"], np.float64)
+        return [
+            {
+                "seed": seed,
+                "final/return": float(np.mean(returns[seed])),
+                "final/length": float(np.mean(lengths[seed])),
+                "final/training_return": float(training[seed]),
+            }
+            for seed in range(self.task.num_seeds)
+        ]
+
+    def save(self, state: State, folder: Path) -> None:
+        """Writes the policy of every seed to policies/NAME/seed_N.npz."""
+        agent = self.config.agent()
+        place = folder / "policies" / self.name
+        place.mkdir(parents=True, exist_ok=True)
+        for seed in range(self.task.num_seeds):
+            agent.policy(select_seed(state, seed)).save(place / f"seed_{seed}.npz")
+
+    @functools.cached_property
+    def _programs(self) -> Any:
+        mesh = self.task.mesh or make_mesh(num_devices=1)
+        make_agent = type(self.config).agent
+        return data_parallel(make_agent, self.config, mesh, num_seeds=self.task.num_seeds)
+
+    @functools.cached_property
+    def _evaluate(self) -> Any:
+        agent = self.config.agent()
+        evaluate = functools.partial(
+            agent.evaluate, num_episodes=self.task.evaluation_episodes, deterministic=True
+        )
+        return jax.jit(jax.vmap(evaluate))
+
+    def _check_finite(self, columns: Mapping[str, np.ndarray], step: int) -> None:
+        for name, values in columns.items():
+            if name.startswith("episode/") or np.isfinite(values).all():
+                continue
+            seed, update = np.argwhere(~np.isfinite(values))[0]
+            at = step + (int(update) + 1) * self.config.steps_per_update
+            raise Diverged(f"{name} of seed {seed} is {values[seed, update]} at step {at}")
+
+
+def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
+    """Metrics of the final evaluation, with the values of all seeds."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["stage"] == stage:
+            for name, value in row.items():
+                if name.startswith("final/"):
+                    found[name].append(float(value))
+    return dict(found)
+
+
+def _seconds(rows: Sequence[Row], stage: str) -> float:
+    return max(float(row.get("time/seconds", 0)) for row in rows if row["stage"] == stage)
+
+
+def _curves(
+    axis: Any, rows: Sequence[Row], names: Sequence[str], metric: str, style: Mapping[str, Any]
+) -> None:
+    """Mean and interval of a metric over steps, a curve an agent."""
+    from experiments import plots
+
+    for name in names:
+        curves: dict[float, list[float]] = defaultdict(list)
+        for row in rows:
+            if row["stage"] == name and metric in row:
+                curves[float(row["step"])].append(float(row[metric]))
+        if curves:
+            plots.band(axis, curves, name, style[name])

@@ -1,0 +1,284 @@
+"""Environments of brax beside brax's own wrappers, and of MuJoCo Playground beside a stand-in."""
+
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rolling import Counting, check_interface, rollout
+
+from trustjax.envs import make, names
+from trustjax.envs.brax import Brax, BraxParams
+from trustjax.envs.quiet import building, calling, import_extra
+
+LIMIT = 8
+
+
+def push(t, state=None):
+    """Hard to the right until the pole has fallen, then gently to and fro."""
+    return jnp.where(t < 16, 1.0, 0.0)[None].astype(jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def pendulum():
+    env = make("brax:inverted_pendulum", backend="spring", max_steps_in_episode=LIMIT)
+    return env, jax.jit(env.reset), jax.jit(env.step)
+
+
+def reference(key, length, *, limit, repeats):
+    """Of brax's own wrappers: observations, rewards, done, truncation."""
+    package = import_extra("brax.envs", install="brax")
+    training = import_extra("brax.envs.wrappers.training", install="brax")
+    with building():
+        env = package.get_environment("inverted_pendulum", backend="spring")
+    env = training.AutoResetWrapper(training.EpisodeWrapper(env, limit * repeats, repeats))
+    found = []
+    with calling():
+        state = jax.jit(env.reset)(jax.random.key_data(key))
+        step = jax.jit(env.step)
+        for t in range(length):
+            before, state = state.obs, step(state, push(jnp.int32(t)))
+            found.append((before, state.obs, state.reward, state.done, state.info["truncation"]))
+    return [np.stack(part) for part in zip(*found, strict=True)]
+
+
+def check_against_brax(found, expected):
+    before, after, reward, done, truncation = expected
+    np.testing.assert_allclose(found.before, before, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.after, after, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.reward, reward, rtol=1e-5)
+    np.testing.assert_array_equal(found.truncated, truncation == 1)
+    np.testing.assert_array_equal(found.terminated, (done == 1) & (truncation == 0))
+    ended = done == 1
+    np.testing.assert_array_equal(found.final[~ended], found.after[~ended])
+    assert (np.abs(found.final - found.after)[ended].max(-1) > 1e-3).all()
+
+
+def loop(env, reset, step, length, key, params):
+    """As `rollout`, with functions that are compiled already."""
+    rows = []
+    observation, state = reset(key, params)
+    for t in range(length):
+        before = observation
+        observation, state, *rest, info = step(key, state, push(jnp.int32(t)), params)
+        rows.append((before, observation, *rest, info["final_observation"]))
+    from rolling import Rollout
+
+    return Rollout(*(np.stack(part) for part in zip(*rows, strict=True)))
+
+
+def test_brax_numbers(pendulum):
+    env, reset, step = pendulum
+    assert env.observation_shape == (4,)
+    key = jax.random.key(0)
+    found = loop(env, reset, step, 30, key, BraxParams(LIMIT))
+    check_against_brax(found, reference(key, 30, limit=LIMIT, repeats=1))
+    assert found.truncated.any()
+
+
+def test_an_episode_that_terminates(pendulum):
+    """Without a limit the pole falls: the observation there is beyond what is allowed."""
+    env, reset, step = pendulum
+    found = loop(env, reset, step, 60, jax.random.key(0), BraxParams(1000))
+    assert not found.truncated.any()
+    assert found.terminated.any()
+    np.testing.assert_array_equal(found.terminated, np.abs(found.final[:, 1]) > 0.2)
+    np.testing.assert_array_equal(
+        found.after[found.terminated],
+        np.broadcast_to(found.before[0], (found.terminated.sum(), 4)),
+    )
+    # A limit at the very step: the end wins.
+    first = int(np.argmax(found.terminated)) + 1
+    again = loop(env, reset, step, first, jax.random.key(0), BraxParams(first))
+    assert again.terminated[-1]
+    assert not again.truncated.any()
+
+
+def test_action_repeat_like_brax():
+    env = make("brax:inverted_pendulum?backend=spring&action_repeat=2", max_steps_in_episode=3)
+    key = jax.random.key(1)
+    found = rollout(env, push, 7, key)
+    check_against_brax(found, reference(key, 7, limit=3, repeats=2))
+    np.testing.assert_array_equal(found.truncated, [0, 0, 1, 0, 0, 1, 0])
+    np.testing.assert_array_equal(found.reward, 2)
+
+
+@pytest.mark.parametrize(
+    "backend", ["generalized", "positional", pytest.param("mjx", marks=pytest.mark.slow)]
+)
+def test_other_backends(backend):
+    env = make(f"brax:inverted_pendulum?backend={backend}")
+
+    @jax.jit
+    def run(key):
+        _, state = env.reset(key)
+        return env.step(key, state, jnp.ones(1))[::2]
+
+    observation, reward = run(jax.random.key(0))
+    assert np.isfinite(observation).all()
+    assert reward == 1
+
+
+def test_strict_promotion(strict):
+    env = make("brax:inverted_pendulum?backend=spring")
+    jax.eval_shape(lambda key: env.step(key, env.reset(key)[1], jnp.ones(1)), jax.random.key(0))
+
+
+# What follows is the adapter's own, with an environment that counts.
+
+
+def nothing(t, state):
+    return jnp.zeros(1)
+
+
+def counting(length=100, *, name="counting", recovers=False, keys=("state", "other"), **kwargs):
+    return Brax(name, env=Counting(length, recovers=recovers, keys=keys), **kwargs)
+
+
+@pytest.mark.parametrize("keys", [(), ("state", "privileged")])
+def test_time_limit(keys):
+    found = rollout(counting(keys=keys, max_steps_in_episode=3), nothing, 7)
+    np.testing.assert_array_equal(found.truncated, [0, 0, 1, 0, 0, 1, 0])
+    np.testing.assert_array_equal(found.final[:, 0], [1, 2, 3, 1, 2, 3, 1])
+    np.testing.assert_array_equal(found.after[:, 0], [1, 2, 0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(found.reward, [1, 2, 3, 1, 2, 3, 1])
+    assert not found.terminated.any()
+
+
+def test_the_end_of_an_episode_wins_over_the_time_limit():
+    found = rollout(counting(3, max_steps_in_episode=3), nothing, 6)
+    np.testing.assert_array_equal(found.terminated, [0, 0, 1, 0, 0, 1])
+    assert not found.truncated.any()
+
+
+@pytest.mark.parametrize("recovers", [False, True])
+def test_an_end_among_the_repeats(recovers):
+    """At the fifth step of the simulation, the second of three in the second step of the agent."""
+    found = rollout(counting(5, recovers=recovers, action_repeat=3), nothing, 4)
+    np.testing.assert_array_equal(found.terminated, [0, 1, 0, 1])
+    np.testing.assert_array_equal(found.reward, [1 + 2 + 3, 4 + 5, 6, 9])
+    np.testing.assert_array_equal(found.final[:, 0], [3, 5, 3, 5])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_resets(fresh):
+    found = rollout(counting(max_steps_in_episode=2, fresh_resets=fresh), nothing, 8)
+    starts = found.before[::2, 1]
+    assert len(np.unique(starts)) == (4 if fresh else 1)
+    np.testing.assert_array_equal(found.final[:, 1], found.before[:, 1])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_stays_over_a_reset(fresh):
+    env = counting(max_steps_in_episode=2, fresh_resets=fresh)
+    key = jax.random.key(0)
+    _, state = env.reset(key)
+    for _ in range(3):
+        *_, state, _, _, _, info = env.step(key, state, jnp.zeros(1))
+    assert state.now.info["steps"] == (1 if fresh else 3)
+    assert info["metrics"]["count"] == 1
+    assert state.time == 1
+
+
+def test_limits_under_vmap():
+    env = counting()
+    cut = jax.vmap(lambda limit: _flags(env, BraxParams(limit)))(jnp.array([1, 2, 3]))
+    np.testing.assert_array_equal(cut, [[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 0]])
+
+
+def _flags(env, params):
+    def one(state, key):
+        _, state, _, _, truncated, _ = env.step(key, state, jnp.zeros(1), params)
+        return state, truncated
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    return jax.lax.scan(one, env.reset(keys[0], params)[1], keys)[1]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_interface(fresh, repeats, strict):
+    check_interface(counting(fresh_resets=fresh, action_repeat=repeats))
+
+
+def test_keys_of_all_kinds():
+    env = counting(fresh_resets=True, max_steps_in_episode=1)
+    old, new = jax.random.PRNGKey(5), jax.random.key(5)
+    observation, state = env.reset(old)
+    np.testing.assert_array_equal(observation, env.reset(new)[0])
+    np.testing.assert_array_equal(
+        env.step(old, state, jnp.zeros(1))[0], env.step(new, state, jnp.zeros(1))[0]
+    )
+    other = [env.reset(jax.random.key(seed, impl="rbg"))[0][1] for seed in range(3)]
+    assert len(np.unique(other)) == 3
+    many, _ = jax.vmap(env.reset)(jax.random.split(new, 4))
+    assert len(np.unique(many[:, 1])) == 4
+
+
+def test_errors():
+    with pytest.raises(ValueError, match='one named "state"; got left, right'):
+        counting(keys=("left", "right"))
+    with pytest.raises(ValueError, match="action_repeat must be >= 1"):
+        counting(action_repeat=0)
+    with pytest.raises(ValueError, match="action_repeat must be a whole number"):
+        counting(action_repeat=1.5)
+    with pytest.raises(ValueError, match="fresh_resets must be True or False"):
+        counting(fresh_resets="yes")
+    with pytest.raises(ValueError, match="backend must be one of"):
+        make("brax:hopper?backend=bullet")
+    with pytest.raises(ValueError, match="did you mean backend"):
+        make("brax:hopper?bakend=spring")
+    with pytest.raises(ValueError, match="env is not for names"):
+        make("brax:hopper", env=Counting())
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """A stand-in for MuJoCo Playground; what its `load` was given."""
+    given = []
+    config = {
+        "ctrl_dt": 0.02,
+        "action_repeat": 2,
+        "episode_length": 9,
+        "noise_config": {"level": 1.0},
+    }
+
+    def load(name, config_overrides=None):
+        given.append((name, config_overrides))
+        return Counting()
+
+    registry = types.SimpleNamespace(
+        ALL_ENVS=("CartpoleBalance", "Go1"),
+        get_default_config=lambda name: types.SimpleNamespace(to_dict=lambda: dict(config)),
+        load=load,
+    )
+    module = types.ModuleType("mujoco_playground")
+    module.registry = registry
+    monkeypatch.setitem(sys.modules, "mujoco_playground", module)
+    return given
+
+
+def test_playground(loaded):
+    assert names("playground") == ("CartpoleBalance", "Go1")
+    env = make("playground:CartpoleBalance?ctrl_dt=0.01", **{"noise_config.level": 0.5})
+    assert loaded == [("CartpoleBalance", {"ctrl_dt": 0.01, "noise_config.level": 0.5})]
+    assert repr(env) == "Brax('playground:CartpoleBalance')"
+    found = rollout(env, nothing, 6)
+    # Nine steps of the simulation are five of two.
+    np.testing.assert_array_equal(found.truncated, [0, 0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(found.reward, [3, 7, 11, 15, 19, 3])
+    check_interface(env)
+
+
+def test_playground_arguments(loaded):
+    env = make("playground:Go1?action_repeat=1&max_steps_in_episode=2&fresh_resets=True")
+    assert loaded == [("Go1", {})]
+    found = rollout(env, nothing, 4)
+    np.testing.assert_array_equal(found.truncated, [0, 1, 0, 1])
+    assert found.before[0, 1] != found.before[2, 1]
+    with pytest.raises(ValueError, match=r"did you mean noise_config\.level"):
+        make("playground:Go1", **{"noise_config.levl": 0.5})
+    with pytest.raises(ValueError, match="unknown environment of playground 'Go2'; did you mean"):
+        make("playground:Go2")
