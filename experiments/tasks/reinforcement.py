@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from experiments.loop import Diverged, Row, Summary, Table
 from experiments.optimizers import Optimizer
 from trustjax.agents import OnPolicyConfig, State, data_parallel, select_seed
+from trustjax.envs import make
 from trustjax.parallel import make_mesh
 
 MakeConfig = Callable[..., OnPolicyConfig]  # env, total_steps, dtype, optimizer -> Config
@@ -54,6 +55,10 @@ class Reinforcement:
         for name in ("num_seeds", "total_steps", "steps_per_chunk", "evaluation_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        try:
+            make(self.env)
+        except ValueError as error:
+            raise ValueError(f"env must be an environment: {error}") from error
         for name in self.only:
             if name not in self.agents:
                 raise ValueError(f"only must name agents of {sorted(self.agents)}, got {name!r}")

@@ -81,6 +81,7 @@ class OnPolicyConfig(abc.ABC):
       normalize_advantages: to mean 0 and standard deviation 1 over the "batch" of an iteration,
         over a "minibatch" (PPO alone), or "none"; static.
       hidden: widths of the layers of policy and value, which are separate networks; static.
+      critic_hidden: those of the value, if they differ; static.
       activation: "tanh", "relu", "gelu" or "silu"; static.
       gru_size: units of a GRU behind them, for tasks that need memory; None for none; static.
       orthogonal: orthogonal first weights, with 0.01 in the head of the policy; static.
@@ -111,6 +112,7 @@ class OnPolicyConfig(abc.ABC):
     clip_rewards: ArrayLike = 10.0
     normalize_advantages: Literal["batch", "minibatch", "none"] = static("batch")
     hidden: tuple[int, ...] = static((64, 64))
+    critic_hidden: tuple[int, ...] | None = static(None)
     activation: str = static("tanh")
     gru_size: int | None = static(None)
     orthogonal: bool = static(True)
@@ -143,6 +145,8 @@ class OnPolicyConfig(abc.ABC):
     def __post_init__(self) -> None:
         """Makes the widths hashable when they come from a list."""
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.critic_hidden is not None:
+            object.__setattr__(self, "critic_hidden", tuple(self.critic_hidden))
 
     @abc.abstractmethod
     def agent(self, *, axis_name: AxisName | None = None) -> "OnPolicy":
@@ -162,6 +166,7 @@ class OnPolicyConfig(abc.ABC):
         )
         check_choice("shuffle", self.shuffle, ("environments", "transitions"))
         check_network(self.hidden, self.activation, self.gru_size)
+        check_network(self.critic_hidden or (), self.activation, self.gru_size)
         if self.total_steps < self.steps_per_update:
             raise ValueError(
                 f"total_steps must be at least num_envs * num_steps, {self.steps_per_update}, "
@@ -293,6 +298,8 @@ class OnPolicy(abc.ABC):
             action_size=None if self.env.action_low is None else len(self.env.action_low),
             initial_log_std=config.initial_log_std,
         )
+        if config.critic_hidden is not None:
+            torso["hidden"] = config.critic_hidden
         self.critic = Critic(**torso)
 
     # What an algorithm adds.

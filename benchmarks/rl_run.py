@@ -1,0 +1,123 @@
+"""Times whole trainings of one of our agents; one line of JSON, as the scripts in peers/ print it.
+
+python -m benchmarks.rl_run --agent ppo --environment gymnax:CartPole-v1 --steps 1000000 \
+    [--num-envs N] [--num-seeds N] [--seed N] [--repeat N] [--target RETURN] [--set FIELD=VALUE ...]
+
+The whole training is one compiled program. Its first call is the compilation, later calls are
+timed. With --target a second program trains in chunks of iterations until the mean return of the
+episodes that end is at least that, and tells the seconds, without compilation.
+"""
+
+import argparse
+import ast
+import importlib.metadata
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from trustjax.agents import OnPolicy, mdpo, ppo, train_in_chunks, trpo
+
+CONFIGS = {"ppo": ppo.Config, "trpo": trpo.Config, "mdpo": mdpo.Config}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rl_run", description=__doc__)
+    parser.add_argument("--agent", choices=CONFIGS, default="ppo")
+    parser.add_argument("--environment", default="gymnax:CartPole-v1")
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--num-seeds", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--target", type=float)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+    given = parser.parse_args(arguments)
+    fields = dict(_field(text) for text in given.set)
+    config = CONFIGS[given.agent](
+        env=given.environment, total_steps=given.steps, num_envs=given.num_envs, **fields
+    )
+    agent = config.agent()
+    found = measure(agent, given.seed, given.num_seeds, given.repeat)
+    if given.target is not None:
+        found["seconds_to_target"] = seconds_to(agent, given.target, given.seed)
+    about = {
+        "peer": f"trustjax {given.agent}",
+        "versions": {name: importlib.metadata.version(name) for name in ("trustjax", "jax")},
+        "environment": given.environment,
+        "num_seeds": given.num_seeds,
+        "settings": {name: str(value) for name, value in fields.items()},
+    }
+    json.dump(about | found, sys.stdout)
+    print()
+
+
+def measure(agent: OnPolicy, seed: int, num_seeds: int, repeat: int) -> dict[str, Any]:
+    """Seconds of compilation and of `repeat` trainings, steps a second, the learning curve."""
+    train = jax.jit(jax.vmap(agent.train) if num_seeds > 1 else agent.train)
+
+    def keys(index: int) -> jax.Array:
+        key = jax.random.key(seed + index)
+        return jax.random.split(key, num_seeds) if num_seeds > 1 else key
+
+    started = time.perf_counter()
+    train = train.lower(keys(0)).compile()
+    compiled = time.perf_counter() - started
+    jax.block_until_ready(train(keys(0)))
+    seconds = []
+    for index in range(repeat):
+        started = time.perf_counter()
+        _, history = jax.block_until_ready(train(keys(1 + index)))
+        seconds.append(time.perf_counter() - started)
+    config = agent.config
+    steps = config.num_updates * config.steps_per_update
+    returns = np.asarray(history["episode/return"], np.float64).reshape(num_seeds, -1)
+    curve = [
+        [(index + 1) * config.steps_per_update, float(mean)]
+        for index, mean in enumerate(returns.mean(0))
+        if math.isfinite(mean)
+    ]
+    return {
+        "steps": steps,
+        "compile_seconds": compiled,
+        "seconds": seconds,
+        "steps_per_second": [num_seeds * steps / each for each in seconds],
+        "returns": curve[:: max(1, len(curve) // 50)],
+        "final_returns": returns[:, -1].tolist(),
+    }
+
+
+def seconds_to(agent: OnPolicy, target: float, seed: int, updates_per_chunk: int = 4) -> float:
+    """Seconds of training until the return is at least `target`; infinite if it never is."""
+    ticks: list[tuple[float, float]] = []
+
+    def look(state: Any, metrics: Any) -> bool:
+        del state
+        reached = float(metrics["episode/return"][-1])
+        ticks.append((time.perf_counter(), reached))
+        return reached >= target
+
+    train_in_chunks(agent, jax.random.key(seed), updates_per_chunk=updates_per_chunk, callback=look)
+    # The first chunk is compiled in its own time: count it as long as the mean of the others.
+    (first, _), (last, reached) = ticks[0], ticks[-1]
+    if reached < target:
+        return math.inf
+    return (last - first) * len(ticks) / max(len(ticks) - 1, 1)
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Steps a second of reinforcement learning, learning included, beside rejax, purejaxrl and brax.
+
+bash benchmarks/peers/build.sh NAME FOLDER      once for each peer, rejax, purejaxrl, brax
+python -m benchmarks.rl_throughput --peers FOLDER --out FILE [--rounds N] [--only QUESTION ...]
+
+Every training is a process of its own. The programs of a question take turns, `rounds` times; a
+ratio is the median of the ratios within a turn. Questions:
+
+    cartpole    PPO against rejax and purejaxrl, same network, samples, epochs and minibatches
+    brax        PPO at brax's own network sizes against brax's, inverted pendulum and hopper
+    target      seconds to the same return, our defaults against brax's PPO
+    seeds       16 seeds in one program against 16 times one
+    agents      TRPO and MDPO against PPO on the same rollout: the price of the trust region
+    shuffle     returns of ten seeds with minibatches of environments and of transitions
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.optimizers import environment
+from experiments.files import write_text
+from experiments.statistics import bootstrap_mean
+
+Numbers = dict[str, Any]
+HERE = Path(__file__).parent
+DETAILS = ["normalize_observations=True", "normalize_rewards=True"]
+CARTPOLE = ["--environment", "gymnax:CartPole-v1", "--steps", "1000000", "--num-envs", "64"]
+OUR_CARTPOLE = [*CARTPOLE, "--set", "num_steps=128", "num_epochs=4", "num_minibatches=4",
+                "learning_rate=1e-3"]  # fmt: skip
+# Brax's PPO takes 16 minibatches of 4096 transitions in an iteration here: 256 environments of 256
+# steps, four times.
+BRAX_SIZES = ["hidden=[32,32,32,32]", "critic_hidden=[256,256,256,256,256]", "activation=silu",
+              "normalize_observations=True"]  # fmt: skip
+TASKS = {"inverted_pendulum": (500_000, 950.0), "hopper": (500_000, 500.0)}
+
+
+class Programs:
+    """Command lines of ours and of the peers, whose environments are below a folder."""
+
+    def __init__(self, peers: Path) -> None:
+        self.peers = peers
+
+    def ours(self, *arguments: str) -> list[str]:
+        """One of our agents."""
+        return [sys.executable, "-m", "benchmarks.rl_run", *arguments]
+
+    def peer(self, name: str, *arguments: str) -> list[str]:
+        """The peer `name`, in its own environment."""
+        python = self.peers / name / "bin" / "python"
+        return [str(python), str(HERE / "peers" / f"{name}_ppo.py"), *arguments]
+
+
+def run(command: Sequence[str]) -> Numbers:
+    """Runs a training; its one line of JSON."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    found: Numbers = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[Numbers]]:
+    """Runs every command once a round, in turn."""
+    found: dict[str, list[Numbers]] = {name: [] for name in commands}
+    for index in range(rounds):
+        for name, command in commands.items():
+            found[name].append(run(command))
+            print(f"{index + 1}/{rounds} {name}: {_speed(found[name][-1]):.0f} steps/s", flush=True)
+    return found
+
+
+def _speed(numbers: Numbers) -> float:
+    return float(np.median(numbers["steps_per_second"]))
+
+
+def rows(found: Mapping[str, list[Numbers]]) -> dict[str, Numbers]:
+    """Steps a second, compile time, and how often as fast as the first program each one is."""
+    first = np.array([_speed(each) for each in next(iter(found.values()))])
+    table = {}
+    for name, rounds in found.items():
+        speeds = np.array([_speed(each) for each in rounds])
+        table[name] = {
+            "steps_per_second": float(np.median(speeds)),
+            "lowest": float(speeds.min()),
+            "highest": float(speeds.max()),
+            "first_over_this": float(np.median(first / speeds)),
+            "compile_seconds": float(np.median([each["compile_seconds"] for each in rounds])),
+            "last_return": rounds[-1]["returns"][-1:] or None,
+            "versions": rounds[-1]["versions"],
+        }
+    return table
+
+
+def cartpole(programs: Programs, rounds: int) -> Numbers:
+    """PPO against rejax and purejaxrl."""
+    peer = [argument.removeprefix("gymnax:") for argument in CARTPOLE]
+    return rows(take_turns({
+        "trustjax": programs.ours(*OUR_CARTPOLE),
+        "rejax": programs.peer("rejax", *peer),
+        "purejaxrl": programs.peer("purejaxrl", *peer),
+    }, rounds))  # fmt: skip
+
+
+def brax(programs: Programs, rounds: int) -> Numbers:
+    """PPO at brax's network sizes, with as many samples, epochs and minibatches."""
+    found = {}
+    for task, (steps, _) in TASKS.items():
+        shared = ["--steps", str(steps), "--num-envs", "256", "--repeat", "1"]
+        peer = run([*programs.peer("brax", *shared, "--environment", task)])
+        shape = [f"{name}={peer['per_update'][name]}" for name in ("num_steps", "num_minibatches",
+                                                                   "num_epochs")]  # fmt: skip
+        found[task] = rows(take_turns({
+            "trustjax": programs.ours(*shared, "--environment", _spring(task), "--set",
+                                      *BRAX_SIZES, *shape),
+            "brax": programs.peer("brax", *shared, "--environment", task),
+        }, rounds))  # fmt: skip
+    return found
+
+
+def target(programs: Programs, rounds: int) -> Numbers:
+    """Seconds of training to a return, our defaults against brax's."""
+    found = {}
+    for task, (steps, wanted) in TASKS.items():
+        commands = {
+            "trustjax": programs.ours(
+                "--environment", _spring(task), "--steps", str(steps), "--num-envs", "64",
+                "--repeat", "1", "--target", str(wanted), "--set", "num_steps=32", *DETAILS,
+                "num_epochs=10", "num_minibatches=16", "learning_rate=1e-3",
+            ),
+            "brax": programs.peer(
+                "brax", "--environment", task, "--steps", str(4 * steps), "--num-envs", "256",
+                "--repeat", "1", "--target", str(wanted),
+            ),
+        }  # fmt: skip
+        each = take_turns(dict(commands.items()), rounds)
+        found[task] = {
+            "return": wanted,
+            **{name: [one["seconds_to_target"] for one in of] for name, of in each.items()},
+        }
+    return found
+
+
+def seeds(programs: Programs, rounds: int) -> Numbers:
+    """16 seeds side by side, and one."""
+    few = [argument if argument != "1000000" else "200000" for argument in OUR_CARTPOLE]
+    place = few.index("--set")
+    return rows(take_turns({
+        "16 in one program": programs.ours(*few[:place], "--num-seeds", "16", *few[place:]),
+        "one": programs.ours(*few),
+    }, rounds))  # fmt: skip
+
+
+def agents(programs: Programs, rounds: int) -> Numbers:
+    """The three algorithms with 2048 steps an iteration, on Pendulum."""
+    common = ["--environment", "gymnax:Pendulum-v1", "--steps", "200000", "--num-envs", "16"]
+    shape = ["--set", "num_steps=128", "num_minibatches=16", *DETAILS]
+    return rows(take_turns({
+        "ppo, 10 epochs": programs.ours("--agent", "ppo", *common, *shape, "num_epochs=10"),
+        "trpo": programs.ours("--agent", "trpo", *common, *shape),
+        "mdpo": programs.ours("--agent", "mdpo", *common, *shape),
+    }, rounds))  # fmt: skip
+
+
+def shuffle(programs: Programs, rounds: int) -> Numbers:
+    """Returns of ten seeds; their mean and its interval."""
+    del rounds
+    found = {}
+    for kind in ("environments", "transitions"):
+        arguments = [*CARTPOLE, "--num-seeds", "10", "--repeat", "1", "--set", "num_steps=128",
+                     "learning_rate=1e-3", *DETAILS, f"shuffle={kind}"]  # fmt: skip
+        numbers = run(programs.ours(*[a if a != "1000000" else "400000" for a in arguments]))
+        found[kind] = {
+            **bootstrap_mean(numbers["final_returns"])._asdict(),
+            "seeds": numbers["final_returns"],
+            "curve": numbers["returns"],
+        }
+    return found
+
+
+def _spring(task: str) -> str:
+    return f"brax:{task}?backend=spring"
+
+
+QUESTIONS = {
+    "cartpole": cartpole,
+    "brax": brax,
+    "target": target,
+    "seeds": seeds,
+    "agents": agents,
+    "shuffle": shuffle,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.rl_throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--peers", type=Path, default=Path("peers"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=QUESTIONS, default=list(QUESTIONS))
+    given = parser.parse_args(arguments)
+    if given.rounds < 1:
+        parser.error(f"--rounds: got {given.rounds}, allowed: an integer >= 1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    found = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    for name in given.only:
+        print(f"== {name}", flush=True)
+        answer = QUESTIONS[name](Programs(given.peers.absolute()), given.rounds)
+        found |= {"environment": environment(), name: answer}
+        write_text(given.out, json.dumps(found, indent=2) + "\n")
+        print(json.dumps(answer, indent=1))
+
+
+if __name__ == "__main__":
+    main()

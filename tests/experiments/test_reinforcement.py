@@ -1,0 +1,153 @@
+"""Agents as experiments: what a run leaves, resume, other optimizers, numbers that blow up."""
+
+import json
+import os
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import run
+from experiments.loop import Diverged
+from experiments.optimizers import Optimizer
+from experiments.tasks.reinforcement import Reinforcement, Training
+from experiments.trackers import read_rows
+from trustjax.agents import load_policy, mdpo, ppo
+
+TINY = (
+    "+exp=ppo_cartpole",
+    "env.name=probe:action",
+    "num_seeds=2",
+    "task.total_steps=1024",
+    "task.steps_per_chunk=256",
+    "task.evaluation_episodes=4",
+    "task.agents.ppo.num_envs=8",
+    "task.agents.ppo.num_steps=16",
+    "task.agents.ppo.hidden=[8]",
+    "task.agents.ppo.learning_rate=0.03",
+    "checkpoint.every=512",
+)
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Runs the command line in a folder of its own; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HYDRA_FULL_ERROR", "TF_CPP_MIN_LOG_LEVEL", "XLA_FLAGS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "1")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run", *arguments])
+        try:
+            run.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return call
+
+
+def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
+    """The reward of the probe is that of the action: fails with the advantage's sign flipped."""
+    assert call(*TINY, "hydra.run.dir=run") == 0
+    assert "probe:action, 1024 steps" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["result"]["ppo"]
+    assert found["final/return"]["seeds"] == [1.0, 1.0]
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    assert list(rows[0])[:4] == ["stage", "step", "seed", "episode/return"]
+    assert {"trust/radius", "trust/distance", "trust/used", "kl/new_old"} <= set(rows[0])
+    for seed in range(2):
+        policy = load_policy(tmp_path / "run" / "policies" / "ppo" / f"seed_{seed}.npz")
+        shape = policy.environment.observation_shape
+        action, _ = policy.act(np.ones(shape), jax.random.key(0), deterministic=True)
+        assert action == 1
+    for name in ("learning_curves.png", "trust_region.png"):
+        assert (tmp_path / "run" / "plots" / name).stat().st_size > 5000
+
+
+def test_resume_gives_the_same_numbers(call, tmp_path, monkeypatch, capsys):
+    """A run that was cut off goes on with the same bits: environments and keys are in its state."""
+    assert call(*TINY, "hydra.run.dir=whole") == 0
+    advance = Training.advance
+
+    def cut_off(stage, state, batches, step, num_steps):
+        if step == 768:
+            raise Diverged("cut off")
+        return advance(stage, state, batches, step, num_steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", cut_off)
+        assert call(*TINY, "hydra.run.dir=cut") == 1
+    assert "stage ppo: cut off; last checkpoint: step 512 of " in capsys.readouterr().err
+    assert call("resume=cut") == 0
+    whole, cut = (
+        [
+            {key: value for key, value in row.items() if not key.startswith("time/")}
+            for row in read_rows(tmp_path / name / "metrics.csv")
+        ]
+        for name in ("whole", "cut")
+    )
+    assert whole == cut
+
+
+def task(**changes):
+    agents = {
+        "mdpo": lambda **given: mdpo.Config(
+            num_envs=8, num_steps=16, num_minibatches=4, hidden=(8,), **given
+        ),
+        "ppo": lambda **given: ppo.Config(num_envs=8, num_steps=16, hidden=(8,), **given),
+    }
+    fields = {
+        "agents": agents,
+        "env": "probe:both",
+        "optimizer": Optimizer(optax.adam),
+        "seed": 0,
+        "num_seeds": 2,
+        "precision": "float32",
+        "only": (),
+        "total_steps": 512,
+        "steps_per_chunk": 256,
+        "evaluation_episodes": 2,
+    }
+    return Reinforcement(**{**fields, **changes})
+
+
+def test_numbers_that_blow_up_stop_the_run():
+    """With the step at which it happened, and what it was."""
+    broken = Optimizer(lambda learning_rate: optax.scale(float("nan")))
+    stage = task(optimizer=broken).stages()[1]
+    with pytest.raises(Diverged, match=r"of seed 0 is nan at step 128"):
+        stage.advance(stage.init({}), None, 0, 256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": "gymnax:CartPole-v2"}, "env must be an environment: .*CartPole-v2.*CartPole-v1"),
+        ({"only": ("sac",)}, r"only must name agents of \['mdpo', 'ppo'\], got 'sac'"),
+        ({"total_steps": 100}, "total_steps must be at least num_envs"),
+        ({"num_seeds": 0}, "num_seeds must be >= 1"),
+    ],
+)
+def test_refused_before_anything_is_compiled(changes, message):
+    with pytest.raises(ValueError, match=message):
+        task(**changes).validate()
+
+
+def test_what_is_wrong_is_one_line(call, capsys):
+    """Named by its full key, exit code 2."""
+    assert call(*TINY, "task.agents.ppo.num_minibatches=3") == 2
+    assert "task.agents.ppo.num_minibatches must divide the 8" in capsys.readouterr().err
+    assert call(*TINY, "task.agents.ppo.clip=-1") == 2
+    assert "task.agents.ppo.clip must be >= 0, got -1" in capsys.readouterr().err
+    assert call(*TINY, "env.name=brax:hoper") == 2
+    assert "hopper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["sam", "auon", "mirror_descent"])
+def test_other_optimizers_are_an_override(optimizer, call):
+    assert call(*TINY, f"optimizer={optimizer}", "task.total_steps=256", "hydra.run.dir=run") == 0
