@@ -46,7 +46,7 @@ def still(env):
 
 
 def check_interface(env):
-    """Shapes and dtypes of a step; a scan over it is traced once, and its state has no weak type."""
+    """Shapes and dtypes of a step; a scan is traced once, its state has no weak type."""
     traces = []
 
     @jax.jit
@@ -84,7 +84,7 @@ class CountingState:
 
 
 class Counting:
-    """Sees (steps since the start, a number drawn at the start); every step gives that step's number.
+    """Sees (steps since the start, a number drawn at the start); rewards are the former.
 
     Terminates at the step `length`; with `recovers`, the step after that is fine again.
     """

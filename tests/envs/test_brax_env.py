@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rolling import Counting, check_interface, rollout
+from rolling import Counting, Rollout, check_interface, rollout
 
 from trustjax.envs import make, names
 from trustjax.envs.brax import Brax, BraxParams
@@ -64,8 +64,6 @@ def loop(env, reset, step, length, key, params):
         before = observation
         observation, state, *rest, info = step(key, state, push(jnp.int32(t)), params)
         rows.append((before, observation, *rest, info["final_observation"]))
-    from rolling import Rollout
-
     return Rollout(*(np.stack(part) for part in zip(*rows, strict=True)))
 
 
@@ -106,7 +104,12 @@ def test_action_repeat_like_brax():
 
 
 @pytest.mark.parametrize(
-    "backend", ["generalized", "positional", pytest.param("mjx", marks=pytest.mark.slow)]
+    "backend",
+    [
+        "generalized",
+        pytest.param("positional", marks=pytest.mark.slow),
+        pytest.param("mjx", marks=pytest.mark.slow),
+    ],
 )
 def test_other_backends(backend):
     env = make(f"brax:inverted_pendulum?backend={backend}")
@@ -114,7 +117,8 @@ def test_other_backends(backend):
     @jax.jit
     def run(key):
         _, state = env.reset(key)
-        return env.step(key, state, jnp.ones(1))[::2]
+        observation, _, reward, *_ = env.step(key, state, jnp.ones(1))
+        return observation, reward
 
     observation, reward = run(jax.random.key(0))
     assert np.isfinite(observation).all()

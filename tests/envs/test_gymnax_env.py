@@ -89,7 +89,7 @@ def test_the_end_of_an_episode_wins_over_the_time_limit():
     _, state = env.reset(key)
     *_, terminated, truncated, _ = env.step(key, state, jnp.int32(0))
     with calling():
-        assert env._env.step(key, state, 0, env.default_params)[4]  # gymnax says both
+        assert env.unwrapped.step(key, state, 0, env.default_params)[4]  # gymnax says both
     assert terminated
     assert not truncated
 
@@ -99,12 +99,11 @@ def test_parameters_under_vmap():
 
     def lengths(limit, gravity):
         params = env.default_params.replace(max_steps_in_episode=limit, gravity=gravity)
-        found = jax.vmap(lambda key: steps(key, params))(jax.random.split(jax.random.key(0), 2))
-        return found
+        return jax.vmap(lambda key: steps(key, params))(jax.random.split(jax.random.key(0), 2))
 
     def steps(key, params):
         def one(state, key):
-            _, state, _, terminated, truncated, info = env.step(key, state, jnp.int32(0), params)
+            _, state, _, _, truncated, info = env.step(key, state, jnp.int32(0), params)
             return state, (truncated, info["final_observation"])
 
         return jax.lax.scan(one, env.reset(key, params)[1], jax.random.split(key, 4))[1]
@@ -116,7 +115,7 @@ def test_parameters_under_vmap():
     assert (seen[0, :, 0] != seen[2, :, 0]).any()
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "MemoryChain-bsuite", "Pendulum-v1"])
+@pytest.mark.parametrize("name", ["MemoryChain-bsuite", "Pendulum-v1"])
 def test_interface(name):
     check_interface(make(f"gymnax:{name}"))
 
@@ -133,12 +132,10 @@ def test_keys_of_both_kinds():
     )
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "MemoryChain-bsuite"])
+@pytest.mark.parametrize("name", ["Pendulum-v1", "MemoryChain-bsuite"])
 def test_strict_promotion(name, strict):
     env = make(f"gymnax:{name}")
-    key = jax.random.key(0)
-    _, state = env.reset(key)
-    env.step(key, state, still(env))
+    jax.eval_shape(lambda key: env.step(key, env.reset(key)[1], still(env)), jax.random.key(0))
 
 
 def test_bounds_of_actions():

@@ -37,9 +37,11 @@ def test_make(name):
         make(name, max_steps_in_episode=0)
     with pytest.raises(ValueError, match="max_steps_in_episode must be a whole number"):
         make(name, max_steps_in_episode=7.5)
-    with pytest.raises(ValueError, match="unknown argument of .*'max_steps'.*max_steps_in_episode"):
+    with pytest.raises(
+        ValueError, match=r"unknown argument of .*'max_steps'.*max_steps_in_episode"
+    ):
         make(name, max_steps=7)
-    with pytest.raises(ValueError, match="unknown argument of .*'name'"):
+    with pytest.raises(ValueError, match=r"unknown argument of .*'name'"):
         make(name, **{"name": "x"})
     again = f"{name}{'&' if '?' in name else '?'}max_steps_in_episode=3"
     assert make(again).default_params.max_steps_in_episode == 3

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from trustjax._checks import check_number
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents.on_policy import (
     Batch,
@@ -66,7 +65,22 @@ class Config(OnPolicyConfig):
         """Raises ValueError, which names the field, before anything is compiled."""
         super().validate()
         whole_batch(self)
-        check_number("radius", self.radius, at_least=0.0)
+        self.natural_gradient()
+
+    def natural_gradient(
+        self, axis_name: AxisName | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """The transform that makes the policy's step; raises ValueError for its numbers."""
+        return natural_gradient(
+            self.radius,
+            damping=self.damping,
+            cg_steps=self.cg_steps,
+            max_backtracks=self.max_backtracks,
+            backtrack=self.backtrack,
+            accept_ratio=self.accept_ratio,
+            slack=self.slack,
+            axis_name=axis_name,
+        )
 
     def agent(self, *, axis_name: AxisName | None = None) -> "TRPO":
         """The algorithm with this configuration."""
@@ -90,19 +104,6 @@ class TRPO(OnPolicy):
 
     config: Config
 
-    def _natural(self) -> optax.GradientTransformationExtraArgs:
-        config = self.config
-        return natural_gradient(
-            config.radius,
-            damping=config.damping,
-            cg_steps=config.cg_steps,
-            max_backtracks=config.max_backtracks,
-            backtrack=config.backtrack,
-            accept_ratio=config.accept_ratio,
-            slack=config.slack,
-            axis_name=self.axis_name,
-        )
-
     def _value_optimizer(self) -> optax.GradientTransformation:
         config = self.config
         steps = config.num_epochs * config.num_minibatches
@@ -111,7 +112,8 @@ class TRPO(OnPolicy):
     def init_learner(self, params: dict[str, PyTree]) -> Learner:
         """The states of both optimizers."""
         return Learner(
-            self._natural().init(params["actor"]), self._value_optimizer().init(params["critic"])
+            self.config.natural_gradient().init(params["actor"]),
+            self._value_optimizer().init(params["critic"]),
         )
 
     def learn(
@@ -128,7 +130,7 @@ class TRPO(OnPolicy):
             return jnp.mean(batch.old.kl_divergence(self.distributions(params, batch)))
 
         grads = averaged(jax.grad(loss_fn)(actor), self.axis_name)
-        updates, natural = self._natural().update(
+        updates, natural = self.config.natural_gradient(self.axis_name).update(
             grads, learner.natural, actor, loss_fn=loss_fn, divergence_fn=divergence_fn
         )
         actor = optax.apply_updates(actor, updates)

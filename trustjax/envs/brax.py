@@ -103,7 +103,7 @@ class Brax(Environment):
         self.num_actions = None
         self.action_low = -np.ones(env.action_size, np.float32)
         self.action_high = np.ones(env.action_size, np.float32)
-        self._env, self._repeats, self._fresh = env, action_repeat, fresh_resets
+        self.unwrapped, self._repeats, self._fresh = env, action_repeat, fresh_resets
         # Compiled, as some environments write into the dicts of the state they are given.
         self._reset = jax.jit(lambda key: strong(env.reset(key)))
         self._simulate = jax.jit(self._repeat)
@@ -164,14 +164,14 @@ class Brax(Environment):
 
         def repeat(carry: tuple[Any, jax.Array], _: None) -> tuple[tuple[Any, jax.Array], None]:
             now, total = carry
-            then = strong(self._env.step(now, action))
+            then = strong(self.unwrapped.step(now, action))
             alive = now.done == 0
             total = total + jnp.where(alive, then.reward, jnp.zeros_like(then.reward))
             return (_where(alive, then, now), total), None
 
         now = now.replace(done=jnp.zeros_like(now.done))
         if self._repeats == 1:
-            now = strong(self._env.step(now, action))
+            now = strong(self.unwrapped.step(now, action))
             return now, now.reward
         return jax.lax.scan(repeat, (now, jnp.zeros_like(now.reward)), length=self._repeats)[0]
 

@@ -23,6 +23,7 @@ class Environment(abc.ABC):
       num_actions: how many there are, if they are discrete, else None.
       action_low: float32 [d], bounds of continuous actions, else None; may be infinite.
       action_high: float32 [d].
+      unwrapped: the environment of another package that is behind it, else None.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Environment(abc.ABC):
     num_actions: int | None
     action_low: np.ndarray | None = None
     action_high: np.ndarray | None = None
+    unwrapped: Any = None
 
     @abc.abstractmethod
     def reset(self, key: jax.Array, params: EnvParams = None) -> tuple[Observation, EnvState]:

@@ -40,13 +40,15 @@ class Gymnax(Environment):
         self.name = f"gymnax:{name}"
         gymnax = _package()
         with building():
-            self._env, params = gymnax.make(name)
+            self.unwrapped, params = gymnax.make(name)
             defaults = _fields(params)
             arguments = kwargs.keys() - defaults.keys()
             if arguments:
-                known = inspect.signature(type(self._env)).parameters
+                known = inspect.signature(type(self.unwrapped)).parameters
                 check_arguments(self.name, arguments, [*defaults, *known])
-                self._env, params = gymnax.make(name, **{key: kwargs[key] for key in arguments})
+                self.unwrapped, params = gymnax.make(
+                    name, **{key: kwargs[key] for key in arguments}
+                )
                 defaults = _fields(params)
             changed = {
                 key: alike(key, value, defaults[key])
@@ -55,8 +57,8 @@ class Gymnax(Environment):
             }
             check_number("max_steps_in_episode", changed.get("max_steps_in_episode"), at_least=1)
             self.default_params = dataclasses.replace(params, **changed)
-            seen = self._env.observation_space(self.default_params)
-            actions = self._env.action_space(self.default_params)
+            seen = self.unwrapped.observation_space(self.default_params)
+            actions = self.unwrapped.action_space(self.default_params)
         for kind, space in (("observations", seen), ("actions", actions)):
             if not hasattr(space, "n") and not hasattr(space, "low"):
                 raise ValueError(
@@ -77,7 +79,7 @@ class Gymnax(Environment):
         """See `Environment`."""
         params = self.default_params if params is None else params
         with calling():
-            observation, state = self._env.reset(key, params)
+            observation, state = self.unwrapped.reset(key, params)
             return self._seen(observation), strong(state)
 
     def step(
@@ -87,7 +89,7 @@ class Gymnax(Environment):
         params = self.default_params if params is None else params
         action = jnp.reshape(action, self._action_shape)
         with calling():
-            observation, state, reward, terminated, truncated, info = self._env.step(
+            observation, state, reward, terminated, truncated, info = self.unwrapped.step(
                 key, state, action, params
             )
             terminated = jnp.asarray(terminated, bool)

@@ -1,0 +1,75 @@
+"""Configurations that cannot work say so, naming the field, before anything is compiled."""
+
+import pytest
+
+from trustjax.agents import MDPO, PPO, TRPO, mdpo, ppo, trpo
+
+AGENTS = {"ppo": (PPO, ppo.Config), "trpo": (TRPO, trpo.Config), "mdpo": (MDPO, mdpo.Config)}
+
+SHARED = [
+    ({"env": "gymnax:CartPole-v2"}, "CartPole-v1"),
+    ({"env": "probe:delay"}, "delayed"),
+    ({"env": "gym:CartPole-v1"}, "gymnax:NAME"),
+    ({"num_envs": 6, "num_minibatches": 4}, "num_minibatches must divide the 6 environments"),
+    ({"num_envs": 0}, "num_envs must be >= 1, got 0"),
+    ({"num_epochs": 0}, "num_epochs must be >= 1"),
+    ({"total_steps": 8191}, r"total_steps must be at least .* 8192, got 8191"),
+    ({"learning_rate": -1e-3}, "learning_rate must be > 0, got -0.001"),
+    ({"learning_rate": float("nan")}, "learning_rate must be > 0, got nan"),
+    ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0"),
+    ({"value_clip": -0.1}, "value_clip must be >= 0"),
+    ({"discount": 1.1}, "discount must be <= 1"),
+    ({"lambda_": -0.1}, "lambda_ must be >= 0"),
+    ({"clip_observations": 0.0}, "clip_observations must be > 0"),
+    ({"clip_rewards": 0.0}, "clip_rewards must be > 0"),
+    ({"normalize_advantages": "yes"}, "normalize_advantages must be one of"),
+    ({"shuffle": "all"}, "shuffle must be one of"),
+    ({"shuffle": "transitions", "gru_size": 8}, "shuffle must be 'environments' with a GRU"),
+    ({"activation": "swish"}, "activation must be one of .*'tanh'.* got 'swish'"),
+    ({"hidden": (64, 0)}, r"hidden must be widths >= 1, got \(64, 0\)"),
+    ({"gru_size": 0}, "gru_size must be >= 1 or None, got 0"),
+]
+OWN = [
+    ("ppo", {"clip": -0.2}, "clip must be >= 0, got -0.2"),
+    ("ppo", {"surrogate": "trust"}, "surrogate must be one of"),
+    ("ppo", {"kl_target": 0.0}, "kl_target must be > 0"),
+    ("ppo", {"kl_coefficient": -1.0}, "kl_coefficient must be >= 0"),
+    ("ppo", {"entropy_coefficient": -1.0}, "entropy_coefficient must be >= 0"),
+    (
+        "ppo",
+        {"shuffle": "transitions", "num_steps": 3, "num_envs": 3},
+        "num_minibatches must divide the 9 transitions",
+    ),
+    ("trpo", {"radius": -0.01}, "radius must be >= 0, got -0.01"),
+    ("trpo", {"damping": -0.1}, "damping must be >= 0"),
+    ("trpo", {"backtrack": 1.5}, "backtrack"),
+    ("trpo", {"slack": 0.5}, "slack"),
+    ("trpo", {"accept_ratio": -1.0}, "accept_ratio"),
+    ("trpo", {"cg_steps": 0}, "cg_steps"),
+    ("trpo", {"normalize_advantages": "minibatch"}, "normalize_advantages must be 'batch'"),
+    ("mdpo", {"normalize_advantages": "minibatch"}, "normalize_advantages must be 'batch'"),
+    ("mdpo", {"step_size": 0.0}, "step_size must be > 0, got 0"),
+    ("mdpo", {"policy_steps": 0}, "policy_steps must be >= 1"),
+    ("mdpo", {"kl": "both"}, "kl must be one of 'new_old', 'old_new', got 'both'"),
+]
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+@pytest.mark.parametrize(("options", "message"), SHARED, ids=str)
+def test_shared_fields(algorithm, options, message):
+    make, config = AGENTS[algorithm]
+    with pytest.raises(ValueError, match=message):
+        make(config(**options))
+
+
+@pytest.mark.parametrize(("algorithm", "options", "message"), OWN, ids=str)
+def test_own_fields(algorithm, options, message):
+    make, config = AGENTS[algorithm]
+    with pytest.raises(ValueError, match=message):
+        make(config(**options))
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+def test_defaults_work(algorithm):
+    make, config = AGENTS[algorithm]
+    assert make(config()).config.num_updates == 1_000_000 // 8192

@@ -1,0 +1,69 @@
+"""Eight devices that share the environments compute what one computes."""
+
+import jax
+import numpy as np
+import pytest
+
+from trustjax._sharding import averaged
+from trustjax.agents import MDPO, PPO, TRPO, data_parallel, mdpo, on_policy, ppo, trpo
+from trustjax.parallel import make_mesh
+
+SHARED = {
+    "env": "gymnax:CartPole-v1", "num_envs": 16, "num_steps": 8, "total_steps": 10 * 128,
+    "hidden": (8,), "num_minibatches": 2, "num_epochs": 2, "normalize_observations": True,
+    "normalize_rewards": True, "learning_rate": 0.01,
+}  # fmt: skip
+AGENTS = {
+    "ppo": (PPO, ppo.Config(**SHARED)),
+    "trpo": (TRPO, trpo.Config(**SHARED)),
+    "mdpo": (MDPO, mdpo.Config(**SHARED, policy_steps=3)),
+}
+
+
+def trained(algorithm, num_devices, num_updates=10, num_seeds=None):
+    mesh = make_mesh(num_devices)
+    init, advance = data_parallel(*AGENTS[algorithm], mesh, num_seeds=num_seeds)
+    key = jax.random.key(0)
+    state, history = advance(
+        init(key if num_seeds is None else jax.random.split(key, num_seeds)), num_updates
+    )
+    keyless = state._replace(key=jax.random.key_data(state.key))
+    return jax.tree.map(np.asarray, (keyless, history))
+
+
+def check_equal(found, expected):
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-8, atol=1e-9), found, expected
+    )
+
+
+@pytest.mark.parametrize(("algorithm", "seeds"), [("ppo", 2), ("trpo", None), ("mdpo", None)])
+def test_eight_devices_equal_one(algorithm, seeds, x64):
+    """Parameters, statistics, environments and every metric, over ten iterations."""
+    check_equal(trained(algorithm, 8, num_seeds=seeds), trained(algorithm, 1, num_seeds=seeds))
+    if seeds is not None:
+        _, history = trained(algorithm, 8, num_updates=3, num_seeds=seeds)
+        assert history["entropy"].shape == (seeds, 3)
+
+
+def test_gradients_of_one_device_alone_differ(x64, monkeypatch):
+    """Without the mean of gradients over devices the numbers are others."""
+    expected = trained("ppo", 1, num_updates=2)
+
+    def but_gradients(tree, axis_name):
+        return tree if isinstance(tree, dict) and "actor" in tree else averaged(tree, axis_name)
+
+    monkeypatch.setattr(on_policy, "averaged", but_gradients)
+    with pytest.raises(AssertionError):
+        check_equal(trained("ppo", 8, num_updates=2), expected)
+
+
+def test_bad_sizes():
+    mesh = make_mesh(8)
+    for options, message in [
+        ({"num_envs": 8, "num_minibatches": 2}, "multiple of 8 devices times num_minibatches, 2"),
+        ({"num_envs": 12, "num_minibatches": 1}, "got 12"),
+        ({"shuffle": "transitions"}, "shuffle must be 'environments' on several devices"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            data_parallel(PPO, ppo.Config(**SHARED | options), mesh)

@@ -1,0 +1,161 @@
+"""Every algorithm on every probe: the value it finds is the one that is known, for every seed.
+
+Seen to fail when broken by hand (all three algorithms, unless it says otherwise):
+
+- constant, observation: the value learns from its own output in place of the target.
+- delayed: 1 in place of the discount in `gae`.
+- action, both, continuous: the advantage with its sign flipped.
+- time_limit: `truncated` counted as `terminated` (`test_truncation_is_not_an_end`).
+- final_observation: the next value from the observation after the reset
+  (`test_next_value_is_that_before_the_reset`).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trustjax.agents import MDPO, PPO, TRPO, mdpo, on_policy, ppo, rollout, select_seed, trpo
+from trustjax.envs import Environment
+from trustjax.envs.probe import Probe
+
+SEEDS = 5
+DISCOUNT = 0.9
+
+# Observations of each probe at which there is something to do, and what is right there, if any.
+PROBES = {
+    "constant": ([[1.0]], None),
+    "observation": ([[1.0], [-1.0]], None),
+    "delayed": ([[0.0], [1.0]], None),
+    "action": ([[1.0]], [1]),
+    "both": ([[1.0], [-1.0]], [1, 0]),
+    "time_limit": ([[1.0]], None),
+    "final_observation": ([[1.0], [-1.0]], None),
+}
+CONTINUOUS = ([[1.0]], [[0.5]])
+
+
+class OneOf(Environment):
+    """The probe whose place the parameters say, so that all of them are compiled once."""
+
+    def __init__(self, *names):
+        self.name = "one of the probes"
+        self.probes = [Probe(name) for name in names]
+        self.default_params = jnp.zeros([], jnp.int32)
+        self.observation_shape, self.num_actions = (1,), 2
+
+    def reset(self, key, params=None):
+        return jax.lax.switch(params, [probe.reset for probe in self.probes], key)
+
+    def step(self, key, state, action, params=None):
+        return jax.lax.switch(params, [probe.step for probe in self.probes], key, state, action)
+
+
+SHARED = {
+    "num_envs": 8, "num_steps": 10, "total_steps": 50 * 80, "discount": DISCOUNT, "hidden": (16,),
+    "learning_rate": 0.02, "anneal_learning_rate": True, "num_epochs": 4, "num_minibatches": 2,
+}  # fmt: skip
+AGENTS = {
+    "ppo": (PPO, ppo.Config(**SHARED)),
+    "trpo": (TRPO, trpo.Config(**SHARED, radius=0.1)),
+    "mdpo": (MDPO, mdpo.Config(**SHARED)),
+}
+
+
+def trained(algorithm, **options):
+    """An agent, and its states after training, [seed]."""
+    make, config = AGENTS[algorithm]
+    agent = make(dataclasses.replace(config, **options))
+    keys = jax.random.split(jax.random.key(0), SEEDS)
+    return agent, jax.jit(jax.vmap(lambda key: agent.train(key)[0]))(keys)
+
+
+def trained_on(algorithm, *names):
+    """An agent, and its states after training on each probe, by name."""
+    make, config = AGENTS[algorithm]
+    env = OneOf(*names)
+
+    def train(place, key):
+        return make(dataclasses.replace(config, env=env, env_params=place)).train(key)[0]
+
+    keys = jax.random.split(jax.random.key(0), SEEDS)
+    train = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))
+    states = train(jnp.arange(len(names)), keys)
+    agent = make(dataclasses.replace(config, env=env))
+    return agent, {name: select_seed(states, place) for place, name in enumerate(names)}
+
+
+@functools.cache
+def trained_on_all(algorithm):
+    return trained_on(algorithm, *PROBES)
+
+
+def value_errors(agent, states, name):
+    """How far off the worst value is, [seed]."""
+    observations = jnp.array((PROBES | {"continuous": CONTINUOUS})[name][0])
+    found = jax.vmap(lambda params: agent.critic.apply(params, observations)[0])(
+        states.params["critic"]
+    )
+    return np.abs(found - Probe(name).value(observations, DISCOUNT)).max(-1)
+
+
+def check_actions(agent, states, observations, right):
+    for seed in range(SEEDS):
+        action, _ = agent.act(
+            select_seed(states, seed), jnp.array(observations), jax.random.key(1),
+            deterministic=True,
+        )  # fmt: skip
+        np.testing.assert_allclose(action, right, atol=0.1)
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+@pytest.mark.parametrize("name", PROBES)
+def test_values(name, algorithm):
+    agent, states = trained_on_all(algorithm)
+    assert np.all(value_errors(agent, states[name], name) < 0.05)
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+@pytest.mark.parametrize("name", ["action", "both"])
+def test_actions(name, algorithm):
+    agent, states = trained_on_all(algorithm)
+    check_actions(agent, states[name], *PROBES[name])
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+def test_continuous(algorithm):
+    agent, states = trained(algorithm, env="probe:continuous", initial_log_std=-2.0)
+    assert np.all(value_errors(agent, states, "continuous") < 0.05)
+    check_actions(agent, states, *CONTINUOUS)
+
+
+def test_truncation_is_not_an_end(monkeypatch):
+    """An agent that takes a time limit for an end does not pass, and fails no other probe."""
+    gae = on_policy.gae
+
+    def blind(rewards, values, next_values, terminated, truncated, **numbers):
+        ended = terminated | truncated
+        return gae(rewards, values, next_values, ended, truncated, **numbers)
+
+    monkeypatch.setattr(on_policy, "gae", blind)
+    agent, states = trained_on("ppo", "time_limit", "delayed")
+    assert np.all(value_errors(agent, states["time_limit"], "time_limit") > 1)
+    assert np.all(value_errors(agent, states["delayed"], "delayed") < 0.05)
+
+
+def test_next_value_is_that_before_the_reset(monkeypatch):
+    """An agent that looks at the observation after the reset passes "time_limit" alone."""
+    collect = rollout.collect
+
+    def blind(*args):
+        runner, found = collect(*args)
+        after = jnp.concatenate([found.observation[1:], runner.observation[None]])
+        return runner, found._replace(final_observation=after)
+
+    monkeypatch.setattr(rollout, "collect", blind)
+    agent, states = trained_on("ppo", "time_limit", "final_observation")
+    assert np.all(value_errors(agent, states["time_limit"], "time_limit") < 0.05)
+    assert np.all(value_errors(agent, states["final_observation"], "final_observation") > 0.1)
