@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         env=given.environment, total_steps=given.steps, num_envs=given.num_envs, **fields
     )
     agent = config.agent()
-    found = measure(agent, given.seed, given.num_seeds, given.repeat)
+    found = measure(agent, given.seed, given.num_seeds, given.repeat) if given.repeat else {}
     if given.target is not None:
         found["seconds_to_target"] = seconds_to(agent, given.target, given.seed)
     about = {
@@ -69,7 +69,7 @@ def measure(agent: OnPolicy, seed: int, num_seeds: int, repeat: int) -> dict[str
     started = time.perf_counter()
     train = train.lower(keys(0)).compile()
     compiled = time.perf_counter() - started
-    jax.block_until_ready(train(keys(0)))
+    _, history = jax.block_until_ready(train(keys(0)))
     seconds = []
     for index in range(repeat):
         started = time.perf_counter()

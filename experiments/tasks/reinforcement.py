@@ -200,6 +200,8 @@ class Training:
                 known = values[seed][np.isfinite(values[seed])]  # no episode may have ended yet
                 if len(known):
                     row[name] = float(known.mean())
+            if row["trust/radius"]:  # of the chunk: single iterations may have next to none
+                row["trust/used"] = float(row["trust/distance"]) / float(row["trust/radius"])
             rows.append(row)
         return state, rows
 

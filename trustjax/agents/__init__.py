@@ -3,9 +3,9 @@
 from trustjax.agents import mdpo as mdpo
 from trustjax.agents import ppo as ppo
 from trustjax.agents import trpo as trpo
+from trustjax.agents.config import OnPolicyConfig as OnPolicyConfig
 from trustjax.agents.mdpo import MDPO as MDPO
 from trustjax.agents.on_policy import OnPolicy as OnPolicy
-from trustjax.agents.on_policy import OnPolicyConfig as OnPolicyConfig
 from trustjax.agents.on_policy import State as State
 from trustjax.agents.on_policy import select_seed as select_seed
 from trustjax.agents.policy import Evaluation as Evaluation

@@ -23,16 +23,9 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
-from trustjax.agents.on_policy import (
-    Batch,
-    Metrics,
-    OnPolicy,
-    OnPolicyConfig,
-    PyTree,
-    State,
-    static,
-    whole_batch,
-)
+from trustjax.agents.batch import Batch
+from trustjax.agents.config import OnPolicyConfig, static, whole_batch
+from trustjax.agents.on_policy import Metrics, OnPolicy, PyTree, State, trust
 from trustjax.losses import mdpo_loss
 
 
@@ -148,9 +141,7 @@ class MDPO(OnPolicy):
         metrics = {
             "loss/value": value_loss,
             "step_size": step_size,
-            "trust/radius": radius,
-            "trust/distance": distance,
-            "trust/used": distance / jnp.maximum(radius, 1e-8),
+            **trust(radius, distance),
         }
         return (
             {"actor": actor, "critic": critic},

@@ -7,19 +7,19 @@ ratio is 1.
 """
 
 import abc
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
+from trustjax.agents.batch import Batch, draw_environments, draw_transitions
+from trustjax.agents.config import MakeOptimizer
 from trustjax.agents.policy import Evaluation, Policy
 from trustjax.agents.rollout import Rollout, Runner
 from trustjax.agents.statistics import (
@@ -30,167 +30,13 @@ from trustjax.agents.statistics import (
     scaled,
     standardized,
 )
-from trustjax.distributions import Distribution
-from trustjax.envs import Environment, make
+from trustjax.envs import Environment
 from trustjax.losses import gae, value_loss
-from trustjax.models.actor_critic import (
-    Actor,
-    Carry,
-    Critic,
-    check_network,
-    initial_carry,
-    unroll,
-)
+from trustjax.models.actor_critic import Actor, Carry, Critic, initial_carry, unroll
 from trustjax.optim import two_pass_step
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
-MakeOptimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
-
-
-def static(default: Any) -> Any:
-    """A field of a Config that decides what is compiled, and so is no number to be swept."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
-def adam(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Adam with epsilon 1e-5, on one array: on CPU faster than on the dozen of small networks."""
-    return optax.flatten(optax.adam(learning_rate, eps=1e-5))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnPolicyConfig(abc.ABC):
-    """What the on-policy algorithms share.
-
-    A pytree: numbers are leaves, which `jax.vmap` may sweep; fields that decide what is compiled
-    are part of its structure. Those are marked "static".
-
-    Attributes:
-      env: an environment or its name; static.
-      env_params: of the environment; None for its defaults.
-      total_steps: of all environments together, rounded down to whole iterations; static.
-      num_envs: environments side by side; static.
-      num_steps: steps of each of them in an iteration; static.
-      discount: gamma, in [0, 1].
-      lambda_: of the advantages, in [0, 1]; 1 for returns without bootstrapping inside a rollout.
-      normalize_observations: by running mean and standard deviation; static.
-      clip_observations: bound of normalised observations, > 0.
-      normalize_rewards: divides by the running standard deviation of the discounted return; static.
-      clip_rewards: bound of normalised rewards, > 0.
-      normalize_advantages: to mean 0 and standard deviation 1 over the "batch" of an iteration,
-        over a "minibatch" (PPO alone), or "none"; static.
-      hidden: widths of the layers of policy and value, which are separate networks; static.
-      critic_hidden: those of the value, if they differ; static.
-      activation: "tanh", "relu", "gelu" or "silu"; static.
-      gru_size: units of a GRU behind them, for tasks that need memory; None for none; static.
-      orthogonal: orthogonal first weights, with 0.01 in the head of the policy; static.
-      initial_log_std: logarithm of the first standard deviation of continuous actions; static.
-      dtype: of the networks' computation, None for that of their parameters; static.
-      optimizer: `learning_rate -> optax transform`; static.
-      learning_rate: > 0.
-      anneal_learning_rate: lets it fall to 0 linearly over the iterations; static.
-      max_grad_norm: longer gradients are cut to this global norm, > 0; None for none.
-      value_clip: of `trustjax.losses.value_loss`, >= 0; None for the plain squared error.
-      num_minibatches: into which `num_envs` environments are split, each whole in time; static.
-      num_epochs: passes over an iteration's transitions; static.
-      shuffle: "environments": minibatches are blocks of environments, one out of every
-        `num_minibatches` neighbours, drawn anew each epoch; "transitions": single transitions,
-        drawn from all; static.
-    """
-
-    env: str | Environment = static("gymnax:CartPole-v1")
-    env_params: Any = None
-    total_steps: int = static(1_000_000)
-    num_envs: int = static(64)
-    num_steps: int = static(128)
-    discount: ArrayLike = 0.99
-    lambda_: ArrayLike = 0.95
-    normalize_observations: bool = static(False)
-    clip_observations: ArrayLike = 10.0
-    normalize_rewards: bool = static(False)
-    clip_rewards: ArrayLike = 10.0
-    normalize_advantages: Literal["batch", "minibatch", "none"] = static("batch")
-    hidden: tuple[int, ...] = static((64, 64))
-    critic_hidden: tuple[int, ...] | None = static(None)
-    activation: str = static("tanh")
-    gru_size: int | None = static(None)
-    orthogonal: bool = static(True)
-    initial_log_std: float = static(0.0)
-    dtype: DTypeLike | None = static(None)
-    optimizer: MakeOptimizer = static(adam)
-    learning_rate: ArrayLike = 3e-4
-    anneal_learning_rate: bool = static(True)
-    max_grad_norm: ArrayLike | None = 0.5
-    value_clip: ArrayLike | None = None
-    num_minibatches: int = static(4)
-    num_epochs: int = static(4)
-    shuffle: Literal["environments", "transitions"] = static("environments")
-
-    @property
-    def steps_per_update(self) -> int:
-        """Steps of all environments in an iteration."""
-        return self.num_envs * self.num_steps
-
-    @property
-    def num_updates(self) -> int:
-        """Iterations."""
-        return self.total_steps // self.steps_per_update
-
-    @property
-    def environment(self) -> Environment:
-        """The environment itself."""
-        return self.env if isinstance(self.env, Environment) else make(self.env)
-
-    def __post_init__(self) -> None:
-        """Makes the widths hashable when they come from a list."""
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if self.critic_hidden is not None:
-            object.__setattr__(self, "critic_hidden", tuple(self.critic_hidden))
-
-    @abc.abstractmethod
-    def agent(self, *, axis_name: AxisName | None = None) -> "OnPolicy":
-        """The algorithm with this configuration."""
-
-    def validate(self) -> None:
-        """Raises ValueError, which names the field, before anything is compiled."""
-        for name in ("num_envs", "num_steps", "num_minibatches", "num_epochs"):
-            check_number(name, getattr(self, name), at_least=1)
-        for name in ("discount", "lambda_"):
-            check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
-        for name in ("clip_observations", "clip_rewards", "learning_rate", "max_grad_norm"):
-            check_number(name, getattr(self, name), above=0.0)
-        check_number("value_clip", self.value_clip, at_least=0.0)
-        check_choice(
-            "normalize_advantages", self.normalize_advantages, ("batch", "minibatch", "none")
-        )
-        check_choice("shuffle", self.shuffle, ("environments", "transitions"))
-        check_network(self.hidden, self.activation, self.gru_size)
-        check_network(self.critic_hidden or (), self.activation, self.gru_size)
-        if self.total_steps < self.steps_per_update:
-            raise ValueError(
-                f"total_steps must be at least num_envs * num_steps, {self.steps_per_update}, "
-                f"got {self.total_steps}"
-            )
-        among = self.num_envs if self.shuffle == "environments" else self.steps_per_update
-        if among % self.num_minibatches:
-            raise ValueError(
-                f"num_minibatches must divide the {among} {self.shuffle} of an iteration, "
-                f"got {self.num_minibatches}"
-            )
-        if self.shuffle == "transitions" and self.gru_size is not None:
-            raise ValueError("shuffle must be 'environments' with a GRU, which needs whole time")
-        if self.environment.num_actions is None and self.environment.action_low is None:
-            raise ValueError(f"env must have actions of one kind, got {self.environment}")
-
-
-def whole_batch(config: OnPolicyConfig) -> None:
-    """Raises ValueError if advantages are left to minibatches that the policy does not have."""
-    if config.normalize_advantages == "minibatch":
-        raise ValueError(
-            "normalize_advantages must be 'batch' or 'none' where the policy learns from the whole "
-            "batch, got 'minibatch'"
-        )
 
 
 class State(NamedTuple):
@@ -215,52 +61,6 @@ class State(NamedTuple):
     key: jax.Array
     iteration: jax.Array
     episodes: Metrics
-
-
-class Batch(NamedTuple):
-    """An iteration's transitions, [time, environment, ...], and the carries before them.
-
-    Attributes:
-      observation: float [..., features], normalised.
-      starts: bool, whether it is the first of an episode.
-      old: distribution of pi_k, constants.
-      action: drawn from it.
-      log_prob: float, log pi_k of the action.
-      advantage: float, of pi_k, normalised unless that is left to the minibatch.
-      value: float, V_k of the observation.
-      returns: float, what the value is to learn: advantage before normalisation + V_k.
-      actor_carry: [environment, ...], memory of the policy before the first step.
-      critic_carry: of the value.
-    """
-
-    observation: jax.Array
-    starts: jax.Array
-    old: Distribution
-    action: jax.Array
-    log_prob: jax.Array
-    advantage: jax.Array
-    value: jax.Array
-    returns: jax.Array
-    actor_carry: Carry
-    critic_carry: Carry
-
-    def of(self, environments: jax.Array) -> Self:
-        """The part of some environments, given by their places."""
-
-        def take(x: jax.Array, axis: int) -> jax.Array:
-            return jnp.take(x, environments, axis, mode="clip")
-
-        carries = (self.actor_carry, self.critic_carry)
-        actor_carry, critic_carry = jax.tree.map(lambda x: take(x, 0), carries)
-        rest = self._replace(actor_carry=(), critic_carry=())
-        part: Self = jax.tree.map(lambda x: take(x, 1), rest)
-        return part._replace(actor_carry=actor_carry, critic_carry=critic_carry)
-
-    def as_transitions(self) -> Self:
-        """Every transition as an environment of its own, with a time of one step."""
-        rest = self._replace(actor_carry=(), critic_carry=())
-        part: Self = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rest)
-        return part
 
 
 class OnPolicy(abc.ABC):
@@ -472,17 +272,15 @@ class OnPolicy(abc.ABC):
         step: Callable[[Any, Batch], tuple[Any, Any]],
         carry: Any,
     ) -> tuple[Any, Any]:
-        """Scans `step(carry, minibatch)` over shuffled minibatches; results [epoch, minibatch].
-
-        Environment n belongs to the group n // num_minibatches, and each minibatch has one of
-        every group: it is made of the same environments however many devices hold the groups.
-        """
+        """Scans `step(carry, minibatch)` over shuffled minibatches; results [epoch, minibatch]."""
         if self.config.shuffle == "transitions":
             batch = batch.as_transitions()
             size = batch.action.shape[1]
-            draw = functools.partial(self._draw_transitions, size, num_minibatches)
+            draw = functools.partial(draw_transitions, size, num_minibatches)
         else:
-            draw = functools.partial(self._draw_environments, batch, num_minibatches)
+            draw = functools.partial(
+                draw_environments, batch.action.shape[1], num_minibatches, axis_name=self.axis_name
+            )
 
         def epoch(carry: Any, key: jax.Array) -> tuple[Any, Any]:
             return jax.lax.scan(lambda c, places: step(c, batch.of(places)), carry, draw(key))
@@ -592,18 +390,11 @@ class OnPolicy(abc.ABC):
             "episode/length": mean(every.episode_length, known["episode/length"]),
         }
 
-    def _draw_environments(self, batch: Batch, num_minibatches: int, key: jax.Array) -> jax.Array:
-        """Places of environments, [minibatch, group]."""
-        local = batch.action.shape[1]
-        groups = jnp.arange(local // num_minibatches)
-        first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * len(groups)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + groups)
-        order = jax.vmap(lambda key: jax.random.permutation(key, num_minibatches))(keys)
-        return jnp.transpose(order + num_minibatches * groups[:, None])
 
-    def _draw_transitions(self, size: int, num_minibatches: int, key: jax.Array) -> jax.Array:
-        """Places of transitions, [minibatch, transition]."""
-        return jax.random.permutation(key, size).reshape(num_minibatches, -1)
+def trust(radius: jax.Array, distance: jax.Array) -> Metrics:
+    """How far an iteration was allowed to go, how far it went, and the ratio; 0 if not at all."""
+    used = jnp.where(radius > 0, distance / jnp.where(radius > 0, radius, 1), 0)
+    return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
 
 
 def select_seed(state: Any, index: int) -> Any:

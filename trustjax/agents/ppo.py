@@ -20,15 +20,9 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName, averaged
-from trustjax.agents.on_policy import (
-    Batch,
-    Metrics,
-    OnPolicy,
-    OnPolicyConfig,
-    PyTree,
-    State,
-    static,
-)
+from trustjax.agents.batch import Batch
+from trustjax.agents.config import OnPolicyConfig, static
+from trustjax.agents.on_policy import Metrics, OnPolicy, PyTree, State, trust
 from trustjax.agents.statistics import standardized
 from trustjax.losses import adapt_kl_coefficient, ppo_clip_loss, ppo_kl_loss, value_loss
 
@@ -147,9 +141,5 @@ class PPO(OnPolicy):
             radius, distance = jnp.asarray(config.clip), moved["ratio/distance"]
         else:
             radius, distance = jnp.asarray(config.kl_target), moved["kl/old_new"]
-        trust = {
-            "trust/radius": radius,
-            "trust/distance": distance,
-            "trust/used": distance / jnp.maximum(radius, 1e-8),
-        }
-        return params, Learner(opt_state, beta), moved | last | trust | {"kl_coefficient": beta}
+        metrics = moved | last | trust(radius, distance) | {"kl_coefficient": beta}
+        return params, Learner(opt_state, beta), metrics

@@ -19,16 +19,9 @@ import optax
 from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
-from trustjax.agents.on_policy import (
-    Batch,
-    Metrics,
-    OnPolicy,
-    OnPolicyConfig,
-    PyTree,
-    State,
-    static,
-    whole_batch,
-)
+from trustjax.agents.batch import Batch
+from trustjax.agents.config import OnPolicyConfig, static, whole_batch
+from trustjax.agents.on_policy import Metrics, OnPolicy, PyTree, State, trust
 from trustjax.losses import trpo_surrogate
 from trustjax.optim import natural_gradient
 from trustjax.optim.natural import NaturalState
@@ -140,9 +133,7 @@ class TRPO(OnPolicy):
         moved = self.moved(actor, batch)
         metrics = {
             "loss/value": value_loss,
-            "trust/radius": natural.radius,
-            "trust/distance": natural.distance,
-            "trust/used": natural.distance / jnp.maximum(natural.radius, 1e-8),
+            **trust(natural.radius, natural.distance),
             "step_fraction": natural.step_fraction,
         }
         return {"actor": actor, "critic": critic}, Learner(natural, value_state), moved | metrics
