@@ -7,8 +7,8 @@ Spring backend, brax's own networks (policy 4 x 32, value 5 x 256). Settings are
 training notebook for the inverted pendulum, which has 2048 environments, with batches scaled to the
 environments here; hopper has unrolls of 20 steps and as many transitions in an iteration.
 
-brax trains between evaluations and tells the speed of each such epoch without the evaluation. The
-first epoch, which compiles, is left out; seconds to a return are steps over the speed of the others.
+brax trains between evaluations and tells the speed of such an epoch without the evaluation. The
+first epoch, which compiles, is left out; seconds to a return are steps over the others' speed.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from trustjax.agents import (
     train_in_chunks,
     trpo,
 )
-from trustjax.agents.on_policy import adam
+from trustjax.agents.config import adam
 from trustjax.envs.probe import Probe
 from trustjax.optim import auon, mirror_descent, sam, tram
 

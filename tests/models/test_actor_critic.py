@@ -79,7 +79,9 @@ def test_narrow_computation(variables_of: Callable[..., Any]) -> None:
     ):
         variables = variables_of(narrow, X)
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
-        found, expected = (jax.tree.leaves(model.apply(variables, X)[0]) for model in (narrow, wide))
+        found, expected = (
+            jax.tree.leaves(model.apply(variables, X)[0]) for model in (narrow, wide)
+        )
         assert {leaf.dtype for leaf in found} == {np.dtype("float32")}
         np.testing.assert_allclose(found[0], expected[0], atol=0.03)
         assert np.max(np.abs(found[0] - expected[0])) > 1e-5

@@ -1,0 +1,234 @@
+"""Running statistics: how they are merged, and what of an iteration they see and scale."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+
+from trustjax.agents import PPO, on_policy, ppo
+from trustjax.agents.rollout import Sums, sum_up
+from trustjax.agents.statistics import (
+    Statistics,
+    initial_statistics,
+    merged,
+    normalized,
+    scaled,
+    standardized,
+)
+from trustjax.parallel import make_mesh
+
+GOLDEN = json.loads(
+    (pathlib.Path(__file__).parents[1] / "golden" / "statistics.json").read_text(encoding="utf-8")
+)
+KEY = jax.random.key(0)
+DATA = np.random.default_rng(0).normal(3, 2, (24, 2))
+
+
+def statistics_of(x):
+    x = np.asarray(x, float)
+    return Statistics(jnp.mean(x, 0), jnp.var(x, 0), jnp.asarray(float(len(x))))
+
+
+def check_close(found, expected, **tolerances):
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f, e, **tolerances)
+
+
+# ---- merging
+
+
+def test_merge_golden(x64):
+    golden = GOLDEN["merge"]
+    found = merged(statistics_of(golden["first"]), jnp.array(golden["second"], float))
+    check_close(found, (golden["mean"], golden["variance"], 5), rtol=1e-12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(cuts=st.sets(st.integers(1, 23), min_size=1, max_size=4))
+def test_any_split_gives_the_same(cuts):
+    with jax.enable_x64(True):
+        first, *rest = np.split(DATA, sorted(cuts))
+        found = statistics_of(first)
+        for part in rest:
+            found = merged(found, jnp.asarray(part))
+        check_close(found, statistics_of(DATA), rtol=1e-10)
+
+
+def test_far_from_zero():
+    """In float32, where the mean of squares less the square of the mean would be noise."""
+    found = merged(initial_statistics((2,)), jnp.asarray(DATA[:12] + 1e4, jnp.float32))
+    found = merged(found, jnp.asarray(DATA[12:] + 1e4, jnp.float32))
+    # The start weighs 1e-4 of a number: its distance of 1e4 adds 1e4^2 1e-4 / 24 to the variance.
+    np.testing.assert_allclose(found.variance, np.var(DATA, 0) + 1e4 / 24, rtol=1e-2)
+    found = merged(statistics_of(DATA[:12] + 1e4), jnp.asarray(DATA[12:] + 1e4, jnp.float32))
+    np.testing.assert_allclose(found.variance, np.var(DATA, 0), rtol=1e-2)
+
+
+def test_the_start_hardly_counts():
+    start = initial_statistics((2,))
+    np.testing.assert_array_equal(start.mean, 0)
+    np.testing.assert_array_equal(start.variance, 1)
+    found = merged(start, jnp.asarray(DATA.reshape(4, 6, 2), jnp.float32))
+    check_close(found, statistics_of(DATA), rtol=1e-4)
+
+
+def on_eight_devices(function, x):
+    split = PartitionSpec("data")
+    mapped = jax.shard_map(
+        function, mesh=make_mesh(8), in_specs=split, out_specs=PartitionSpec(), check_vma=False
+    )
+    return jax.jit(mapped)(x)
+
+
+def test_devices_merge_their_parts(x64):
+    found = on_eight_devices(lambda x: merged(statistics_of(DATA), x, axis_name="data"), DATA**2)
+    check_close(found, statistics_of(np.concatenate([DATA, DATA**2])), rtol=1e-12)
+
+
+# ---- what is scaled
+
+
+def test_normalized_and_scaled():
+    statistics = Statistics(jnp.array([1.0, -1.0]), jnp.array([4.0, 0.25]), jnp.array(9.0))
+    x = np.array([[3.0, -1.0], [0.0, -9.0]], np.float32)
+    np.testing.assert_allclose(normalized(x, statistics, 10.0), [[1, 0], [-0.5, -10]], rtol=1e-6)
+    np.testing.assert_allclose(scaled(x, statistics, 5.0), [[1.5, -2], [0, -5]], rtol=1e-6)
+    assert normalized(x, None, 1.0) is x
+    assert scaled(x, None, 1.0) is x
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_scaling_keeps_signs(rewards):
+    """A mean that was subtracted would turn a small reward into a punishment."""
+    statistics = Statistics(jnp.array(50.0), jnp.array(2.5), jnp.array(9.0))
+    x = np.array(rewards, np.float32)
+    # The smallest numbers are flushed to zero.
+    x = np.where(np.abs(x) < 1e-30, np.float32(0), x)
+    np.testing.assert_array_equal(np.sign(scaled(x, statistics, 10.0)), np.sign(x))
+
+
+def test_standardized(x64):
+    expected = (DATA - DATA.mean()) / (DATA.std() + 1e-8)
+    np.testing.assert_allclose(standardized(jnp.asarray(DATA)), expected, rtol=1e-10)
+    share = jax.shard_map(
+        lambda x: standardized(x, axis_name="data"), mesh=make_mesh(8),
+        in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(jax.jit(share)(DATA), expected, rtol=1e-10)
+    np.testing.assert_array_equal(standardized(jnp.full(3, 7.0)), 0)
+
+
+# ---- sums since an episode began
+
+
+def test_discounted_return_golden(x64):
+    golden = GOLDEN["discounted_return"]
+    zero = jnp.zeros(1)
+    rewards = jnp.array(golden["rewards"], float)[:, None]
+    after, every = sum_up(
+        Sums(zero, jnp.zeros(1, jnp.int32), zero),
+        rewards, jnp.zeros_like(rewards, bool), golden["discount"],
+    )  # fmt: skip
+    np.testing.assert_allclose(every.discounted_return[:, 0], golden["sums"], rtol=1e-12)
+    np.testing.assert_allclose(after.discounted_return, golden["sums"][-1:], rtol=1e-12)
+
+
+def test_sums_begin_anew_after_an_end():
+    """The step that ends an episode counts to it; the next one starts at its own reward."""
+    rewards = jnp.array([[1.0, 1], [2, 2], [4, 4]])
+    ended = jnp.array([[False, False], [True, False], [False, True]])
+    start = Sums(jnp.array([8.0, 0]), jnp.array([2, 0]), jnp.array([16.0, 0]))
+    after, every = sum_up(start, rewards, ended, 0.5)
+    np.testing.assert_array_equal(every.episode_return, [[9, 1], [11, 3], [4, 7]])
+    np.testing.assert_array_equal(every.episode_length, [[3, 1], [4, 2], [1, 3]])
+    np.testing.assert_array_equal(every.discounted_return, [[9, 1], [6.5, 2.5], [4, 5.25]])
+    check_close(after, ([4, 0], [1, 0], [4, 0]))
+
+
+# ---- in an iteration
+
+CONFIG = ppo.Config(
+    env="probe:final_observation", num_envs=4, num_steps=5, total_steps=3 * 20, hidden=(4,),
+    num_minibatches=2, num_epochs=1, discount=0.5, normalize_observations=True,
+    normalize_rewards=True,
+)  # fmt: skip
+# An episode of that probe, of five steps whatever the policy does; observation is reward.
+EPISODE = np.array([1.0, -1, 1, -1, 1])
+DISCOUNTED = np.array([1, -0.5, 0.75, -0.625, 0.6875])
+
+
+def test_statistics_of_training():
+    """Of all that was seen, one number a feature, not an environment."""
+    agent = PPO(CONFIG)
+    state, history = jax.jit(agent.train)(KEY)
+    assert state.observations.mean.shape == state.observations.variance.shape == (1,)
+    assert state.returns.mean.shape == state.returns.variance.shape == ()
+    for statistics, x in ((state.observations, EPISODE), (state.returns, DISCOUNTED)):
+        check_close(statistics, (x.mean(), x.var(), 60), rtol=1e-4)
+    # What is reported is not scaled.
+    np.testing.assert_array_equal(history["episode/return"], 1)
+    np.testing.assert_array_equal(history["episode/length"], 5)
+
+
+def seen_by_gae(monkeypatch, config, state):
+    """What an iteration from `state` takes advantages of."""
+    found = {}
+
+    def spy(rewards, values, next_values, terminated, truncated, **numbers):
+        found.update(rewards=rewards, values=values, next_values=next_values)
+        return gae(rewards, values, next_values, terminated, truncated, **numbers)
+
+    gae = on_policy.gae
+    monkeypatch.setattr(on_policy, "gae", spy)
+
+    def update(state):
+        after, _ = PPO(config).update(state)
+        return found | {"returns": after.returns}
+
+    return jax.jit(update)(state)
+
+
+@pytest.fixture(scope="module")
+def state():
+    """Before an iteration, with statistics from elsewhere."""
+    state = jax.jit(PPO(CONFIG).init)(KEY)
+    one = jnp.ones([])
+    return state._replace(
+        observations=Statistics(0.5 * jnp.ones(1), 4 * jnp.ones(1), 100 * one),
+        returns=Statistics(3 * one, 9 * one, 100 * one),
+    )
+
+
+def test_final_observations_are_normalised_with_the_same_statistics(state, monkeypatch):
+    """Those of the start of the iteration; the step before a limit leads to -1, not to +1."""
+    found = seen_by_gae(monkeypatch, CONFIG, state)
+
+    def expected(observations):
+        x = (observations[:, None] - 0.5) / 2
+        value, _ = PPO(CONFIG).critic.apply(state.params["critic"], jnp.asarray(x, jnp.float32))
+        return np.broadcast_to(value[:, None], (5, 4))
+
+    np.testing.assert_allclose(found["values"], expected(EPISODE), atol=1e-5)
+    np.testing.assert_allclose(found["next_values"], expected(-EPISODE), atol=1e-5)
+    assert np.ptp(found["values"]) > 0.1
+
+
+@pytest.mark.parametrize("clip", [10.0, 0.25])
+def test_rewards_are_scaled_by_returns(clip, state, monkeypatch):
+    """With those of the iteration among them; no mean is subtracted."""
+    config = dataclasses.replace(CONFIG, clip_rewards=clip)
+    found = seen_by_gae(monkeypatch, config, state)
+    scale = np.sqrt(found["returns"].variance)
+    assert 0.3 < 1 / scale < 0.4
+    expected = np.clip(EPISODE / scale, -clip, clip)
+    np.testing.assert_allclose(
+        found["rewards"], np.broadcast_to(expected[:, None], (5, 4)), rtol=1e-5
+    )
