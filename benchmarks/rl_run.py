@@ -93,8 +93,10 @@ def measure(agent: OnPolicy, seed: int, num_seeds: int, repeat: int) -> dict[str
     }
 
 
-def seconds_to(agent: OnPolicy, target: float, seed: int, updates_per_chunk: int = 4) -> float:
-    """Seconds of training until the return is at least `target`; infinite if it never is."""
+def seconds_to(
+    agent: OnPolicy, target: float, seed: int, updates_per_chunk: int = 10
+) -> float | None:
+    """Seconds of training until the return is at least `target`; None if it never is."""
     state = jax.jit(agent.init)(jax.random.key(seed))
     advance = jax.jit(agent.advance, static_argnums=1, donate_argnums=0)
     program = advance.lower(state, updates_per_chunk).compile()
@@ -103,7 +105,7 @@ def seconds_to(agent: OnPolicy, target: float, seed: int, updates_per_chunk: int
         state, metrics = program(state)
         if float(metrics["episode/return"][-1]) >= target:
             return time.perf_counter() - started
-    return math.inf
+    return None
 
 
 def _field(text: str) -> tuple[str, Any]:

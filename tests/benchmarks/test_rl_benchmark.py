@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import rl_run, rl_throughput
 
-TINY = ["--environment", "probe:action", "--steps", "512", "--num-envs", "8", "--repeat", "2"]
+TINY = ["--environment", "probe:action", "--steps", "2560", "--num-envs", "8", "--repeat", "2"]
 FIELDS = ["--set", "num_steps=16", "hidden=(4,)", "learning_rate=0.1", "anneal_learning_rate=False"]
 
 
@@ -15,12 +15,12 @@ def test_a_training_tells_speed_and_returns(capsys):
     """The line has what the peers' scripts have."""
     rl_run.main([*TINY, "--num-seeds", "2", "--target", "0.9", *FIELDS])
     found = json.loads(capsys.readouterr().out)
-    assert found["steps"] == 512
+    assert found["steps"] == 2560
     assert len(found["seconds"]) == len(found["steps_per_second"]) == 2
-    speed = 2 * 512 / found["seconds"][0]  # of both seeds together
+    speed = 2 * 2560 / found["seconds"][0]  # of both seeds together
     assert found["steps_per_second"][0] == pytest.approx(speed)
     assert min(found["final_returns"]) > 0.5  # chance is 0
-    assert found["returns"][-1][0] == 512
+    assert found["returns"][-1][0] == 2560
     assert 0 < found["seconds_to_target"] < 60
 
 
