@@ -70,7 +70,7 @@ def play(
 ) -> rendering.Episode:
     """Plays one episode to its end, or to `max_steps`."""
     env = policy.environment
-    bodies = isinstance(env, Brax)
+    bodies = isinstance(env, Brax) and hasattr(env.unwrapped, "sys")
 
     @jax.jit
     def steps(key: jax.Array) -> Any:
@@ -113,7 +113,8 @@ def _load(path: Path, out: Path | None) -> tuple[Policy, Path]:
     """The policy, and where its episode goes. Raises ConfigError."""
     try:
         policy = load_policy(path)
-        bodies = isinstance(policy.environment, Brax)
+        env = policy.environment
+        bodies = isinstance(env, Brax) and hasattr(env.unwrapped, "sys")
     except (ValueError, ModuleNotFoundError) as error:
         raise ConfigError(str(error)) from error
     allowed = (".html", ".gif") if bodies else (".gif",)

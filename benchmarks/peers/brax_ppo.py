@@ -5,8 +5,8 @@ python brax_ppo.py --environment inverted_pendulum --steps 500000 --num-envs 256
 
 Spring backend, brax's own networks (policy 4 x 32, value 5 x 256). Settings are those of brax's
 training notebook for the inverted pendulum, which has 2048 environments, with batches scaled to the
-environments here; brax has none for PPO on
-hopper: unrolls of 20 steps and a reward scale of 5 are ours, with as many transitions in an iteration.
+environments here. It has none for PPO on hopper: unrolls of 20 steps and a reward scale of 5 are
+ours, with as many transitions in an iteration.
 
 brax trains between evaluations and tells the speed of such an epoch without the evaluation. The
 first epoch, which compiles, is left out; seconds to a return are steps over the others' speed.

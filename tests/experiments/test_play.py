@@ -64,6 +64,7 @@ def test_any_other_environment(run, monkeypatch, tmp_path):
         assert image.n_frames == 2
 
 
+@pytest.mark.slow
 def test_a_page_of_brax(tmp_path, monkeypatch, capsys):
     save("brax:inverted_pendulum?backend=spring", tmp_path / "p.npz")
     call(monkeypatch, tmp_path / "p.npz", "--max-steps", 3)
@@ -91,7 +92,9 @@ def test_no_policies(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, tmp_path)
     assert "holds no policies" in capsys.readouterr().err
-    (tmp_path / "x.npz").write_bytes(b"no")
+    save("probe:both", tmp_path / "x.npz")
+    half = (tmp_path / "x.npz").read_bytes()[:200]
+    (tmp_path / "x.npz").write_bytes(half)
     with pytest.raises(SystemExit):
         call(monkeypatch, tmp_path / "x.npz")
     assert "must be a policy saved by trustjax" in capsys.readouterr().err

@@ -215,6 +215,37 @@ def test_further_arguments_go_to_every_function(x64):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-11), given, expected)
 
 
+def test_gradients_of_all_passes_are_mapped(x64):
+    """Such as by a mean over devices: those of the second pass too, but no value or loss."""
+    w = array(SOFTMAX["w"])
+
+    def report(updates, state, params, *, grad, grad_fn, value, fisher_grads, losses_fn, **_):
+        found = {"updates": updates, "grad": grad, "fisher_grads": fisher_grads}
+        selected = grad_fn(params, where=np.array([True, False, False]))
+        found |= {"grad_fn": grad_fn(params), "selected": selected}
+        return updates, {"mapped": found, "same": (value, losses_fn(params))}
+
+    def given(**options):
+        step = two_pass_step(
+            lambda w: (softmax_loss(w), {"losses": cross_entropies(w)}),
+            optax.GradientTransformationExtraArgs(lambda _: (), report),
+            noisy_loss_fn=softmax_loss,
+            **options,
+        )
+        return jax.jit(step)(w, ())
+
+    plain, tripled = given(), given(map_grads=lambda grads: jax.tree.map(lambda x: 3 * x, grads))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-12)
+    jax.tree.map(
+        lambda found, expected: close(found, 3 * expected),
+        tripled.opt_state["mapped"],
+        plain.opt_state["mapped"],
+    )
+    jax.tree.map(close, tripled.opt_state["same"], plain.opt_state["same"])
+    close(tripled.loss, plain.loss)
+    close(tripled.params - w, 3 * (plain.params - w))
+
+
 # ---- what it costs
 
 

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
-from trustjax.envs import Environment, make
+from trustjax.envs import Environment, make_once
 from trustjax.models.actor_critic import check_network
 
 if TYPE_CHECKING:  # which imports this module
@@ -112,7 +112,7 @@ class OnPolicyConfig(abc.ABC):
     @property
     def environment(self) -> Environment:
         """The environment itself."""
-        return self.env if isinstance(self.env, Environment) else make(self.env)
+        return self.env if isinstance(self.env, Environment) else make_once(self.env)
 
     def __post_init__(self) -> None:
         """Makes the widths hashable when they come from a list."""

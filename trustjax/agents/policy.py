@@ -5,6 +5,7 @@ import json
 import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from jax.typing import ArrayLike
 
 from trustjax.agents.rollout import flat, within_bounds
 from trustjax.agents.statistics import Statistics, normalized
-from trustjax.envs import Environment, make
+from trustjax.envs import Environment, make_once
 from trustjax.models.actor_critic import Actor, Carry, initial_carry
 
 _FORMAT = "trustjax policy 1"
@@ -57,7 +58,7 @@ class Policy:
     @property
     def environment(self) -> Environment:
         """The environment itself."""
-        return self.env if isinstance(self.env, Environment) else make(self.env)
+        return self.env if isinstance(self.env, Environment) else make_once(self.env)
 
     def initial_carry(self, batch_shape: Sequence[int] = ()) -> Carry:
         """The memory at the start of an episode; () for a policy without one."""
@@ -182,7 +183,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         about = json.loads(str(arrays.pop("about")))
         if about["format"] != _FORMAT:
             raise ValueError(f"its format is {about['format']!r}, not {_FORMAT!r}")
-    except (ValueError, KeyError, EOFError, TypeError) as error:
+    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} must be a policy saved by trustjax: {error}") from error
     variables: dict[str, Any] = {}
     for name in [name for name in arrays if name.startswith("variables/")]:

@@ -1,5 +1,6 @@
 """Environments by name."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,12 @@ def make(name: str, /, **kwargs: Any) -> Environment:
     _check_source(source, name)
     check_known(f"environment of {source}", own, names(source))
     return _SOURCES[source].make(own, **merged(name, options, kwargs))
+
+
+@functools.cache
+def make_once(name: str) -> Environment:
+    """The same as `make(name)`, but always the same object: it is built at the first call alone."""
+    return make(name)
 
 
 def names(source: str) -> tuple[str, ...]:
