@@ -1,6 +1,7 @@
 """Fixtures of all tests. XLA is told before JAX starts: eight CPU devices are simulated, and it
 compiles quickly rather than well, as tests compile more than they compute."""
 
+import importlib.metadata
 import os
 from collections.abc import Iterator
 
@@ -8,6 +9,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+# It halves the time of compiling; XLA ends the process at a flag that it does not know.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest

@@ -4,8 +4,8 @@ python rejax_ppo.py --environment CartPole-v1 --steps 1000000 --num-envs 64 [--n
     [--seed N] [--repeat N]
 
 128 steps of every environment, 4 epochs, 4 minibatches, tanh networks of 64 and 64: what our own
-benchmark has. The learning rate is that of its configuration for CartPole. Evaluation, which rejax makes part of
-training, comes once, at the end: it costs time that is not learning.
+benchmark has. The learning rate is that of its configuration for CartPole. Evaluation, which rejax
+makes part of training, comes once, at the end: it costs time that is not learning.
 """
 
 import argparse

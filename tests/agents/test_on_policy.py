@@ -21,6 +21,7 @@ from trustjax.agents import (
 )
 from trustjax.agents.config import adam
 from trustjax.envs.probe import Probe
+from trustjax.geometry import hypentropy
 from trustjax.optim import auon, mirror_descent, sam, tram
 
 SHARED = {
@@ -319,7 +320,7 @@ def test_rate_falls_in_steps_of_an_iteration():
 OPTIMIZERS = {
     "sam": lambda rate: optax.chain(sam(0.05), optax.adam(rate)),
     "auon": auon,
-    "mirror_descent": lambda rate: mirror_descent(rate),
+    "mirror_descent": lambda rate: mirror_descent(rate, hypentropy(1.0)),
     "tram": lambda rate: optax.chain(tram("previous"), optax.adam(rate)),
 }
 

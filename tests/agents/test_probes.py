@@ -62,7 +62,7 @@ SHARED = {
 }  # fmt: skip
 AGENTS = {
     "ppo": (PPO, ppo.Config(**SHARED)),
-    "trpo": (TRPO, trpo.Config(**SHARED, radius=0.1)),
+    "trpo": (TRPO, trpo.Config(**SHARED, radius=0.1, damping=0.01)),
     "mdpo": (MDPO, mdpo.Config(**SHARED)),
 }
 

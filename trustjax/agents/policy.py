@@ -178,7 +178,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     Raises ValueError, which names the file, if it holds no policy.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
         about = json.loads(str(arrays.pop("about")))
         if about["format"] != _FORMAT:
