@@ -7,9 +7,9 @@ Seen to fail when broken:
 - time_limit: `truncated` counted as `terminated` (`test_truncation_is_not_an_end`, PPO).
 - final_observation: the next value from the observation after the reset
   (`test_next_value_is_that_before_the_reset`, PPO).
-
-Should fail too, not tried yet: delayed with 1 in place of the discount in `gae`; action, both and
-continuous with the sign of the advantage flipped.
+- delayed, time_limit, final_observation: 1 in place of the discount in `gae` (PPO).
+- action, both, continuous: the sign of the advantage flipped (all three algorithms).
+- every probe: `terminated` and `truncated` swapped (PPO).
 """
 
 import dataclasses
