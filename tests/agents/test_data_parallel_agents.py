@@ -11,7 +11,7 @@ from trustjax.parallel import make_mesh
 SHARED = {
     "env": "gymnax:CartPole-v1", "num_envs": 16, "num_steps": 8, "total_steps": 10 * 128,
     "hidden": (8,), "num_minibatches": 2, "num_epochs": 2, "normalize_observations": True,
-    "normalize_rewards": True, "learning_rate": 0.01,
+    "normalize_rewards": True, "learning_rate": 0.001,
 }  # fmt: skip
 AGENTS = {
     "ppo": (PPO, ppo.Config(**SHARED)),
@@ -31,9 +31,9 @@ def trained(algorithm, num_devices, num_updates=10, num_seeds=None):
     return jax.tree.map(np.asarray, (keyless, history))
 
 
-def check_equal(found, expected, rtol=1e-6, atol=1e-8):
+def check_equal(found, expected):
     jax.tree.map(
-        lambda f, e: np.testing.assert_allclose(f, e, rtol=rtol, atol=atol), found, expected
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-8, atol=1e-9), found, expected
     )
 
 
@@ -41,12 +41,12 @@ def check_equal(found, expected, rtol=1e-6, atol=1e-8):
 def test_eight_devices_equal_one(algorithm, seeds, x64):
     """Parameters, statistics, environments and every metric, over ten iterations.
 
-    The first four agree to rounding; training amplifies that, whatever the number of devices.
+    `trust/used` is a ratio of two numbers near zero, which have to agree themselves.
     """
     found, expected = (trained(algorithm, number, num_seeds=seeds) for number in (8, 1))
+    used = [history.pop("trust/used") for _, history in (found, expected)]
+    np.testing.assert_allclose(*used, rtol=1e-6)
     check_equal(found, expected)
-    first = [jax.tree.map(lambda x: x[..., :4], history) for _, history in (found, expected)]
-    check_equal(*first, rtol=1e-10, atol=1e-13)
     assert found[1]["entropy"].shape == ((10,) if seeds is None else (seeds, 10))
 
 
