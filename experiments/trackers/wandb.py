@@ -51,6 +51,7 @@ class Wandb:
                     settings=wandb.Settings(silent=True, console="off"),
                 )
         except wandb.Error as error:
+            wandb.teardown()  # it would go on with the settings that failed
             raise ConnectionError(f"Weights & Biases: {error}") from error
         starts.add(self._run.id)
         self._run.define_metric("*", step_metric="step")
