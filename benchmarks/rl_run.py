@@ -2,14 +2,17 @@
 
 python -m benchmarks.rl_run --agent ppo --environment gymnax:CartPole-v1 --steps 1000000 \
     [--num-envs N] [--num-seeds N] [--seed N] [--repeat N] [--target RETURN] [--set FIELD=VALUE ...]
+    [--evaluate N [--deterministic]]
 
 The whole training is one compiled program. Its first call is the compilation, later calls are
 timed. With --target a second program trains in chunks of iterations until the mean return of the
-episodes that end is at least that, and tells the seconds, without compilation.
+episodes that end is at least that, and tells the seconds, without compilation. With --evaluate the
+policy of every timed training plays so many episodes.
 """
 
 import argparse
 import ast
+import functools
 import importlib.metadata
 import json
 import math
@@ -21,9 +24,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from trustjax.agents import OnPolicy, mdpo, ppo, trpo
+from trustjax.agents import Algorithm, mdpo, ppo, sac, trpo
 
-CONFIGS = {"ppo": ppo.Config, "trpo": trpo.Config, "mdpo": mdpo.Config}
+CONFIGS = {"ppo": ppo.Config, "trpo": trpo.Config, "mdpo": mdpo.Config, "sac": sac.Config,
+           "mdpo_off_policy": mdpo.OffPolicyConfig}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--target", type=float)
+    parser.add_argument("--evaluate", type=int, default=0, metavar="N")
+    parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     given = parser.parse_args(arguments)
     fields = dict(_field(text) for text in given.set)
@@ -44,7 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         env=given.environment, total_steps=given.steps, num_envs=given.num_envs, **fields
     )
     agent = config.agent()
-    found = measure(agent, given.seed, given.num_seeds, given.repeat) if given.repeat else {}
+    found: dict[str, Any] = {}
+    if given.repeat:
+        found, states = measure(agent, given.seed, given.num_seeds, given.repeat)
+        if given.evaluate:
+            evaluate = jax.jit(
+                functools.partial(
+                    agent.evaluate, num_episodes=given.evaluate, deterministic=given.deterministic
+                )
+            )
+            played = [evaluate(state, jax.random.key(given.seed)).returns for state in states]
+            found["evaluations"] = [float(np.mean(returns)) for returns in played]
     if given.target is not None:
         found["seconds_to_target"] = seconds_to(agent, given.target, given.seed)
     about = {
@@ -58,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print()
 
 
-def measure(agent: OnPolicy, seed: int, num_seeds: int, repeat: int) -> dict[str, Any]:
-    """Seconds of compilation and of `repeat` trainings, steps a second, the learning curve."""
+def measure(
+    agent: Algorithm[Any], seed: int, num_seeds: int, repeat: int
+) -> tuple[dict[str, Any], list[Any]]:
+    """Seconds of compilation and of trainings, steps a second, the learning curve; the states."""
     train = jax.jit(jax.vmap(agent.train) if num_seeds > 1 else agent.train)
 
     def keys(index: int) -> jax.Array:
@@ -70,17 +88,18 @@ def measure(agent: OnPolicy, seed: int, num_seeds: int, repeat: int) -> dict[str
     train = train.lower(keys(0)).compile()
     compiled = time.perf_counter() - started
     _, history = jax.block_until_ready(train(keys(0)))
-    seconds = []
+    seconds, states = [], []
     for index in range(repeat):
         started = time.perf_counter()
-        _, history = jax.block_until_ready(train(keys(1 + index)))
+        state, history = jax.block_until_ready(train(keys(1 + index)))
+        states.append(state)
         seconds.append(time.perf_counter() - started)
     config = agent.config
     steps = config.num_updates * config.steps_per_update
     returns = np.asarray(history["episode/return"], np.float64).reshape(num_seeds, -1)
     curve = [
         [(index + 1) * config.steps_per_update, float(mean)]
-        for index, mean in enumerate(returns.mean(0))
+        for index, mean in enumerate(returns.mean(0), config.first_update)
         if math.isfinite(mean)
     ]
     return {
@@ -90,11 +109,11 @@ def measure(agent: OnPolicy, seed: int, num_seeds: int, repeat: int) -> dict[str
         "steps_per_second": [num_seeds * steps / each for each in seconds],
         "returns": curve[:: max(1, len(curve) // 50)],
         "final_returns": returns[:, -1].tolist(),
-    }
+    }, states
 
 
 def seconds_to(
-    agent: OnPolicy, target: float, seed: int, updates_per_chunk: int = 10
+    agent: Algorithm[Any], target: float, seed: int, updates_per_chunk: int = 10
 ) -> float | None:
     """Seconds of training until the return is at least `target`; None if it never is."""
     state = jax.jit(agent.init)(jax.random.key(seed))

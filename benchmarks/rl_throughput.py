@@ -11,6 +11,7 @@ ratio is the median of the ratios within a turn. Questions:
     target      seconds to the same return, our defaults against brax's PPO
     seeds       16 seeds in one program against 16 times one
     agents      TRPO and MDPO against PPO on the same rollout: the price of the trust region
+    sac         SAC against rejax (Pendulum) and brax (inverted pendulum), same updates, networks
     shuffle     returns of ten seeds with minibatches of environments and of transitions
 """
 
@@ -57,10 +58,10 @@ class Programs:
         """One of our agents."""
         return [sys.executable, "-m", "benchmarks.rl_run", *arguments]
 
-    def peer(self, name: str, *arguments: str) -> list[str]:
+    def peer(self, name: str, *arguments: str, agent: str = "ppo") -> list[str]:
         """The peer `name`, in its own environment."""
         python = self.peers / name / "bin" / "python"
-        return [str(python), str(HERE / "peers" / f"{name}_ppo.py"), *arguments]
+        return [str(python), str(HERE / "peers" / f"{name}_{agent}.py"), *arguments]
 
 
 def run(command: Sequence[str]) -> Numbers:
@@ -73,11 +74,11 @@ def run(command: Sequence[str]) -> Numbers:
 
 
 def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[Numbers]]:
-    """Runs every command once a round, in turn."""
+    """Runs every command once a round, in turn, with a seed for the round."""
     found: dict[str, list[Numbers]] = {name: [] for name in commands}
     for index in range(rounds):
         for name, command in commands.items():
-            found[name].append(run(command))
+            found[name].append(run([*command, "--seed", str(100 * index)]))
             print(f"{index + 1}/{rounds} {name}: {_speed(found[name][-1]):.3g} steps/s", flush=True)
     return found
 
@@ -99,9 +100,16 @@ def rows(found: Mapping[str, list[Numbers]]) -> dict[str, Numbers]:
             "first_over_this": float(np.median(first / speeds)),
             "compile_seconds": float(np.median([each["compile_seconds"] for each in rounds])),
             "last_return": rounds[-1]["returns"][-1:] or None,
+            **_evaluated(rounds),
             "versions": rounds[-1]["versions"],
         }
     return table
+
+
+def _evaluated(rounds: list[Numbers]) -> Numbers:
+    """The mean return of the evaluations, if there are any."""
+    reached = [each for numbers in rounds for each in numbers.get("evaluations", [])]
+    return {"return": {**bootstrap_mean(reached)._asdict(), "each": reached}} if reached else {}
 
 
 def cartpole(programs: Programs, rounds: int) -> Numbers:
@@ -174,6 +182,31 @@ def agents(programs: Programs, rounds: int) -> Numbers:
     }, rounds))  # fmt: skip
 
 
+def sac(programs: Programs, rounds: int) -> Numbers:
+    """SAC against rejax's and brax's, one gradient step a transition; returns of evaluations."""
+    sizes = ["hidden=[64,64]", "learning_rate=1e-3"]
+    of_rejax = ["--steps", "40000"]
+    of_brax = ["--steps", "40000", "--num-envs", "8"]
+    ours = ["--agent", "sac"]
+    return {
+        "pendulum": rows(take_turns({
+            "trustjax": programs.ours(
+                *ours, *of_rejax, "--num-envs", "1", "--environment", "gymnax:Pendulum-v1",
+                "--evaluate", "128", "--set", *sizes, "batch_size=256", "learning_starts=2048",
+            ),
+            "rejax": programs.peer("rejax", *of_rejax, agent="sac"),
+        }, rounds)),
+        "inverted_pendulum": rows(take_turns({
+            "trustjax": programs.ours(
+                *ours, *of_brax, "--environment", _spring("inverted_pendulum"), "--evaluate", "32",
+                "--deterministic", "--repeat", "1", "--set", *sizes, "batch_size=128",
+                "gradient_steps=8", "learning_starts=5000", "num_steps=25", "target_entropy=-0.5",
+            ),
+            "brax": programs.peer("brax", *of_brax, agent="sac"),
+        }, rounds)),
+    }  # fmt: skip
+
+
 def shuffle(programs: Programs, rounds: int) -> Numbers:
     """Returns of ten seeds; their mean and its interval."""
     del rounds
@@ -200,6 +233,7 @@ QUESTIONS = {
     "target": target,
     "seeds": seeds,
     "agents": agents,
+    "sac": sac,
     "shuffle": shuffle,
 }
 

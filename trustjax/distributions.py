@@ -123,7 +123,7 @@ class TanhGaussian(NamedTuple):
         As exact near the bounds as elsewhere, which `log_prob` of a rounded action cannot be.
         """
         u = DiagonalGaussian(*self).sample(key)
-        return jnp.tanh(u), self._log_prob_at(u)
+        return jnp.tanh(u), self.log_prob_before_tanh(u)
 
     def mode(self) -> jax.Array:
         """tanh of the mean, [..., d]: the median of every dimension."""
@@ -141,9 +141,12 @@ class TanhGaussian(NamedTuple):
         Actions are taken as at most 1 - 1e-6.
         """
         _check_shape("action", action.shape, self.mean.shape)
-        return self._log_prob_at(jnp.arctanh(jnp.clip(widened(action), -1 + _EDGE, 1 - _EDGE)))
+        return self.log_prob_before_tanh(
+            jnp.arctanh(jnp.clip(widened(action), -1 + _EDGE, 1 - _EDGE))
+        )
 
-    def _log_prob_at(self, u: jax.Array) -> jax.Array:
+    def log_prob_before_tanh(self, u: jax.Array) -> jax.Array:
+        """Log-density of every dimension of the action tanh(u), from u [..., d]; [..., d]."""
         # log(1 - tanh(u)^2) without cancellation.
         log_slope = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
         return DiagonalGaussian(*self).log_prob_each(u) - log_slope

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from experiments.loop import Diverged, Row, Summary, Table
 from experiments.optimizers import Optimizer
-from trustjax.agents import OnPolicyConfig, State, data_parallel, select_seed
+from trustjax.agents import AgentConfig, data_parallel, select_seed
 from trustjax.envs import make
 from trustjax.parallel import make_mesh
 
-MakeConfig = Callable[..., OnPolicyConfig]  # env, total_steps, dtype, optimizer -> Config
+MakeConfig = Callable[..., AgentConfig]  # env, total_steps, dtype, optimizer -> Config
 
 
 @dataclass(kw_only=True)
@@ -69,7 +69,7 @@ class Reinforcement:
         """One stage an agent."""
         return [Training(self, name, self._config(name)) for name in self.only or self.agents]
 
-    def _config(self, name: str) -> OnPolicyConfig:
+    def _config(self, name: str) -> AgentConfig:
         dtype = {"dtype": "bfloat16"} if self.precision == "bfloat16" else {}
         return self.agents[name](
             env=self.env, total_steps=self.total_steps, optimizer=self.optimizer, **dtype
@@ -129,17 +129,19 @@ class Reinforcement:
         plots.legend(figure, axes[0])
         plots.save(figure, folder / "learning_curves.png")
 
-        figure, axes = plots.panels(3)
         labels = {
             "kl/new_old": "KL(new, old) of an iteration",
             "trust/used": "distance / radius",
             "entropy": "entropy of the policy",
         }
+        known = {name for row in rows for name in row}  # SAC has no radius
+        labels = {metric: label for metric, label in labels.items() if metric in known}
+        figure, axes = plots.panels(len(labels))
         for axis, (metric, label) in zip(axes, labels.items(), strict=True):
             _curves(axis, rows, names, metric, style)
             axis.set(xlabel="steps", title=label)
-        for axis in axes[:2]:
-            axis.set_yscale("log")
+            if metric != "entropy":
+                axis.set_yscale("log")
         plots.legend(figure, axes[0])
         plots.save(figure, folder / "trust_region.png")
 
@@ -150,7 +152,7 @@ class Training:
 
     task: Reinforcement
     name: str
-    config: OnPolicyConfig
+    config: AgentConfig
 
     @property
     def num_steps(self) -> int:
@@ -159,9 +161,10 @@ class Training:
 
     @property
     def steps_per_chunk(self) -> int:
-        """Whole iterations, at least one."""
+        """Whole iterations, at least one that learns."""
         size = self.config.steps_per_update
-        return max(1, round(self.task.steps_per_chunk / size)) * size
+        least = self.config.first_update + 1
+        return max(least, round(self.task.steps_per_chunk / size)) * size
 
     def check(self) -> None:
         """Raises ValueError for an agent that cannot run."""
@@ -170,8 +173,8 @@ class Training:
         except ValueError as error:
             raise ValueError(f"agents.{self.name}.{error}") from error
 
-    def init(self, final: Mapping[str, Any]) -> State:
-        """All seeds before their first iteration."""
+    def init(self, final: Mapping[str, Any]) -> Any:
+        """All seeds before the first iteration that learns."""
         del final
         key = jax.random.key(self.task.seed)
         init, _ = self._programs
@@ -181,18 +184,20 @@ class Training:
         """There is no data."""
 
     def advance(
-        self, state: State, batches: None, step: int, num_steps: int
-    ) -> tuple[State, list[Row]]:
+        self, state: Any, batches: None, step: int, num_steps: int
+    ) -> tuple[Any, list[Row]]:
         """One row a seed with the chunk's mean metrics."""
         del batches
         _, advance = self._programs
-        state, history = advance(state, num_steps // self.config.steps_per_update)
+        size = self.config.steps_per_update
+        start = step or self.config.first_update * size  # whose steps `init` has taken
+        state, history = advance(state, (step + num_steps - start) // size)
         first = ("episode/return", "episode/length")  # the main metric leads
         columns = {
             name: np.asarray(history[name], np.float64)
             for name in (*first, *sorted({*history} - {*first}))
         }
-        self._check_finite(columns, step)
+        self._check_finite(columns, start)
         rows: list[Row] = []
         for seed in range(self.task.num_seeds):
             row: Row = {"seed": seed}
@@ -200,12 +205,12 @@ class Training:
                 known = values[seed][np.isfinite(values[seed])]  # no episode may have ended yet
                 if len(known):
                     row[name] = float(known.mean())
-            if row["trust/radius"]:  # of the chunk: single iterations may have next to none
+            if row.get("trust/radius"):  # of the chunk: single iterations may have next to none
                 row["trust/used"] = float(row["trust/distance"]) / float(row["trust/radius"])
             rows.append(row)
         return state, rows
 
-    def finish(self, state: State) -> list[Row]:
+    def finish(self, state: Any) -> list[Row]:
         """One row a seed: the last return in training, and that of the policy without noise."""
         key = jax.random.fold_in(jax.random.key(self.task.seed), 1)
         keys = jax.random.split(key, self.task.num_seeds)
@@ -221,7 +226,7 @@ class Training:
             for seed in range(self.task.num_seeds)
         ]
 
-    def save(self, state: State, folder: Path) -> None:
+    def save(self, state: Any, folder: Path) -> None:
         """Writes the policy of every seed to policies/NAME/seed_N.npz."""
         agent = self.config.agent()
         place = folder / "policies" / self.name

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from trustjax._sharding import averaged
-from trustjax.agents import MDPO, PPO, TRPO, data_parallel, mdpo, on_policy, ppo, trpo
+from trustjax.agents import MDPO, PPO, TRPO, algorithm, data_parallel, mdpo, ppo, trpo
 from trustjax.parallel import make_mesh
 
 SHARED = {
@@ -57,7 +57,7 @@ def test_gradients_of_one_device_alone_differ(x64, monkeypatch):
     def but_gradients(tree, axis_name):
         return tree if isinstance(tree, dict) and "actor" in tree else averaged(tree, axis_name)
 
-    monkeypatch.setattr(on_policy, "averaged", but_gradients)
+    monkeypatch.setattr(algorithm, "averaged", but_gradients)
     with pytest.raises(AssertionError):
         check_equal(trained("ppo", 8, num_updates=2), expected)
 

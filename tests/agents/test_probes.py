@@ -10,6 +10,11 @@ Seen to fail when broken:
 - delayed, time_limit, final_observation: 1 in place of the discount in `gae` (PPO).
 - action, both, continuous: the sign of the advantage flipped (all three algorithms).
 - every probe: `terminated` and `truncated` swapped (PPO).
+
+The off-policy algorithms, by the last two tests and by hand:
+
+- time_limit: `truncated` counted as `terminated` (`test_replay_keeps_both_ends_apart`, SAC).
+- final_observation: what comes after a reset in its place (the same test).
 """
 
 import dataclasses
@@ -20,7 +25,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trustjax.agents import MDPO, PPO, TRPO, mdpo, on_policy, ppo, rollout, select_seed, trpo
+from trustjax.agents import (
+    MDPO,
+    PPO,
+    SAC,
+    TRPO,
+    OffPolicyMDPO,
+    mdpo,
+    on_policy,
+    ppo,
+    rollout,
+    sac,
+    select_seed,
+    trpo,
+)
 from trustjax.envs import Environment
 from trustjax.envs.probe import Probe
 
@@ -60,11 +78,20 @@ SHARED = {
     "num_envs": 8, "num_steps": 10, "total_steps": 50 * 80, "discount": DISCOUNT, "hidden": (16,),
     "learning_rate": 0.02, "anneal_learning_rate": True, "num_epochs": 4, "num_minibatches": 2,
 }  # fmt: skip
+REPLAY = {
+    "num_envs": 8, "num_steps": 10, "total_steps": 8000, "discount": DISCOUNT, "hidden": (16,),
+    "activation": "tanh", "learning_rate": 0.01, "gradient_steps": 2, "batch_size": 64,
+    "learning_starts": 400, "target_rate": 0.1, "temperature": 0.001, "learn_temperature": False,
+}  # fmt: skip
 AGENTS = {
     "ppo": (PPO, ppo.Config(**SHARED)),
     "trpo": (TRPO, trpo.Config(**SHARED, radius=0.1, damping=0.01)),
     "mdpo": (MDPO, mdpo.Config(**SHARED)),
-}
+    "sac": (SAC, sac.Config(**REPLAY)),
+    "off_policy_mdpo": (
+        OffPolicyMDPO, mdpo.OffPolicyConfig(**REPLAY, policy_steps=20, step_size=10.0)
+    ),
+}  # fmt: skip
 
 
 def trained(algorithm, **options):
@@ -95,12 +122,19 @@ def trained_on_all(algorithm):
     return trained_on(algorithm, *PROBES)
 
 
+def values(agent, params, observations):
+    """V, or what the policy expects of Q."""
+    if "critic" in params:
+        return agent.critic.apply(params["critic"], observations)[0]
+    policy = agent.distribution(params["actor"], observations)
+    candidates = agent.candidates(policy, jax.random.split(jax.random.key(2), 1))
+    return agent.expected(candidates, agent.q_values(params["critics"], observations, candidates))
+
+
 def value_errors(agent, states, name):
     """How far off the worst value is, [seed]."""
     observations = jnp.array((PROBES | {"continuous": CONTINUOUS})[name][0])
-    found = jax.vmap(lambda params: agent.critic.apply(params, observations)[0])(
-        states.params["critic"]
-    )
+    found = jax.vmap(lambda params: values(agent, params, observations))(states.params)
     return np.abs(found - Probe(name).value(observations, DISCOUNT)).max(-1)
 
 
@@ -129,7 +163,8 @@ def test_actions(name, algorithm):
 
 @pytest.mark.parametrize("algorithm", AGENTS)
 def test_continuous(algorithm):
-    agent, states = trained(algorithm, env="probe:continuous", initial_log_std=-2.0)
+    first = {} if "temperature" in vars(AGENTS[algorithm][1]) else {"initial_log_std": -2.0}
+    agent, states = trained(algorithm, env="probe:continuous", **first)
     assert np.all(value_errors(agent, states, "continuous") < 0.05)
     check_actions(agent, states, *CONTINUOUS)
 
@@ -159,5 +194,28 @@ def test_next_value_is_that_before_the_reset(monkeypatch):
 
     monkeypatch.setattr(rollout, "collect", blind)
     agent, states = trained_on("ppo", "time_limit", "final_observation")
+    assert np.all(value_errors(agent, states["time_limit"], "time_limit") < 0.05)
+    assert np.all(value_errors(agent, states["final_observation"], "final_observation") > 0.1)
+
+
+def test_replay_keeps_both_ends_apart(monkeypatch):
+    """Without the difference, or without the last observation, SAC fails the probe for it alone."""
+    take = rollout.take
+
+    def no_limit(*args, **options):
+        runner, found = take(*args, **options)
+        return runner, found._replace(terminated=found.terminated | found.truncated)
+
+    def no_last(*args, **options):
+        runner, found = take(*args, **options)
+        return runner, found._replace(final_observation=runner.observation)
+
+    monkeypatch.setattr(rollout, "take", no_limit)
+    agent, states = trained_on("sac", "time_limit", "delayed")
+    assert np.all(value_errors(agent, states["time_limit"], "time_limit") > 1)
+    assert np.all(value_errors(agent, states["delayed"], "delayed") < 0.05)
+
+    monkeypatch.setattr(rollout, "take", no_last)
+    agent, states = trained_on("sac", "time_limit", "final_observation")
     assert np.all(value_errors(agent, states["time_limit"], "time_limit") < 0.05)
     assert np.all(value_errors(agent, states["final_observation"], "final_observation") > 0.1)

@@ -29,6 +29,22 @@ TINY = (
     "task.agents.ppo.learning_rate=0.03",
     "checkpoint.every=512",
 )
+TINY_REPLAY = (
+    "+exp=mdpo_vs_sac",
+    "env.name=probe:continuous",
+    "task.only=[mdpo]",
+    "num_seeds=2",
+    "task.total_steps=1024",
+    "task.steps_per_chunk=256",
+    "task.evaluation_episodes=4",
+    "task.agents.mdpo.num_steps=16",
+    "task.agents.mdpo.hidden=[8]",
+    "task.agents.mdpo.gradient_steps=1",
+    "task.agents.mdpo.batch_size=16",
+    "task.agents.mdpo.buffer_size=600",
+    "task.agents.mdpo.learning_starts=100",
+    "checkpoint.every=512",
+)
 
 
 @pytest.fixture
@@ -69,9 +85,10 @@ def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
         assert (tmp_path / "run" / "plots" / name).stat().st_size > 5000
 
 
-def test_resume_gives_the_same_numbers(call, tmp_path, monkeypatch, capsys):
-    """A run that was cut off goes on with the same bits: environments and keys are in its state."""
-    assert call(*TINY, "hydra.run.dir=whole") == 0
+@pytest.mark.parametrize(("tiny", "agent"), [(TINY, "ppo"), (TINY_REPLAY, "mdpo")])
+def test_resume_gives_the_same_numbers(call, tmp_path, monkeypatch, capsys, tiny, agent):
+    """A run that was cut off goes on with the same bits: keys, environments, replay are saved."""
+    assert call(*tiny, "hydra.run.dir=whole") == 0
     advance = Training.advance
 
     def cut_off(stage, state, batches, step, num_steps):
@@ -81,8 +98,8 @@ def test_resume_gives_the_same_numbers(call, tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "advance", cut_off)
-        assert call(*TINY, "hydra.run.dir=cut") == 1
-    assert "stage ppo: cut off; last checkpoint: step 512 of " in capsys.readouterr().err
+        assert call(*tiny, "hydra.run.dir=cut") == 1
+    assert f"stage {agent}: cut off; last checkpoint: step 512 of " in capsys.readouterr().err
     assert call("resume=cut") == 0
     whole, cut = (
         [

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trustjax.distributions import Categorical, DiagonalGaussian
+from trustjax.distributions import Categorical, DiagonalGaussian, TanhGaussian
 from trustjax.models.actor_critic import (
+    ActionValue,
     Actor,
     Critic,
     Torso,
@@ -51,6 +52,35 @@ def test_matches_numpy(variables_of: Callable[..., Any], shape: tuple[int, ...])
             np.testing.assert_allclose(output.logits, expected, atol=1e-6)
         else:
             np.testing.assert_allclose(output, expected[..., 0], atol=1e-6)
+
+
+def test_squashed_actor(variables_of: Callable[..., Any]) -> None:
+    """Both halves of the head, the logarithm of the deviation cut to [-20, 2]."""
+    model = Actor(hidden=(6,), action_size=3, squashed=True, initial_log_std=-1.0)
+    variables = variables_of(model, X)
+    layers = variables["params"]
+    assert set(layers) == {"dense_0", "head"}  # no deviation beside the network's
+    hidden = np.tanh(X @ layers["dense_0"]["kernel"] + layers["dense_0"]["bias"])
+    expected = hidden @ layers["head"]["kernel"] + layers["head"]["bias"]
+    output, _ = model.apply(variables, X)
+    assert isinstance(output, TanhGaussian)
+    np.testing.assert_allclose(output.mean, expected[..., :3], atol=1e-6)
+    np.testing.assert_allclose(output.log_std, expected[..., 3:] - 1, atol=1e-6)
+    far = jax.tree.map(lambda x: 1e4 * x, variables)
+    log_std = model.apply(far, X)[0].log_std
+    assert (log_std.min(), log_std.max()) == (-20, 2)
+
+
+def test_values_of_actions(variables_of: Callable[..., Any]) -> None:
+    """Of a continuous action from observation and action side by side; of a choice all at once."""
+    action = RANDOM.normal(size=(5, 2, 3)).astype(np.float32)
+    model = ActionValue(hidden=(6,))
+    variables = model.init(KEY, X, action)
+    both = np.concatenate([X, action], -1)
+    expected, _ = Critic(hidden=(6,)).apply(variables, both)
+    np.testing.assert_allclose(model.apply(variables, X, action), expected, atol=1e-6)
+    choice = ActionValue(hidden=(6,), num_actions=4)
+    assert choice.apply(choice.init(KEY, X), X).shape == (5, 2, 4)
 
 
 def test_activation(variables_of: Callable[..., Any]) -> None:

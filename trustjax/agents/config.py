@@ -1,11 +1,14 @@
-"""What the Configs of the on-policy algorithms share."""
+"""What the Configs of the algorithms share."""
 
 import abc
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -15,7 +18,7 @@ from trustjax.envs import Environment, make_once
 from trustjax.models.actor_critic import check_network
 
 if TYPE_CHECKING:  # which imports this module
-    from trustjax.agents.on_policy import OnPolicy
+    from trustjax.agents.algorithm import Algorithm
 
 MakeOptimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 
@@ -25,15 +28,14 @@ def static(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-def adam(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Adam with epsilon 1e-5, on one array: on CPU faster than on the dozen of small networks."""
-    return optax.flatten(optax.adam(learning_rate, eps=1e-5))
+def adam(learning_rate: optax.ScalarOrSchedule, eps: float = 1e-5) -> optax.GradientTransformation:
+    """Adam on one array: on CPU faster than on the dozen of small networks."""
+    return optax.flatten(optax.adam(learning_rate, eps=eps))
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OnPolicyConfig(abc.ABC):
-    """What the on-policy algorithms share.
+class AgentConfig(abc.ABC):
+    """What the Configs of all algorithms share.
 
     A pytree: numbers are leaves, which `jax.vmap` may sweep; fields that decide what is compiled
     are part of its structure. Those are marked "static".
@@ -45,30 +47,17 @@ class OnPolicyConfig(abc.ABC):
       num_envs: environments side by side; static.
       num_steps: steps of each of them in an iteration; static.
       discount: gamma, in [0, 1].
-      lambda_: of the advantages, in [0, 1]; 1 for returns without bootstrapping inside a rollout.
       normalize_observations: by running mean and standard deviation; static.
       clip_observations: bound of normalised observations, > 0.
-      normalize_rewards: divides by the running standard deviation of the discounted return; static.
-      clip_rewards: bound of normalised rewards, > 0.
-      normalize_advantages: to mean 0 and standard deviation 1 over the "batch" of an iteration,
-        over a "minibatch" (PPO alone), or "none"; static.
       hidden: widths of the layers of policy and value, which are separate networks; static.
       critic_hidden: those of the value, if they differ; static.
       activation: "tanh", "relu", "gelu" or "silu"; static.
-      gru_size: units of a GRU behind them, for tasks that need memory; None for none; static.
       orthogonal: orthogonal first weights, with 0.01 in the head of the policy; static.
       initial_log_std: logarithm of the first standard deviation of continuous actions; static.
       dtype: of the networks' computation, None for that of their parameters; static.
       optimizer: `learning_rate -> optax transform`; static.
       learning_rate: > 0.
-      anneal_learning_rate: lets it fall to 0 linearly over the iterations; static.
       max_grad_norm: longer gradients are cut to this global norm, > 0; None for none.
-      value_clip: of `trustjax.losses.value_loss`, >= 0; None for the plain squared error.
-      num_minibatches: into which `num_envs` environments are split, each whole in time; static.
-      num_epochs: passes over an iteration's transitions; static.
-      shuffle: "environments": minibatches are blocks of environments, one out of every
-        `num_minibatches` neighbours, drawn anew each epoch; "transitions": single transitions,
-        drawn from all; static.
     """
 
     env: str | Environment = static("gymnax:CartPole-v1")
@@ -77,27 +66,17 @@ class OnPolicyConfig(abc.ABC):
     num_envs: int = static(64)
     num_steps: int = static(128)
     discount: ArrayLike = 0.99
-    lambda_: ArrayLike = 0.95
     normalize_observations: bool = static(False)
     clip_observations: ArrayLike = 10.0
-    normalize_rewards: bool = static(False)
-    clip_rewards: ArrayLike = 10.0
-    normalize_advantages: Literal["batch", "minibatch", "none"] = static("batch")
     hidden: tuple[int, ...] = static((64, 64))
     critic_hidden: tuple[int, ...] | None = static(None)
     activation: str = static("tanh")
-    gru_size: int | None = static(None)
     orthogonal: bool = static(True)
     initial_log_std: float = static(0.0)
     dtype: DTypeLike | None = static(None)
     optimizer: MakeOptimizer = static(adam)
     learning_rate: ArrayLike = 3e-4
-    anneal_learning_rate: bool = static(True)
     max_grad_norm: ArrayLike | None = 0.5
-    value_clip: ArrayLike | None = None
-    num_minibatches: int = static(4)
-    num_epochs: int = static(4)
-    shuffle: Literal["environments", "transitions"] = static("environments")
 
     @property
     def steps_per_update(self) -> int:
@@ -106,8 +85,13 @@ class OnPolicyConfig(abc.ABC):
 
     @property
     def num_updates(self) -> int:
-        """Iterations."""
+        """Iterations, those that `init` has done among them."""
         return self.total_steps // self.steps_per_update
+
+    @property
+    def first_update(self) -> int:
+        """Iterations whose steps `init` takes, without learning."""
+        return 0
 
     @property
     def environment(self) -> Environment:
@@ -120,30 +104,80 @@ class OnPolicyConfig(abc.ABC):
         if self.critic_hidden is not None:
             object.__setattr__(self, "critic_hidden", tuple(self.critic_hidden))
 
+    def check_devices(self, num_devices: int) -> None:
+        """Raises ValueError if so many devices, more than one, cannot share the environments."""
+        if self.num_envs % num_devices:
+            raise ValueError(
+                f"num_envs must be a multiple of {num_devices} devices, got {self.num_envs}"
+            )
+
     @abc.abstractmethod
-    def agent(self, *, axis_name: AxisName | None = None) -> "OnPolicy":
+    def agent(self, *, axis_name: AxisName | None = None) -> "Algorithm[Any]":
         """The algorithm with this configuration."""
 
     def validate(self) -> None:
         """Raises ValueError, which names the field, before anything is compiled."""
-        for name in ("num_envs", "num_steps", "num_minibatches", "num_epochs"):
+        for name in ("num_envs", "num_steps"):
             check_number(name, getattr(self, name), at_least=1)
-        for name in ("discount", "lambda_"):
-            check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
-        for name in ("clip_observations", "clip_rewards", "learning_rate", "max_grad_norm"):
+        check_number("discount", self.discount, at_least=0.0, at_most=1.0)
+        for name in ("clip_observations", "learning_rate", "max_grad_norm"):
             check_number(name, getattr(self, name), above=0.0)
-        check_number("value_clip", self.value_clip, at_least=0.0)
-        check_choice(
-            "normalize_advantages", self.normalize_advantages, ("batch", "minibatch", "none")
-        )
-        check_choice("shuffle", self.shuffle, ("environments", "transitions"))
-        check_network(self.hidden, self.activation, self.gru_size)
-        check_network(self.critic_hidden or (), self.activation, self.gru_size)
+        check_network(self.hidden, self.activation)
+        check_network(self.critic_hidden or (), self.activation)
         if self.total_steps < self.steps_per_update:
             raise ValueError(
                 f"total_steps must be at least num_envs * num_steps, {self.steps_per_update}, "
                 f"got {self.total_steps}"
             )
+        if self.environment.num_actions is None and self.environment.action_low is None:
+            raise ValueError(f"env must have actions of one kind, got {self.environment}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig(AgentConfig):
+    """What the on-policy algorithms add to `AgentConfig`.
+
+    Attributes:
+      lambda_: of the advantages, in [0, 1]; 1 for returns without bootstrapping inside a rollout.
+      normalize_rewards: divides by the running standard deviation of the discounted return; static.
+      clip_rewards: bound of normalised rewards, > 0.
+      normalize_advantages: to mean 0 and standard deviation 1 over the "batch" of an iteration,
+        over a "minibatch" (PPO alone), or "none"; static.
+      gru_size: units of a GRU behind the layers, for tasks that need memory; None for none; static.
+      anneal_learning_rate: lets it fall to 0 linearly over the iterations; static.
+      value_clip: of `trustjax.losses.value_loss`, >= 0; None for the plain squared error.
+      num_minibatches: into which `num_envs` environments are split, each whole in time; static.
+      num_epochs: passes over an iteration's transitions; static.
+      shuffle: "environments": minibatches are blocks of environments, one out of every
+        `num_minibatches` neighbours, drawn anew each epoch; "transitions": single transitions,
+        drawn from all; static.
+    """
+
+    lambda_: ArrayLike = 0.95
+    normalize_rewards: bool = static(False)
+    clip_rewards: ArrayLike = 10.0
+    normalize_advantages: Literal["batch", "minibatch", "none"] = static("batch")
+    gru_size: int | None = static(None)
+    anneal_learning_rate: bool = static(True)
+    value_clip: ArrayLike | None = None
+    num_minibatches: int = static(4)
+    num_epochs: int = static(4)
+    shuffle: Literal["environments", "transitions"] = static("environments")
+
+    def validate(self) -> None:
+        """Raises ValueError, which names the field, before anything is compiled."""
+        super().validate()
+        for name in ("num_minibatches", "num_epochs"):
+            check_number(name, getattr(self, name), at_least=1)
+        check_network(self.hidden, self.activation, self.gru_size)
+        check_number("lambda_", self.lambda_, at_least=0.0, at_most=1.0)
+        check_number("clip_rewards", self.clip_rewards, above=0.0)
+        check_number("value_clip", self.value_clip, at_least=0.0)
+        check_choice(
+            "normalize_advantages", self.normalize_advantages, ("batch", "minibatch", "none")
+        )
+        check_choice("shuffle", self.shuffle, ("environments", "transitions"))
         among = self.num_envs if self.shuffle == "environments" else self.steps_per_update
         if among % self.num_minibatches:
             raise ValueError(
@@ -152,8 +186,109 @@ class OnPolicyConfig(abc.ABC):
             )
         if self.shuffle == "transitions" and self.gru_size is not None:
             raise ValueError("shuffle must be 'environments' with a GRU, which needs whole time")
-        if self.environment.num_actions is None and self.environment.action_low is None:
-            raise ValueError(f"env must have actions of one kind, got {self.environment}")
+
+    def check_devices(self, num_devices: int) -> None:
+        """Raises ValueError if so many devices, more than one, cannot share the environments."""
+        if self.shuffle != "environments":
+            raise ValueError("shuffle must be 'environments' on several devices")
+        if self.num_envs % (num_devices * self.num_minibatches):
+            raise ValueError(
+                f"num_envs must be a multiple of {num_devices} devices times num_minibatches, "
+                f"{self.num_minibatches}, got {self.num_envs}"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig(AgentConfig):
+    """What the off-policy algorithms add to `AgentConfig`.
+
+    Attributes:
+      gradient_steps: after each step of the environments; divided by `num_envs` it is the ratio of
+        updates to data; static.
+      batch_size: transitions of a minibatch; static.
+      buffer_size: transitions of all environments that are kept; static.
+      learning_starts: steps with random actions before the first gradient, rounded up to whole
+        iterations; they count to `total_steps`; static.
+      target_rate: tau in (0, 1], of the moving average that the target critics are.
+      temperature: lambda >= 0, weight of the entropy; the first one if it is learned.
+      learn_temperature: moves it until the policy has the target entropy; static.
+      target_entropy: None for less the number of action dimensions, or 0.98 log A of A actions.
+      temperature_form: of `trustjax.losses.temperature_loss`; static.
+      actor_critic: which critic the policy climbs, "smallest" of the two or the "first"; static.
+      explore: how it acts in training: a "sample" of the policy or its "mode"; static.
+    """
+
+    num_envs: int = static(1)
+    num_steps: int = static(64)
+    hidden: tuple[int, ...] = static((256, 256))
+    activation: str = static("relu")
+    orthogonal: bool = static(False)
+    optimizer: MakeOptimizer = static(functools.partial(adam, eps=1e-8))
+    max_grad_norm: ArrayLike | None = None
+    gradient_steps: int = static(1)
+    batch_size: int = static(256)
+    buffer_size: int = static(1_000_000)
+    learning_starts: int = static(10_000)
+    target_rate: ArrayLike = 0.005
+    temperature: ArrayLike = 0.2
+    learn_temperature: bool = static(False)
+    target_entropy: ArrayLike | None = None
+    temperature_form: Literal["log", "exponential"] = static("exponential")
+    actor_critic: Literal["smallest", "first"] = static("smallest")
+    explore: Literal["sample", "mode"] = static("sample")
+
+    @property
+    def first_update(self) -> int:
+        """Iterations of random steps."""
+        return -(-self.learning_starts // self.steps_per_update)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of environments that give as many transitions to every minibatch."""
+        return math.gcd(self.num_envs, self.batch_size)
+
+    @property
+    def buffer_length(self) -> int:
+        """Transitions of one environment that are kept."""
+        return min(self.buffer_size, self.total_steps) // self.num_envs
+
+    def validate(self) -> None:
+        """Raises ValueError, which names the field, before anything is compiled."""
+        super().validate()
+        for name in ("gradient_steps", "batch_size"):
+            check_number(name, getattr(self, name), at_least=1)
+        check_number("learning_starts", self.learning_starts, at_least=0)
+        check_number("target_rate", self.target_rate, above=0.0, at_most=1.0)
+        check_number("temperature", self.temperature, at_least=0.0)
+        if self.learn_temperature:
+            check_number("temperature", self.temperature, above=0.0)
+        check_choice("temperature_form", self.temperature_form, ("log", "exponential"))
+        check_choice("actor_critic", self.actor_critic, ("smallest", "first"))
+        check_choice("explore", self.explore, ("sample", "mode"))
+        first = max(self.first_update, 1) * self.steps_per_update
+        if self.buffer_size < first:
+            raise ValueError(
+                f"buffer_size must be at least learning_starts in whole iterations, {first}, "
+                f"got {self.buffer_size}"
+            )
+        if self.num_updates <= self.first_update:
+            raise ValueError(
+                f"total_steps must be more than learning_starts by an iteration, at least "
+                f"{(self.first_update + 1) * self.steps_per_update}, got {self.total_steps}"
+            )
+        env = self.environment
+        bounds = [bound for bound in (env.action_low, env.action_high) if bound is not None]
+        if not all(np.all(np.isfinite(bound)) for bound in bounds):
+            raise ValueError(f"env must have bounded actions, got {env}")
+
+    def check_devices(self, num_devices: int) -> None:
+        """Raises ValueError if so many devices, more than one, cannot share the environments."""
+        super().check_devices(num_devices)
+        if self.num_groups % num_devices:
+            raise ValueError(
+                f"batch_size must be a multiple of {num_devices} devices, got {self.batch_size}"
+            )
 
 
 def whole_batch(config: OnPolicyConfig) -> None:

@@ -1,6 +1,6 @@
-r"""Mirror descent policy optimisation, on-policy.
+r"""Mirror descent policy optimisation, on-policy (`MDPO`) and off-policy (`OffPolicyMDPO`).
 
-Tomar, Shani, Efroni, Ghavamzadeh, arXiv:2005.09814, Eq. 5 and Algorithm 1:
+Tomar, Shani, Efroni, Ghavamzadeh, arXiv:2005.09814. On-policy, Eq. 5 and Algorithm 1:
 
     pi_{k+1}  ~  argmin_pi  mean( -r A + KL(pi || pi_k) / t_k ),   t_k = 1 - k / K
 
@@ -11,10 +11,24 @@ gradient.
 The authors' code (manantomar/Mirror-Descent-Policy-Optimization) has t_k = 1 - (k - 1) / K, one
 step late and above 1 at first; a constant learning rate where the paper speaks of annealing;
 rollouts of a policy that is not the learner's in the first iteration.
+
+Off-policy, Eq. 4 and Algorithm 2, with c = 1 / t, the entropy's weight lambda, and the old policy
+pi_k copied every m gradient steps:
+
+    policy   mean( c log pi + (lambda - c) log pi_k - Q ),   a ~ pi, Q the smaller of two critics
+
+At c = lambda it is SAC; so it is, in expectation, with m = 1, where the KL has no slope. With
+another order than 1 logarithms become q-logarithms, and the KL a Tsallis divergence.
+
+Off-policy the authors' code has a third network, for V, whose moving average the targets are made
+of, where here, as in SAC's last version, the critics have moving averages of their own; the policy
+climbs the first critic (`actor_critic="first"`), explores without noise (`explore="mode"`), and has
+0.001 (mean^2 + log_std^2) in its loss (`regularization=0.001`); densities are cut below 1e-6.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +37,15 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
+from trustjax.agents import off_policy
+from trustjax.agents.algorithm import Metrics, PyTree, trust
 from trustjax.agents.batch import Batch
+from trustjax.agents.config import OffPolicyConfig as SharedConfig
 from trustjax.agents.config import OnPolicyConfig, static, whole_batch
-from trustjax.agents.on_policy import Metrics, OnPolicy, PyTree, State, trust
-from trustjax.losses import mdpo_loss
+from trustjax.agents.on_policy import OnPolicy, State
+from trustjax.agents.replay import Replayed
+from trustjax.distributions import Categorical, TanhGaussian
+from trustjax.losses import mdpo_actor_loss, mdpo_forward_loss, mdpo_loss, tsallis_log
 
 
 @jax.tree_util.register_dataclass
@@ -147,4 +166,157 @@ class MDPO(OnPolicy):
             {"actor": actor, "critic": critic},
             Learner(policy_state, value_state),
             moved | metrics,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig(SharedConfig):
+    """What off-policy MDPO adds to `trustjax.agents.OffPolicyConfig`.
+
+    Attributes:
+      policy_steps: m >= 1, gradient steps between two copies of the old policy.
+      step_size: t, > 0, at most 1 / temperature.
+      order: q' in [1, 2] of the Tsallis divergence and entropy; 1 for the KL; static.
+      projection: which KL to the optimum of the step is minimised, "reverse", the paper's, with the
+        new policy first, or "forward"; static.
+      num_candidates: draws from the old policy that the forward projection weighs; static.
+      regularization: weight >= 0 of mean^2 + log_std^2 of continuous actions.
+    """
+
+    policy_steps: ArrayLike = 1000
+    step_size: ArrayLike = 1.0
+    order: float = static(1.0)
+    projection: Literal["reverse", "forward"] = static("reverse")
+    num_candidates: int = static(16)
+    regularization: ArrayLike = 0.0
+
+    def validate(self) -> None:
+        """Raises ValueError, which names the field, before anything is compiled."""
+        super().validate()
+        check_number("policy_steps", self.policy_steps, at_least=1)
+        check_number("step_size", self.step_size, above=0.0)
+        check_number("order", self.order, at_least=1.0, at_most=2.0)
+        check_choice("projection", self.projection, ("reverse", "forward"))
+        check_number("num_candidates", self.num_candidates, at_least=2)
+        check_number("regularization", self.regularization, at_least=0.0)
+        if self.projection == "forward" and self.order != 1:
+            raise ValueError(f"order must be 1 with projection 'forward', got {self.order}")
+        if isinstance(self.step_size, int | float) and isinstance(self.temperature, int | float):
+            largest = 1 / self.temperature if self.temperature else math.inf
+            if not self.learn_temperature and self.step_size > largest:
+                raise ValueError(
+                    f"step_size must be at most 1 / temperature, {largest:g}, or the policy is "
+                    f"repelled from the old one; got {self.step_size}"
+                )
+
+    def agent(self, *, axis_name: AxisName | None = None) -> "OffPolicyMDPO":
+        """The algorithm with this configuration."""
+        return OffPolicyMDPO(self, axis_name=axis_name)
+
+
+class OffPolicyMDPO(off_policy.OffPolicy):
+    """Off-policy MDPO; see `OffPolicy` for how it is used."""
+
+    config: OffPolicyConfig
+
+    def old_actor(self, actor: PyTree) -> PyTree:
+        """A copy of the first policy."""
+        return jax.tree.map(jnp.copy, actor)
+
+    def refreshed(self, learner: off_policy.Learner, actor: PyTree) -> off_policy.Learner:
+        """The old policy becomes the new one every m steps."""
+        steps = jnp.asarray(self.config.policy_steps, learner.gradient_steps.dtype)
+        due = learner.gradient_steps % steps == 0
+        old_actor = jax.tree.map(
+            lambda new, old: jnp.where(due, new, old), actor, learner.old_actor
+        )
+        return learner._replace(old_actor=old_actor)
+
+    def entropy_log(self, log_prob: jax.Array) -> jax.Array:
+        """The q-logarithms of all dimensions, summed, as in the authors' code."""
+        return jnp.sum(tsallis_log(log_prob, order=self.config.order), -1)
+
+    def policy_losses(
+        self,
+        actor: PyTree,
+        batch: Replayed,
+        keys: jax.Array,
+        learner: off_policy.Learner,
+        critics: PyTree,
+    ) -> tuple[jax.Array, jax.Array]:
+        """See `OffPolicy`."""
+        config = self.config
+        new = self.distribution(actor, batch.observation)
+        old = self.distribution(learner.old_actor, batch.observation)
+        candidates = self.candidates(new, keys)
+        log_prob = self.expected(candidates, candidates.log_prob.sum(-1))
+        numbers = {"step_size": config.step_size, "temperature": self.temperature(learner)}
+        if config.projection == "reverse":
+            losses = self.expected(
+                candidates,
+                mdpo_actor_loss(
+                    candidates.log_prob, self.log_prob(old, candidates),
+                    self.policy_q_values(critics, batch.observation, candidates),
+                    order=config.order, event_axis=-1, **numbers,
+                ),
+            )  # fmt: skip
+        else:
+            losses = self._forward_losses(new, old, batch, keys, critics, numbers)
+        if isinstance(new, TanhGaussian):
+            size = jnp.mean(jnp.square(new.mean), -1) + jnp.mean(jnp.square(new.log_std), -1)
+            losses = losses + jnp.asarray(config.regularization, size.dtype) * size
+        return losses, log_prob
+
+    def moved(
+        self, state: off_policy.State, batch: Replayed, keys: jax.Array, before: PyTree
+    ) -> Metrics:
+        """How far the policy is from the old one, and how far it might be.
+
+        With order 1, a loss no higher than at pi_k means
+        KL(pi || pi_k) <= t (E_pi[Q - lambda log pi] - E_pi_k[Q - lambda log pi_k]).
+        """
+        learner, critics = state.learner, state.params["critics"]
+        temperature = self.temperature(learner)
+        new = self.distribution(state.params["actor"], batch.observation)
+        old = self.distribution(learner.old_actor, batch.observation)
+
+        def objective(distribution: Any, keys: jax.Array) -> jax.Array:
+            candidates = self.candidates(distribution, keys)
+            value = self.policy_q_values(critics, batch.observation, candidates)
+            soft = value - temperature * candidates.log_prob.sum(-1)
+            return self.mean(self.expected(candidates, soft))
+
+        of_new, of_old = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        gain = objective(new, of_new) - objective(old, of_old)
+        radius = jnp.asarray(self.config.step_size, gain.dtype) * jnp.maximum(gain, 0)
+        distance = self.mean(new.kl_divergence(old))
+        return super().moved(state, batch, keys, before) | trust(radius, distance)
+
+    def _forward_losses(
+        self,
+        new: Any,
+        old: Any,
+        batch: Replayed,
+        keys: jax.Array,
+        critics: PyTree,
+        numbers: dict[str, ArrayLike],
+    ) -> jax.Array:
+        """The forward projection, over draws from the old policy or all of a choice."""
+        count = 1 if isinstance(old, Categorical) else self.config.num_candidates
+        many = jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
+        draws = jax.vmap(lambda keys: self.candidates(old, keys))(many)
+
+        def of_draw(one: off_policy.Candidates) -> tuple[jax.Array, jax.Array]:
+            log_prob = self.log_prob(new, one).sum(-1)
+            return log_prob, self.policy_q_values(critics, batch.observation, one)
+
+        # [draw, batch, action]: of the two last but the batch one has length 1.
+        log_prob, q_value = jax.vmap(of_draw)(draws)
+        log_prob, old_log_prob, q_value = (
+            jnp.moveaxis(x, 0, -1).reshape(x.shape[1], -1)
+            for x in (log_prob, draws.log_prob.sum(-1), q_value)
+        )
+        return mdpo_forward_loss(
+            log_prob, old_log_prob, q_value, drawn=isinstance(old, TanhGaussian), **numbers
         )

@@ -18,25 +18,13 @@ from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
+from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, specs, unknown_episodes
 from trustjax.agents.batch import Batch, draw_environments, draw_transitions
-from trustjax.agents.config import MakeOptimizer
-from trustjax.agents.policy import Evaluation, Policy
+from trustjax.agents.config import MakeOptimizer, OnPolicyConfig
 from trustjax.agents.rollout import Rollout, Runner
-from trustjax.agents.statistics import (
-    Statistics,
-    initial_statistics,
-    merged,
-    normalized,
-    scaled,
-    standardized,
-)
-from trustjax.envs import Environment
+from trustjax.agents.statistics import Statistics, initial_statistics, merged, scaled, standardized
 from trustjax.losses import gae, value_loss
 from trustjax.models.actor_critic import Actor, Carry, Critic, initial_carry, unroll
-from trustjax.optim import two_pass_step
-
-PyTree = Any
-Metrics = dict[str, jax.Array]
 
 
 class State(NamedTuple):
@@ -63,15 +51,8 @@ class State(NamedTuple):
     episodes: Metrics
 
 
-class OnPolicy(abc.ABC):
-    """An on-policy algorithm as pure functions; `jax.jit` and `jax.vmap` go around them.
-
-    Args:
-      config: of the algorithm; it is validated, and its numbers may be traced.
-      axis_name: devices that share the environments, inside `jax.shard_map`.
-
-    Raises:
-      ValueError: a field out of range, an unknown environment; the field is named.
+class OnPolicy(Algorithm[State]):
+    """An on-policy algorithm; see `Algorithm` for how it is used.
 
     >>> import jax
     >>> from trustjax.agents import ppo
@@ -82,25 +63,14 @@ class OnPolicy(abc.ABC):
     (2, 1)
     """
 
-    def __init__(self, config: Any, *, axis_name: AxisName | None = None) -> None:
+    config: OnPolicyConfig
+
+    def __init__(self, config: OnPolicyConfig, *, axis_name: AxisName | None = None) -> None:
         """Checks the configuration and builds the networks."""
-        config.validate()
-        self.config = config
-        self.axis_name = axis_name
-        self.env: Environment = config.environment
-        torso = {
-            name: getattr(config, name)
-            for name in ("hidden", "activation", "gru_size", "orthogonal", "dtype")
-        }
-        self.actor = Actor(
-            **torso,
-            num_actions=self.env.num_actions,
-            action_size=None if self.env.action_low is None else len(self.env.action_low),
-            initial_log_std=config.initial_log_std,
-        )
-        if config.critic_hidden is not None:
-            torso["hidden"] = config.critic_hidden
-        self.critic = Critic(**torso)
+        super().__init__(config, axis_name=axis_name)
+        torso = self.torso | {"gru_size": config.gru_size}
+        self.actor = Actor(**torso, **self.actions, initial_log_std=config.initial_log_std)
+        self.critic = Critic(**torso | {"hidden": config.critic_hidden or config.hidden})
 
     # What an algorithm adds.
 
@@ -128,7 +98,6 @@ class OnPolicy(abc.ABC):
             "actor": self.actor.init(key_actor, example, memory[0]),
             "critic": self.critic.init(key_critic, example, memory[1]),
         }
-        unknown = jnp.full([], jnp.nan, runner.sums.episode_return.dtype)
         return State(
             params=params,
             learner=self.init_learner(params),
@@ -139,20 +108,17 @@ class OnPolicy(abc.ABC):
             returns=initial_statistics(()) if config.normalize_rewards else None,
             key=key,
             iteration=jnp.zeros([], jnp.int32),
-            episodes={"episode/return": unknown, "episode/length": unknown},
+            episodes=unknown_episodes(runner.sums.episode_return.dtype),
         )
 
     def update(self, state: State) -> tuple[State, Metrics]:
-        """One iteration: a rollout, and what the algorithm learns from it.
-
-        Metrics are scalars; `episode/return` and `episode/length` are means over the episodes that
-        ended in the iteration.
-        """
+        """One iteration: a rollout, and what the algorithm learns from it."""
         config = self.config
         key, key_rollout, key_learn = jax.random.split(state.key, 3)
         runner, rollout = rollouts.collect(
             self.env, config.env_params, self.actor, state.params["actor"],
-            functools.partial(self._normalize, state), state.runner, key_rollout, config.num_steps,
+            functools.partial(self.normalize, state.observations), state.runner, key_rollout,
+            config.num_steps,
         )  # fmt: skip
         ended = rollout.terminated | rollout.truncated
         sums, every = rollouts.sum_up(state.runner.sums, rollout.reward, ended, config.discount)
@@ -164,7 +130,7 @@ class OnPolicy(abc.ABC):
         observations = state.observations
         if observations is not None:
             observations = merged(observations, rollout.observation, axis_name=self.axis_name)
-        episodes = self._episodes(state, every, ended)
+        episodes = self.episode_means(state.episodes, every, ended)
         state = State(
             params=params,
             learner=learner,
@@ -177,46 +143,11 @@ class OnPolicy(abc.ABC):
         )
         return state, episodes | metrics
 
-    def train(self, key: jax.Array) -> tuple[State, Metrics]:
-        """All iterations in one scan; the history has a leading axis of iterations."""
-        return self.advance(self.init(key), self.config.num_updates)
-
-    def advance(self, state: State, num_updates: int) -> tuple[State, Metrics]:
-        """`num_updates` iterations in one scan."""
-        return jax.lax.scan(lambda state, _: self.update(state), state, length=num_updates)
-
-    # Acting.
-
-    def policy(self, state: State) -> Policy:
-        """What acts, without what trains it; it can be saved."""
-        return Policy(
-            state.params["actor"], state.observations, jnp.asarray(self.config.clip_observations),
-            self.actor, self.config.env,
-        )  # fmt: skip
-
-    def act(
-        self,
-        state: State,
-        observation: jax.Array,
-        key: jax.Array,
-        carry: Carry | None = None,
-        *,
-        deterministic: bool = False,
-    ) -> tuple[jax.Array, Carry]:
-        """Actions and the next carry; see `Policy.act`."""
-        return self.policy(state).act(observation, key, carry, deterministic=deterministic)
-
-    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
-        """The policy's memory at the start of an episode."""
-        return initial_carry(self.actor, batch_shape)
-
-    def evaluate(
-        self, state: State, key: jax.Array, num_episodes: int, *, deterministic: bool = True
-    ) -> Evaluation:
-        """Whole episodes of the policy; see `Policy.evaluate`."""
-        return self.policy(state).evaluate(
-            key, num_episodes, deterministic=deterministic, env_params=self.config.env_params
-        )
+    @staticmethod
+    def state_specs(axis_name: str, *, batch_axes: int = 0) -> State:
+        """See `Algorithm`."""
+        whole, split = specs(axis_name, batch_axes)
+        return State(whole, whole, split, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
 
     # Pieces that algorithms are made of.
 
@@ -245,23 +176,6 @@ class OnPolicy(abc.ABC):
             return jnp.asarray(learning_rate * (1 - done))
 
         return make(schedule)
-
-    def step(
-        self,
-        loss_fn: Callable[..., tuple[jax.Array, Any]],
-        tx: optax.GradientTransformation,
-        output_fn: Callable[..., Any] | None = None,
-    ) -> Callable[..., Any]:
-        """A step of any optimizer on the mean loss of all devices, with its gradients cut."""
-        max_norm = self.config.max_grad_norm
-
-        def map_grads(grads: PyTree) -> PyTree:
-            grads = averaged(grads, self.axis_name)
-            if max_norm is None:
-                return grads
-            return optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())[0]
-
-        return two_pass_step(loss_fn, tx, output_fn=output_fn, map_grads=map_grads)
 
     def epochs(
         self,
@@ -320,7 +234,7 @@ class OnPolicy(abc.ABC):
         log_ratio = new.log_prob(batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
         error = batch.returns - batch.value
-        mean = self._mean
+        mean = self.mean
         variance = mean(jnp.square(batch.returns - mean(batch.returns)))
         unexplained = mean(jnp.square(error - mean(error)))
         return {
@@ -333,20 +247,13 @@ class OnPolicy(abc.ABC):
             "value/explained": 1 - unexplained / jnp.maximum(variance, 1e-8),
         }
 
-    def _mean(self, x: jax.Array) -> jax.Array:
-        mean: jax.Array = averaged(jnp.mean(x), self.axis_name)
-        return mean
-
-    def _normalize(self, state: State, observation: jax.Array) -> jax.Array:
-        return normalized(observation, state.observations, self.config.clip_observations)
-
     def _batch(
         self, state: State, rollout: Rollout, returns: Statistics | None
     ) -> tuple[Batch, Carry]:
         """What is learned from, and the carry of the value after the rollout."""
         config = self.config
-        observation = self._normalize(state, rollout.observation)
-        final = self._normalize(state, rollout.final_observation)
+        observation = self.normalize(state.observations, rollout.observation)
+        final = self.normalize(state.observations, rollout.final_observation)
         critic, carry = state.params["critic"], state.runner.critic_carry
         value, carries = unroll(self.critic, critic, observation, rollout.starts, carry)
         next_value, _ = self.critic.apply(critic, final, carries)
@@ -375,28 +282,3 @@ class OnPolicy(abc.ABC):
             critic_carry=carry,
         )
         return batch, jax.tree.map(lambda x: x[-1], carries)
-
-    def _episodes(self, state: State, every: rollouts.Sums, ended: jax.Array) -> Metrics:
-        """Means over the episodes that ended, else those that were known."""
-        share = self._mean(ended.astype(every.episode_return.dtype))
-
-        def mean(x: jax.Array, known: jax.Array) -> jax.Array:
-            total = self._mean(jnp.where(ended, x, jnp.zeros_like(x)).astype(known.dtype))
-            return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), known)
-
-        known = state.episodes
-        return {
-            "episode/return": mean(every.episode_return, known["episode/return"]),
-            "episode/length": mean(every.episode_length, known["episode/length"]),
-        }
-
-
-def trust(radius: jax.Array, distance: jax.Array) -> Metrics:
-    """How far an iteration was allowed to go, how far it went, and the ratio; 0 if not at all."""
-    used = jnp.where(radius > 0, distance / jnp.where(radius > 0, radius, 1), 0)
-    return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
-
-
-def select_seed(state: Any, index: int) -> Any:
-    """One of the states (or histories) that `jax.vmap(agent.train)` returned side by side."""
-    return jax.tree.map(lambda x: x[index], state)

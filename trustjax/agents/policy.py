@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from trustjax.agents.rollout import flat, within_bounds
+from trustjax.agents.rollout import flat, for_environment
 from trustjax.agents.statistics import Statistics, normalized
 from trustjax.envs import Environment, make_once
 from trustjax.models.actor_critic import Actor, Carry, initial_carry
@@ -98,7 +98,7 @@ class Policy:
         features = normalized(features, self.statistics, self.clip_observations)
         distribution, carry = self.actor.apply(self.variables, features, carry)
         action = distribution.mode() if deterministic else distribution.sample(key)
-        return within_bounds(env, action), carry
+        return for_environment(env, action, squashed=self.actor.squashed), carry
 
     def evaluate(
         self,

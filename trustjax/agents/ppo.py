@@ -20,9 +20,10 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName, averaged
+from trustjax.agents.algorithm import Metrics, PyTree, trust
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import OnPolicyConfig, static
-from trustjax.agents.on_policy import Metrics, OnPolicy, PyTree, State, trust
+from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.agents.statistics import standardized
 from trustjax.losses import adapt_kl_coefficient, ppo_clip_loss, ppo_kl_loss, value_loss
 

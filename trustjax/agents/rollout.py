@@ -53,14 +53,12 @@ class Runner(NamedTuple):
     sums: Sums
 
 
-class Rollout(NamedTuple):
-    """Transitions, [time, environment, ...].
+class Transition(NamedTuple):
+    """Steps of environments, [..., ...].
 
     Attributes:
       observation: float [..., features], as the environment gave it.
-      starts: bool, whether it is the first of an episode.
-      distribution: of the actions.
-      action: drawn from it, before it is cut to the bounds of the environment.
+      action: of the policy, before it is cut or stretched to the bounds of the environment.
       reward: float.
       terminated: bool, the episode came to its end.
       truncated: bool, a time limit cut it.
@@ -68,8 +66,24 @@ class Rollout(NamedTuple):
     """
 
     observation: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    final_observation: jax.Array
+
+
+class Rollout(NamedTuple):
+    """Transitions of a policy, [time, environment, ...]; see `Transition`.
+
+    Attributes:
+      starts: bool, whether the observation is the first of an episode.
+      distribution: from which the action was drawn.
+    """
+
     starts: jax.Array
     distribution: Distribution
+    observation: jax.Array
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
@@ -111,38 +125,95 @@ def collect(
     num_steps: int,
 ) -> tuple[Runner, Rollout]:
     """Steps all environments of `runner` `num_steps` times with actions drawn from the policy."""
-    # All keys at once: in the scan they would be many small operations.
-    keys = jax.vmap(
-        lambda place: jax.random.split(jax.random.fold_in(key, place), (num_steps, 2)), out_axes=2
-    )(runner.place)
 
     def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Rollout]:
         for_actions, for_steps = keys
         carry = restarted(runner.actor_carry, runner.starts)
         distribution, carry = actor.apply(variables, normalize(runner.observation), carry)
         action = jax.vmap(lambda one, key: one.sample(key))(distribution, for_actions)
-        observation, env_state, reward, terminated, truncated, info = jax.vmap(
-            env.step, (0, 0, 0, None)
-        )(for_steps, runner.env_state, within_bounds(env, action), env_params)
-        transition = Rollout(
-            observation=runner.observation,
-            starts=runner.starts,
-            distribution=distribution,
-            action=action,
-            reward=reward.astype(default_float()),
-            terminated=terminated,
-            truncated=truncated,
-            final_observation=flat(info["final_observation"]),
-        )
-        runner = runner._replace(
-            env_state=env_state,
-            observation=flat(observation),
-            starts=terminated | truncated,
-            actor_carry=carry,
-        )
-        return runner, transition
+        after, transition = take(env, env_params, runner, action, for_steps)
+        rollout = Rollout(runner.starts, distribution, *transition)
+        return after._replace(actor_carry=carry), rollout
 
-    return jax.lax.scan(step, runner, keys)
+    return jax.lax.scan(step, runner, draw_keys(key, runner.place, num_steps))
+
+
+def draw_keys(key: jax.Array, place: jax.Array, num_steps: int) -> jax.Array:
+    """Keys [step, 2, environment] for actions and for environments.
+
+    All at once: in a loop over steps they would be many small operations.
+    """
+    return jax.vmap(
+        lambda place: jax.random.split(jax.random.fold_in(key, place), (num_steps, 2)), out_axes=2
+    )(place)
+
+
+def take(
+    env: Environment,
+    env_params: Any,
+    runner: Runner,
+    action: jax.Array,
+    keys: jax.Array,
+    *,
+    squashed: bool = False,
+) -> tuple[Runner, Transition]:
+    """Steps all environments once; `action` and `squashed` as in `for_environment`."""
+    observation, env_state, reward, terminated, truncated, info = jax.vmap(
+        env.step, (0, 0, 0, None)
+    )(keys, runner.env_state, for_environment(env, action, squashed=squashed), env_params)
+    transition = Transition(
+        observation=runner.observation,
+        action=action,
+        reward=reward.astype(default_float()),
+        terminated=terminated,
+        truncated=truncated,
+        final_observation=flat(info["final_observation"]),
+    )
+    runner = runner._replace(
+        env_state=env_state, observation=flat(observation), starts=terminated | truncated
+    )
+    return runner, transition
+
+
+def act_randomly(
+    env: Environment,
+    env_params: Any,
+    runner: Runner,
+    key: jax.Array,
+    num_steps: int,
+    discount: jax.typing.ArrayLike,
+) -> tuple[Runner, Transition]:
+    """Steps all environments with uniform actions, squashed ones; sums go on."""
+
+    def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Transition]:
+        action = jax.vmap(lambda key: random_action(env, key))(keys[0])
+        return take(env, env_params, runner, action, keys[1], squashed=True)
+
+    after, transitions = jax.lax.scan(step, runner, draw_keys(key, runner.place, num_steps))
+    ended = transitions.terminated | transitions.truncated
+    sums, _ = sum_up(runner.sums, transitions.reward, ended, discount)
+    return after._replace(sums=sums), transitions
+
+
+def random_action(env: Environment, key: jax.Array) -> jax.Array:
+    """An action for one environment, uniform: one of a choice, or [d] in [-1, 1), squashed."""
+    if env.num_actions is not None:
+        return jax.random.randint(key, (), 0, env.num_actions, jnp.int32)
+    assert env.action_low is not None
+    return jax.random.uniform(key, env.action_low.shape, default_float(), -1.0, 1.0)
+
+
+def example(env: Environment, env_params: Any, runner: Runner) -> Transition:
+    """A transition of one environment, of zeros."""
+
+    def first(key: jax.Array) -> Transition:
+        _, transitions = act_randomly(env, env_params, runner, key, 1, 1.0)
+        one: Transition = jax.tree.map(lambda x: x[0, 0], transitions)
+        return one
+
+    shapes = jax.eval_shape(first, jax.random.key(0))
+    zeros: Transition = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return zeros
 
 
 def sum_up(
@@ -165,11 +236,17 @@ def sum_up(
     return jax.lax.scan(step, sums, (reward, ended), unroll=8)
 
 
-def within_bounds(env: Environment, action: jax.Array) -> jax.Array:
-    """Continuous actions, cut to what the environment takes."""
+def for_environment(env: Environment, action: jax.Array, *, squashed: bool) -> jax.Array:
+    """Continuous actions as the environment takes them.
+
+    Actions of a `squashed` policy, in (-1, 1), are stretched to its bounds, others are cut to them.
+    """
     if env.num_actions is not None:
         return action
-    return jnp.clip(action, jnp.asarray(env.action_low), jnp.asarray(env.action_high))
+    low, high = (jnp.asarray(bound, action.dtype) for bound in (env.action_low, env.action_high))
+    if squashed:
+        action = low + (action + 1) * (high - low) / 2
+    return jnp.clip(action, low, high)
 
 
 def flat(observation: jax.Array) -> jax.Array:

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trustjax._checks import check_number
-from trustjax.agents.on_policy import Metrics, OnPolicy, State
+from trustjax.agents.algorithm import Algorithm, Metrics, S
 
-Callback = Callable[[State, Metrics], bool | None]
+Callback = Callable[[Any, Metrics], bool | None]
 
 
 def train_in_chunks(
-    agent: OnPolicy, key: jax.Array, *, updates_per_chunk: int, callback: Callback
-) -> tuple[State, Metrics]:
+    agent: Algorithm[S], key: jax.Array, *, updates_per_chunk: int, callback: Callback
+) -> tuple[S, Metrics]:
     """`agent.train(key)` with a callback after every chunk; the numbers are the same.
 
     Args:
-      agent: PPO, TRPO, MDPO.
+      agent: PPO, TRPO, MDPO, SAC, ...
       key: of the whole training.
       updates_per_chunk: iterations of a chunk, >= 1; the last one may be shorter, and is compiled
         anew then.
@@ -36,7 +36,7 @@ def train_in_chunks(
     check_number("updates_per_chunk", updates_per_chunk, at_least=1)
     advance = jax.jit(agent.advance, static_argnums=1, donate_argnums=0)
     state, history = jax.jit(agent.init)(key), []
-    done, total = 0, agent.config.num_updates
+    done, total = 0, agent.config.num_updates - agent.config.first_update
     while done < total:
         length = min(updates_per_chunk, total - done)
         state, metrics = advance(state, length)
@@ -47,19 +47,13 @@ def train_in_chunks(
     return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *history)
 
 
-def state_specs(axis_name: str, *, batch_axes: int = 0) -> State:
-    """How a State lies on a mesh: environments are split over `axis_name`, the rest is everywhere.
-
-    `batch_axes` counts leading axes, such as one of seeds.
-    """
-    whole = PartitionSpec()
-    split = PartitionSpec(*[None] * batch_axes, axis_name)
-    return State(whole, whole, split, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
-
-
 def data_parallel(
-    make_agent: Callable[..., OnPolicy], config: Any, mesh: Mesh, *, num_seeds: int | None = None
-) -> tuple[Callable[[jax.Array], State], Callable[[State, int], tuple[State, Metrics]]]:
+    make_agent: Callable[..., Algorithm[S]],
+    config: Any,
+    mesh: Mesh,
+    *,
+    num_seeds: int | None = None,
+) -> tuple[Callable[[jax.Array], S], Callable[[S, int], tuple[S, Metrics]]]:
     """`init` and `advance` of an agent whose environments are split over the devices of a mesh.
 
     The numbers are those of one device up to the order of sums: environments draw from keys of
@@ -67,7 +61,7 @@ def data_parallel(
     with the Fisher matrix and line searches are means over all devices.
 
     Args:
-      make_agent: `make_agent(config, axis_name=...)`, such as `PPO`, `TRPO`, `MDPO`.
+      make_agent: `make_agent(config, axis_name=...)`, such as `PPO` or `SAC`.
       config: its Config.
       mesh: of one axis, such as `trustjax.parallel.make_mesh()`.
       num_seeds: trains so many seeds side by side: keys, states and histories have such an axis.
@@ -77,21 +71,15 @@ def data_parallel(
       state is donated.
 
     Raises:
-      ValueError: environments that the devices cannot share: num_envs must be a multiple of the
-        number of devices times num_minibatches; shuffle must be "environments".
+      ValueError: environments that the devices cannot share, such as a num_envs that is no multiple
+        of the number of devices times num_minibatches.
     """
     (axis_name,) = mesh.axis_names
     agent = make_agent(config, axis_name=axis_name if mesh.size > 1 else None)
     if mesh.size > 1:
-        if config.shuffle != "environments":
-            raise ValueError("shuffle must be 'environments' on several devices")
-        if config.num_envs % (mesh.size * config.num_minibatches):
-            raise ValueError(
-                f"num_envs must be a multiple of {mesh.size} devices times num_minibatches, "
-                f"{config.num_minibatches}, got {config.num_envs}"
-            )
+        config.check_devices(mesh.size)
     seeds = num_seeds is not None
-    specs = state_specs(axis_name, batch_axes=int(seeds))
+    specs = agent.state_specs(axis_name, batch_axes=int(seeds))
     update = jax.vmap(agent.update) if seeds else agent.update
     if mesh.size > 1:
         update = jax.shard_map(
@@ -109,7 +97,7 @@ def data_parallel(
         is_leaf=lambda x: isinstance(x, PartitionSpec),
     )
 
-    def advance(state: State, num_updates: int) -> tuple[State, Metrics]:
+    def advance(state: S, num_updates: int) -> tuple[S, Metrics]:
         state, history = jax.lax.scan(lambda s, _: update(s), state, length=num_updates)
         if seeds:
             history = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), history)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from trustjax._checks import check_choice
-from trustjax.distributions import Categorical, DiagonalGaussian
+from trustjax.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian
 from trustjax.geometry.norm import widened
 from trustjax.models.mlp import ACTIVATIONS
 
+_LOG_STD = (-20.0, 2.0)  # as in soft actor-critic
 Carry = Any  # float [..., gru_size], or () without a GRU
 
 
@@ -65,23 +66,32 @@ class Actor(Torso):
     Attributes:
       num_actions: of a choice; None if the actions are continuous.
       action_size: dimensions of continuous actions.
-      initial_log_std: where the log standard deviations start; they do not depend on the state.
+      initial_log_std: where the log standard deviations start; they do not depend on the state
+        unless the actions are squashed.
+      squashed: whether continuous actions are those of a Gaussian squashed by tanh, in (-1, 1); its
+        log standard deviations are outputs of the network, cut to [-20, 2].
     """
 
     num_actions: int | None = None
     action_size: int | None = None
     initial_log_std: float = 0.0
+    squashed: bool = False
 
     @nn.compact
     def __call__(  # type: ignore[override]
         self, x: jax.Array, carry: Carry = ()
-    ) -> tuple[Categorical | DiagonalGaussian, Carry]:
+    ) -> tuple[Distribution, Carry]:
         """The distribution for observations [..., features], and the next carry."""
         x, carry = super().__call__(x, carry)
-        head = self.dense(self.num_actions or self.action_size or 0, 0.01, "head")
-        output = widened(head(x))
+        size = self.num_actions or self.action_size or 0
+        squashed = self.squashed and self.num_actions is None
+        output = widened(self.dense(2 * size if squashed else size, 0.01, "head")(x))
         if self.num_actions is not None:
             return Categorical(output), carry
+        if squashed:
+            mean, log_std = jnp.split(output, 2, -1)
+            start_at = jnp.asarray(self.initial_log_std, output.dtype)
+            return TanhGaussian(mean, jnp.clip(log_std + start_at, *_LOG_STD)), carry
         start = nn.initializers.constant(self.initial_log_std)
         log_std = self.param("log_std", start, (self.action_size,), default_float())
         log_std = jnp.broadcast_to(log_std.astype(output.dtype), output.shape)
@@ -98,7 +108,31 @@ class Critic(Torso):
         return widened(self.dense(1, 1.0, "head")(x))[..., 0], carry
 
 
-def check_network(hidden: Sequence[int], activation: str, gru_size: int | None) -> None:
+class ActionValue(Torso):
+    """A value of observation and action: to a number, or to one for each of a choice.
+
+    Attributes:
+      num_actions: of a choice; None if the actions are continuous.
+    """
+
+    num_actions: int | None = None
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self, x: jax.Array, action: jax.Array | None = None
+    ) -> jax.Array:
+        """Values [...] of observations [..., features] and continuous actions [..., d].
+
+        Of a choice they are [..., num_actions], and no action is given.
+        """
+        if self.num_actions is None:
+            x = jnp.concatenate([x, jnp.asarray(action, x.dtype)], -1)
+        x, _ = super().__call__(x)
+        output = widened(self.dense(self.num_actions or 1, 1.0, "head")(x))
+        return output if self.num_actions is not None else output[..., 0]
+
+
+def check_network(hidden: Sequence[int], activation: str, gru_size: int | None = None) -> None:
     """Raises ValueError for widths below 1 or an unknown activation."""
     check_choice("activation", activation, ACTIVATIONS)
     if any(width < 1 for width in hidden):

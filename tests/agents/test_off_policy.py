@@ -1,0 +1,246 @@
+"""SAC and off-policy MDPO: what they have in common with each other, and with themselves."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from trustjax.agents import (
+    OffPolicyMDPO,
+    data_parallel,
+    mdpo,
+    replay,
+    sac,
+    select_seed,
+    train_in_chunks,
+)
+from trustjax.optim import sam
+from trustjax.parallel import make_mesh
+
+SHARED = {
+    "env": "gymnax:Pendulum-v1", "total_steps": 400, "learning_starts": 80, "num_envs": 4,
+    "num_steps": 10, "gradient_steps": 2, "batch_size": 16, "hidden": (8,), "buffer_size": 240,
+    "learning_rate": 0.003,
+}  # fmt: skip
+CONFIGS = {"sac": sac.Config, "mdpo": mdpo.OffPolicyConfig}
+
+
+def config(algorithm, **options):
+    return CONFIGS[algorithm](**SHARED | options)
+
+
+def plain(tree):
+    """Without keys, which cannot be compared."""
+    return jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        tree,
+    )
+
+
+def check_close(found, expected, rtol=1e-5, atol=1e-6):
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=rtol, atol=atol),
+        plain(found), plain(expected),
+    )  # fmt: skip
+
+
+@functools.cache
+def trained(algorithm, **options):
+    agent = config(algorithm, **options).agent()
+    return jax.jit(agent.train)(jax.random.key(0))
+
+
+def check_learned(state, history, num_updates=8):
+    assert history["loss/critic"].shape == (num_updates,)
+    assert int(state.iteration) == num_updates + 2  # of ten, two are random
+    assert int(state.learner.gradient_steps) == num_updates * 20
+    for name, values in history.items():
+        if not name.startswith("episode/"):
+            assert np.all(np.isfinite(values)), name
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("sac", {"env": "gymnax:CartPole-v1"}),
+        ("sac", {"temperature_form": "log", "normalize_observations": True}),
+        ("mdpo", {"order": 1.5, "regularization": 0.001, "explore": "mode"}),
+        ("mdpo", {"order": 1.5, "env": "gymnax:CartPole-v1", "learn_temperature": True}),
+        ("mdpo", {"projection": "forward", "actor_critic": "first"}),
+        ("mdpo", {"projection": "forward", "env": "gymnax:CartPole-v1"}),
+    ],
+)
+def test_all_options(algorithm, options):
+    """Both kinds of actions; the buffer is full before the end."""
+    check_learned(*trained(algorithm, **options))
+
+
+class TestIdentities:
+    def test_with_the_largest_step_mdpo_is_sac(self, x64):
+        """c = lambda: the same networks after every step, though pi_k is a copy of long ago."""
+        fixed = {"temperature": 0.2, "learn_temperature": False}
+        expected, _ = trained("sac", **fixed, num_steps=8, learning_starts=64)
+        found, _ = trained("mdpo", temperature=0.2, step_size=5.0, num_steps=8, learning_starts=64)
+        check_close(found.params, expected.params, 1e-9, 1e-9)
+
+    def test_the_old_policy_is_a_copy_of_m_steps_ago(self):
+        def old_and_new(policy_steps):
+            state, history = trained("mdpo", policy_steps=policy_steps)
+            return state.learner.old_actor, state.params["actor"], history["trust/distance"]
+
+        old, new, distance = old_and_new(1)
+        check_close(old, new, 0, 0)
+        np.testing.assert_allclose(distance, 0, atol=1e-12)
+        _, _, distance = old_and_new(11)  # of which 20, 40, ..., 160 are no multiples
+        assert np.all(distance > 0)
+
+    def test_the_old_policy_holds_the_new_one(self):
+        """The smaller the step, the nearer stays the policy to the one that never changes."""
+        keys = jax.random.split(jax.random.key(0), 5)
+        held, free = (
+            jax.jit(jax.vmap(config("mdpo", policy_steps=10**6, step_size=step).agent().train))(
+                keys
+            )[1]["trust/distance"][:, -1]
+            for step in (0.3, 5.0)
+        )
+        assert np.all(held < 0.5 * free)
+
+
+def test_seeds_side_by_side_equal_single_runs():
+    agent = config("mdpo").agent()
+    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
+    states, history = jax.jit(jax.vmap(agent.train))(keys)
+    state, rows = trained("mdpo")
+    check_close(select_seed(states.params, 0), state.params, 1e-4, 1e-4)
+    check_close(select_seed(history, 0), rows, 1e-3, 1e-3)
+
+
+def test_numbers_side_by_side():
+    """The temperature, the step and m in one program."""
+    agents = config("mdpo")
+
+    def last(temperature, step, policy_steps):
+        numbers = {"temperature": temperature, "step_size": step, "policy_steps": policy_steps}
+        _, history = OffPolicyMDPO(dataclasses.replace(agents, **numbers)).train(jax.random.key(0))
+        return history["trust/distance"][-1]
+
+    swept = jax.jit(jax.vmap(last))(jnp.array([0.2, 0.1]), jnp.array([1.0, 0.5]), jnp.array([7, 9]))
+    _, history = trained("mdpo", temperature=0.1, step_size=0.5, policy_steps=9)
+    np.testing.assert_allclose(swept[1], history["trust/distance"][-1], rtol=0.02)
+    assert swept[0] != swept[1]
+
+
+def test_chunks_with_a_callback_give_the_same_numbers():
+    agent = config("sac").agent()
+    seen = []
+    state, history = train_in_chunks(
+        agent, jax.random.key(0), updates_per_chunk=3,
+        callback=lambda state, metrics: seen.append(int(state.iteration)),
+    )  # fmt: skip
+    expected, rows = trained("sac")
+    assert seen == [5, 8, 10]
+    check_close(state, expected, 1e-4, 1e-5)
+    check_close(history, rows, 1e-4, 1e-5)
+
+
+def test_temperature_moves_towards_the_target():
+    """Up while the entropy is below the target, down while it is above."""
+    for target, sign in ((5.0, 1), (-5.0, -1)):
+        _, history = trained("sac", target_entropy=target)
+        assert np.all(sign * np.diff(history["temperature"]) > 0)
+
+
+def test_any_optimizer():
+    state, history = trained("sac", optimizer=lambda rate: optax.chain(sam(0.01), optax.adam(rate)))
+    check_learned(state, history)
+    assert not np.allclose(history["loss/critic"], trained("sac")[1]["loss/critic"])
+
+
+@pytest.mark.parametrize("env", ["gymnax:Pendulum-v1", "gymnax:CartPole-v1"])
+def test_policy_acts_and_is_saved(env, tmp_path):
+    from trustjax.agents import load_policy
+
+    agent = config("sac", env=env).agent()
+    state, _ = trained("sac", env=env)
+    agent.policy(state).save(tmp_path / "policy.npz")
+    policy = load_policy(tmp_path / "policy.npz")
+    observation = jax.random.normal(jax.random.key(1), (5, *agent.env.observation_shape))
+    for deterministic in (False, True):
+        found, _ = policy.act(observation, jax.random.key(2), deterministic=deterministic)
+        expected, _ = agent.act(state, observation, jax.random.key(2), deterministic=deterministic)
+        np.testing.assert_array_equal(found, expected)
+    if env.endswith("Pendulum-v1"):  # whose bounds are -2 and 2
+        many, _ = policy.act(100 * observation, jax.random.key(3))
+        assert np.all(np.abs(many) <= 2)
+        assert np.any(np.abs(many) > 1)
+
+
+def test_eight_devices_equal_one(x64):
+    """Networks, replay, environments, temperature and every metric, over four iterations."""
+
+    def run(num_devices):
+        small = config(
+            "mdpo", learn_temperature=True, num_envs=16, total_steps=6 * 64, learning_starts=64,
+            num_steps=4, batch_size=32, normalize_observations=True,
+        )  # fmt: skip
+        init, advance = data_parallel(type(small).agent, small, make_mesh(num_devices))
+        return advance(init(jax.random.key(0)), 4)
+
+    found, expected = run(8), run(1)
+    rows = found[0].replay.experience.reward.sharding
+    assert len(rows.device_set) == 8
+    assert not rows.is_fully_replicated
+    used = [history.pop("trust/used", jnp.zeros([])) for _, history in (found, expected)]
+    np.testing.assert_allclose(*used, rtol=1e-5)
+    check_close(
+        jax.tree.map(np.asarray, plain(found)), jax.tree.map(np.asarray, plain(expected)),
+        1e-8, 1e-9,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "message"),
+    [
+        ("sac", {"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ("sac", {"buffer_size": 79}, "buffer_size must be at least .* 80, got 79"),
+        (
+            "sac",
+            {"learning_starts": 400, "buffer_size": 400},
+            "total_steps must be more than learning_starts",
+        ),
+        ("sac", {"target_rate": 1.5}, "target_rate must be <= 1, got 1.5"),
+        ("sac", {"temperature": 0.0}, "temperature must be > 0"),
+        ("sac", {"explore": "none"}, "explore must be one of 'sample', 'mode', got 'none'"),
+        ("sac", {"env": "gymnax:Pendulum-v2"}, "Pendulum-v1"),
+        ("mdpo", {"step_size": -1.0}, "step_size must be > 0"),
+        ("mdpo", {"step_size": 6.0}, "step_size must be at most 1 / temperature, 5, .*got 6"),
+        ("mdpo", {"order": 2.5}, "order must be <= 2"),
+        ("mdpo", {"projection": "forward", "order": 2.0}, "order must be 1 with projection"),
+    ],
+)
+def test_bad_input(algorithm, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(algorithm, **options).agent()
+
+
+def test_devices_that_cannot_share():
+    mesh = make_mesh(8)
+    for options, message in [
+        ({"num_envs": 4}, "num_envs must be a multiple of 8 devices, got 4"),
+        ({"num_envs": 8, "batch_size": 12}, "batch_size must be a multiple of 8 devices, got 12"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            data_parallel(sac.SAC, config("sac", **options), mesh)
+
+
+def test_flashbax_missing(monkeypatch):
+    """The error names the extra."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "flashbax", None)
+    with pytest.raises(ModuleNotFoundError, match=r"trustjax\[rl\]"):
+        replay._buffer(1, 1)

@@ -1,0 +1,203 @@
+"""What every algorithm is: pure functions of a state, and a policy that comes out of it."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+from trustjax._sharding import AxisName, averaged
+from trustjax.agents.config import AgentConfig
+from trustjax.agents.policy import Evaluation, Policy
+from trustjax.agents.rollout import Runner, Sums
+from trustjax.agents.statistics import Statistics, normalized
+from trustjax.envs import Environment
+from trustjax.models.actor_critic import Actor, Carry, initial_carry
+from trustjax.optim import two_pass_step
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(Protocol):
+    """What the states of all algorithms have.
+
+    Attributes:
+      params: {"actor": ..., ...}, variables of the networks.
+      runner: the environments, which are split over devices.
+      observations: statistics of observations, or None.
+      key: of all that is drawn from here on.
+      iteration: int32 [], how many are done.
+      episodes: the means of the last iteration in which an episode ended; NaN before.
+    """
+
+    @property
+    def params(self) -> dict[str, PyTree]: ...  # noqa: D102
+    @property
+    def runner(self) -> Runner: ...  # noqa: D102
+    @property
+    def observations(self) -> Statistics | None: ...  # noqa: D102
+    @property
+    def key(self) -> jax.Array: ...  # noqa: D102
+    @property
+    def iteration(self) -> jax.Array: ...  # noqa: D102
+    @property
+    def episodes(self) -> Metrics: ...  # noqa: D102
+
+
+S = TypeVar("S", bound=TrainState)
+
+
+class Algorithm(abc.ABC, Generic[S]):
+    """An algorithm as pure functions; `jax.jit` and `jax.vmap` go around them.
+
+    Args:
+      config: of the algorithm; it is validated, and its numbers may be traced.
+      axis_name: devices that share the environments, inside `jax.shard_map`.
+
+    Raises:
+      ValueError: a field out of range, an unknown environment; the field is named.
+    """
+
+    actor: Actor
+
+    def __init__(self, config: AgentConfig, *, axis_name: AxisName | None = None) -> None:
+        """Checks the configuration."""
+        config.validate()
+        self.config: Any = config
+        self.axis_name = axis_name
+        self.env: Environment = config.environment
+        self.torso: dict[str, Any] = {
+            name: getattr(config, name) for name in ("hidden", "activation", "orthogonal", "dtype")
+        }
+        self.actions: dict[str, Any] = {
+            "num_actions": self.env.num_actions,
+            "action_size": None if self.env.action_low is None else len(self.env.action_low),
+        }
+
+    # Training.
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array) -> S:
+        """The state before the first iteration that learns."""
+
+    @abc.abstractmethod
+    def update(self, state: S) -> tuple[S, Metrics]:
+        """One iteration; the metrics are scalars.
+
+        `episode/return` and `episode/length` are means over the episodes that ended in it.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def state_specs(axis_name: str, *, batch_axes: int = 0) -> S:
+        """How a state lies on a mesh: what is split over `axis_name`, and what is everywhere.
+
+        `batch_axes` counts leading axes, such as one of seeds.
+        """
+
+    def train(self, key: jax.Array) -> tuple[S, Metrics]:
+        """All iterations in one scan; the history has a leading axis of those that learn."""
+        return self.advance(self.init(key), self.config.num_updates - self.config.first_update)
+
+    def advance(self, state: S, num_updates: int) -> tuple[S, Metrics]:
+        """`num_updates` iterations in one scan."""
+        return jax.lax.scan(lambda state, _: self.update(state), state, length=num_updates)
+
+    # Acting.
+
+    def policy(self, state: S) -> Policy:
+        """What acts, without what trains it; it can be saved."""
+        return Policy(
+            state.params["actor"], state.observations, jnp.asarray(self.config.clip_observations),
+            self.actor, self.config.env,
+        )  # fmt: skip
+
+    def act(
+        self,
+        state: S,
+        observation: jax.Array,
+        key: jax.Array,
+        carry: Carry | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> tuple[jax.Array, Carry]:
+        """Actions and the next carry; see `Policy.act`."""
+        return self.policy(state).act(observation, key, carry, deterministic=deterministic)
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
+        """The policy's memory at the start of an episode."""
+        return initial_carry(self.actor, batch_shape)
+
+    def evaluate(
+        self, state: S, key: jax.Array, num_episodes: int, *, deterministic: bool = True
+    ) -> Evaluation:
+        """Whole episodes of the policy; see `Policy.evaluate`."""
+        return self.policy(state).evaluate(
+            key, num_episodes, deterministic=deterministic, env_params=self.config.env_params
+        )
+
+    # Pieces that algorithms are made of.
+
+    def step(
+        self,
+        loss_fn: Callable[..., tuple[jax.Array, Any]],
+        tx: optax.GradientTransformation,
+        output_fn: Callable[..., Any] | None = None,
+    ) -> Callable[..., Any]:
+        """A step of any optimizer on the mean loss of all devices, with its gradients cut."""
+        max_norm = self.config.max_grad_norm
+
+        def map_grads(grads: PyTree) -> PyTree:
+            grads = averaged(grads, self.axis_name)
+            if max_norm is None:
+                return grads
+            return optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())[0]
+
+        return two_pass_step(loss_fn, tx, output_fn=output_fn, map_grads=map_grads)
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        """The mean of all numbers of all devices."""
+        mean: jax.Array = averaged(jnp.mean(x), self.axis_name)
+        return mean
+
+    def normalize(self, statistics: Statistics | None, observation: jax.Array) -> jax.Array:
+        """Observations as the networks see them."""
+        return normalized(observation, statistics, self.config.clip_observations)
+
+    def episode_means(self, known: Metrics, every: Sums, ended: jax.Array) -> Metrics:
+        """Means over the episodes that ended [time, environment], else those that were known."""
+        share = self.mean(ended.astype(every.episode_return.dtype))
+
+        def mean(x: jax.Array, known: jax.Array) -> jax.Array:
+            total = self.mean(jnp.where(ended, x, jnp.zeros_like(x)).astype(known.dtype))
+            return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), known)
+
+        return {
+            "episode/return": mean(every.episode_return, known["episode/return"]),
+            "episode/length": mean(every.episode_length, known["episode/length"]),
+        }
+
+
+def unknown_episodes(dtype: Any) -> Metrics:
+    """The means before an episode has ended."""
+    return {name: jnp.full([], jnp.nan, dtype) for name in ("episode/return", "episode/length")}
+
+
+def specs(axis_name: str, batch_axes: int) -> tuple[PartitionSpec, PartitionSpec]:
+    """Of what is everywhere, and of what is split along the first axis after the batch axes."""
+    return PartitionSpec(), PartitionSpec(*[None] * batch_axes, axis_name)
+
+
+def trust(radius: jax.Array, distance: jax.Array) -> Metrics:
+    """How far an iteration was allowed to go, how far it went, and the ratio; 0 if not at all."""
+    used = jnp.where(radius > 0, distance / jnp.where(radius > 0, radius, 1), 0)
+    return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
+
+
+def select_seed(state: Any, index: int) -> Any:
+    """One of the states (or histories) that `jax.vmap(agent.train)` returned side by side."""
+    return jax.tree.map(lambda x: x[index], state)

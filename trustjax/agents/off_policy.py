@@ -1,0 +1,421 @@
+"""What SAC and off-policy MDPO share: a replay, two critics, and how a policy is fitted to them.
+
+An iteration ("update") steps `num_envs` environments `num_steps` times. After each of the steps
+come `gradient_steps` on minibatches of the replay: critics, policy, temperature, targets, in this
+order. What an episode was cut by, a time limit or its end, is kept apart: targets go on from the
+observation before the reset unless the episode terminated.
+
+Actions are one draw from the policy, through which gradients flow, or all of a choice, weighted by
+their probabilities.
+"""
+
+import abc
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from trustjax._sharding import AxisName
+from trustjax.agents import replay as replays
+from trustjax.agents import rollout as rollouts
+from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, specs, unknown_episodes
+from trustjax.agents.config import OffPolicyConfig
+from trustjax.agents.replay import Replay, Replayed
+from trustjax.agents.rollout import Runner
+from trustjax.agents.statistics import Statistics, initial_statistics, merged
+from trustjax.distributions import Categorical, DiagonalGaussian
+from trustjax.losses import policy_mean, sac_critic_loss, temperature_loss
+from trustjax.models.actor_critic import ActionValue, Actor, default_float
+
+
+class Learner(NamedTuple):
+    """What changes beside the networks that act and judge.
+
+    Attributes:
+      actor: state of the policy's optimizer.
+      critics: of that of both critics.
+      temperature: of that of the temperature; () if it is fixed.
+      log_temperature: float [], log lambda, or None if it is fixed.
+      target_critics: moving averages of the critics.
+      old_actor: parameters of pi_k, or None in an algorithm without.
+      gradient_steps: int32 [], how many are done.
+    """
+
+    actor: optax.OptState
+    critics: optax.OptState
+    temperature: optax.OptState
+    log_temperature: jax.Array | None
+    target_critics: PyTree
+    old_actor: PyTree | None
+    gradient_steps: jax.Array
+
+
+class State(NamedTuple):
+    """All that changes in training.
+
+    Attributes:
+      params: {"actor": ..., "critics": (..., ...)}, variables of the networks.
+      learner: see `Learner`.
+      runner: the environments, which are split over devices.
+      replay: transitions, split as the environments are.
+      observations: statistics of observations, or None.
+      key: of all that is drawn from here on.
+      iteration: int32 [], how many are done.
+      episodes: the means of the last iteration in which an episode ended; NaN before.
+    """
+
+    params: dict[str, PyTree]
+    learner: Learner
+    runner: Runner
+    replay: Replay
+    observations: Statistics | None
+    key: jax.Array
+    iteration: jax.Array
+    episodes: Metrics
+
+
+class Candidates(NamedTuple):
+    """Actions at which policy and critics are asked: one draw, or all of a choice.
+
+    Attributes:
+      before_tanh: float [batch, d], the draw before it is squashed; None for a choice.
+      log_prob: float [batch, candidate, d], log pi of every dimension; d is 1 for a choice.
+    """
+
+    before_tanh: jax.Array | None
+    log_prob: jax.Array
+
+
+class OffPolicy(Algorithm[State]):
+    """An off-policy algorithm; see `Algorithm` for how it is used.
+
+    >>> import jax
+    >>> from trustjax.agents import sac
+    >>> agent = sac.SAC(
+    ...     sac.Config(env="gymnax:Pendulum-v1", total_steps=1024, learning_starts=512, hidden=(8,))
+    ... )
+    >>> state, history = jax.jit(agent.train)(jax.random.key(0))
+    >>> history["loss/critic"].shape
+    (8,)
+    """
+
+    config: OffPolicyConfig
+
+    def __init__(self, config: OffPolicyConfig, *, axis_name: AxisName | None = None) -> None:
+        """Checks the configuration and builds the networks."""
+        super().__init__(config, axis_name=axis_name)
+        self.actor = Actor(
+            **self.torso, **self.actions, initial_log_std=config.initial_log_std, squashed=True
+        )
+        hidden = config.critic_hidden or config.hidden
+        self.critic = ActionValue(
+            **self.torso | {"hidden": hidden}, num_actions=self.env.num_actions
+        )
+        self._tx = config.optimizer(config.learning_rate)
+
+    # What an algorithm adds.
+
+    @abc.abstractmethod
+    def old_actor(self, actor: PyTree) -> PyTree | None:
+        """What is kept of the first policy, if anything."""
+
+    @abc.abstractmethod
+    def policy_losses(
+        self, actor: PyTree, batch: Replayed, keys: jax.Array, learner: Learner, critics: PyTree
+    ) -> tuple[jax.Array, jax.Array]:
+        """Losses of the policy, [batch], and log pi of its actions, [batch]."""
+
+    def entropy_log(self, log_prob: jax.Array) -> jax.Array:
+        """What the critics' targets take as log pi, from that of every dimension; [...]."""
+        return jnp.sum(log_prob, -1)
+
+    def refreshed(self, learner: Learner, actor: PyTree) -> Learner:
+        """The learner after a gradient step."""
+        del actor
+        return learner
+
+    def moved(self, state: State, batch: Replayed, keys: jax.Array, before: PyTree) -> Metrics:
+        """How far the policy went in an iteration, from the parameters `before`."""
+        del keys
+        new = self.distribution(state.params["actor"], batch.observation)
+        old = self.distribution(before, batch.observation)
+        return {"kl/new_old": self.mean(new.kl_divergence(old))}
+
+    # Training.
+
+    def init(self, key: jax.Array) -> State:
+        """The state after the steps with random actions."""
+        config = self.config
+        key_actor, *key_critics, key_env, key_random, key = jax.random.split(key, 6)
+        runner = rollouts.start(self.env, config.env_params, key_env, config.num_envs, ((), ()))
+        example = rollouts.example(self.env, config.env_params, runner)
+        observation = example.observation[None]
+        action = None if self.env.num_actions is not None else example.action[None]
+        params = {
+            "actor": self.actor.init(key_actor, observation),
+            "critics": tuple(self.critic.init(key, observation, action) for key in key_critics),
+        }
+        replay = replays.empty(example, config.num_envs, config.buffer_length)
+        observations = (
+            initial_statistics(example.observation.shape) if config.normalize_observations else None
+        )
+        if config.first_update:
+            runner, transitions = rollouts.act_randomly(
+                self.env, config.env_params, runner, key_random,
+                config.first_update * config.num_steps, config.discount,
+            )  # fmt: skip
+            replay = replays.added(replay, transitions)
+            if observations is not None:
+                observations = merged(observations, transitions.observation)
+        return State(
+            params=params,
+            learner=self._init_learner(params),
+            runner=runner,
+            replay=replay,
+            observations=observations,
+            key=key,
+            iteration=jnp.asarray(config.first_update, jnp.int32),
+            episodes=unknown_episodes(runner.sums.episode_return.dtype),
+        )
+
+    def update(self, state: State) -> tuple[State, Metrics]:
+        """One iteration: steps of the environments, each with gradient steps behind it."""
+        config, observations = self.config, state.observations
+        key, key_rollout, key_learn, key_end = jax.random.split(state.key, 4)
+        keys = (
+            rollouts.draw_keys(key_rollout, state.runner.place, config.num_steps),
+            jax.random.split(key_learn, (config.num_steps, config.gradient_steps)),
+        )
+
+        def step(state: State, keys: tuple[jax.Array, jax.Array]) -> tuple[State, Any]:
+            (for_actions, for_steps), for_gradients = keys
+            distribution = self.distribution(
+                state.params["actor"], self.normalize(observations, state.runner.observation)
+            )
+            if config.explore == "sample":
+                action = jax.vmap(lambda one, key: one.sample(key))(distribution, for_actions)
+            else:
+                action = distribution.mode()
+            runner, transition = rollouts.take(
+                self.env, config.env_params, state.runner, action, for_steps, squashed=True
+            )
+            transition = jax.tree.map(lambda x: x[None], transition)
+            state = state._replace(runner=runner, replay=replays.added(state.replay, transition))
+            state, metrics = jax.lax.scan(self._gradient_step, state, for_gradients)
+            return state, (jax.tree.map(lambda x: x[0], transition), metrics)
+
+        before = state
+        state, (transitions, metrics) = jax.lax.scan(step, state, keys)
+        metrics = {name: jnp.mean(x) for name, x in metrics.items()}
+        ended = transitions.terminated | transitions.truncated
+        sums, every = rollouts.sum_up(
+            before.runner.sums, transitions.reward, ended, config.discount
+        )
+        batch, group_keys = self._draw(state, key_end)
+        metrics |= self.moved(state, batch, group_keys[:, 0], before.params["actor"])
+        if observations is not None:
+            observations = merged(observations, transitions.observation, axis_name=self.axis_name)
+        episodes = self.episode_means(before.episodes, every, ended)
+        state = state._replace(
+            runner=state.runner._replace(sums=sums),
+            observations=observations,
+            key=key,
+            iteration=state.iteration + 1,
+            episodes=episodes,
+        )
+        return state, episodes | metrics
+
+    @staticmethod
+    def state_specs(axis_name: str, *, batch_axes: int = 0) -> State:
+        """See `Algorithm`."""
+        whole, split = specs(axis_name, batch_axes)
+        rows = replays.replay_specs(split)
+        return State(whole, whole, split, rows, whole, whole, whole, whole)  # type: ignore[arg-type]
+
+    # Pieces that algorithms are made of.
+
+    def distribution(self, actor: PyTree, observation: jax.Array) -> Any:
+        """The policy at normalised observations [batch, features]: Categorical or TanhGaussian."""
+        return self.actor.apply(actor, observation)[0]
+
+    def candidates(self, distribution: Any, keys: jax.Array) -> Candidates:
+        """Actions of a policy at [batch] observations, drawn with keys [group]."""
+        if isinstance(distribution, Categorical):
+            return Candidates(None, distribution.log_probs()[..., None])
+        gaussian = DiagonalGaussian(*distribution)
+        groups = jax.tree.map(lambda x: x.reshape(len(keys), -1, x.shape[-1]), gaussian)
+        draws = jax.vmap(lambda one, key: one.sample(key))(groups, keys)
+        before_tanh = draws.reshape(gaussian.mean.shape)
+        log_prob = distribution.log_prob_before_tanh(before_tanh)
+        return Candidates(before_tanh, log_prob[:, None])
+
+    def log_prob(self, distribution: Any, candidates: Candidates) -> jax.Array:
+        """Another policy's log-probabilities of the candidates, [batch, candidate, d]."""
+        if isinstance(distribution, Categorical):
+            return distribution.log_probs()[..., None]
+        assert candidates.before_tanh is not None
+        log_prob: jax.Array = distribution.log_prob_before_tanh(candidates.before_tanh)
+        return log_prob[:, None]
+
+    def q_values(
+        self, critics: Sequence[PyTree], observation: jax.Array, candidates: Candidates
+    ) -> jax.Array:
+        """The smallest of the critics' values of the candidates, [batch, candidate]."""
+        if candidates.before_tanh is None:
+            values = [self._judge(critic, observation) for critic in critics]
+        else:
+            action = jnp.tanh(candidates.before_tanh)
+            values = [self._judge(critic, observation, action)[:, None] for critic in critics]
+        return values[0] if len(values) == 1 else jnp.minimum(values[0], values[1])
+
+    def policy_q_values(
+        self, critics: Sequence[PyTree], observation: jax.Array, candidates: Candidates
+    ) -> jax.Array:
+        """What the policy climbs, [batch, candidate]."""
+        of = critics if self.config.actor_critic == "smallest" else critics[:1]
+        return self.q_values(of, observation, candidates)
+
+    def expected(self, candidates: Candidates, values: jax.Array) -> jax.Array:
+        """The mean over the policy of values [batch, candidate]; [batch]."""
+        if candidates.before_tanh is None:
+            return policy_mean(candidates.log_prob[..., 0], values)
+        return values[:, 0]
+
+    def temperature(self, learner: Learner) -> jax.Array:
+        """lambda, a constant for gradients."""
+        if learner.log_temperature is None:
+            return jnp.asarray(self.config.temperature, default_float())
+        return jax.lax.stop_gradient(jnp.exp(learner.log_temperature))
+
+    # Steps.
+
+    def _init_learner(self, params: dict[str, PyTree]) -> Learner:
+        log_temperature = None
+        if self.config.learn_temperature:
+            log_temperature = jnp.log(jnp.asarray(self.config.temperature, default_float()))
+        return Learner(
+            actor=self._tx.init(params["actor"]),
+            critics=self._tx.init(params["critics"]),
+            temperature=() if log_temperature is None else self._tx.init(log_temperature),
+            log_temperature=log_temperature,
+            target_critics=jax.tree.map(jnp.copy, params["critics"]),
+            old_actor=self.old_actor(params["actor"]),
+            gradient_steps=jnp.zeros([], jnp.int32),
+        )
+
+    def _gradient_step(self, state: State, key: jax.Array) -> tuple[State, Metrics]:
+        config, learner = self.config, state.learner
+        batch, keys = self._draw(state, key)
+        actor, critics = state.params["actor"], state.params["critics"]
+        temperature = self.temperature(learner)
+
+        next_ = self.candidates(self.distribution(actor, batch.final_observation), keys[:, 0])
+        next_q = self.q_values(learner.target_critics, batch.final_observation, next_)
+        next_log_prob = self.expected(next_, self.entropy_log(next_.log_prob))
+        next_q = self.expected(next_, next_q)
+
+        def critic_loss(critics: Sequence[PyTree], batch: Replayed) -> tuple[jax.Array, jax.Array]:
+            values = [self._value_of_action(critic, batch) for critic in critics]
+            losses = [
+                sac_critic_loss(
+                    value, batch.reward, next_q, next_log_prob, batch.terminated,
+                    discount=config.discount, temperature=temperature,
+                )
+                for value in values
+            ]  # fmt: skip
+            return jnp.mean(losses[0]) + jnp.mean(losses[1]), jnp.mean(values[0])
+
+        def critic_output(critics: Sequence[PyTree], batch: Replayed) -> jax.Array:
+            return jnp.stack([self._value_of_action(critic, batch) for critic in critics], -1)
+
+        fit = self.step(critic_loss, self._tx, critic_output)
+        critics, critic_state, loss_critic, value = fit(critics, learner.critics, batch)
+
+        def policy_loss(actor: PyTree, batch: Replayed) -> tuple[jax.Array, jax.Array]:
+            losses, log_prob = self.policy_losses(actor, batch, keys[:, 1], learner, critics)
+            return jnp.mean(losses), log_prob
+
+        def policy_output(actor: PyTree, batch: Replayed) -> jax.Array:
+            return jnp.asarray(self.distribution(actor, batch.observation)[0])
+
+        improve = self.step(policy_loss, self._tx, policy_output)
+        actor, actor_state, loss_actor, log_prob = improve(actor, learner.actor, batch)
+
+        learner = learner._replace(
+            actor=actor_state,
+            critics=critic_state,
+            target_critics=optax.incremental_update(
+                critics, learner.target_critics, config.target_rate
+            ),
+            gradient_steps=learner.gradient_steps + 1,
+        )
+        if learner.log_temperature is not None:
+            learner = self._tune(learner, log_prob)
+        learner = self.refreshed(learner, actor)
+        metrics = {
+            "loss/critic": loss_critic,
+            "loss/actor": loss_actor,
+            "value/mean": value,
+            "entropy": -jnp.mean(log_prob),
+            "temperature": temperature,
+        }
+        metrics = {name: self.mean(x) for name, x in metrics.items()}
+        params = {"actor": actor, "critics": critics}
+        return state._replace(params=params, learner=learner), metrics
+
+    def _tune(self, learner: Learner, log_prob: jax.Array) -> Learner:
+        """A step of the temperature."""
+        config = self.config
+        target = config.target_entropy
+        if target is None and self.env.num_actions is not None:
+            target = 0.98 * math.log(self.env.num_actions)
+        elif target is None:
+            target = -float(self.actor.action_size or 0)
+
+        def loss_fn(log_temperature: jax.Array) -> tuple[jax.Array, None]:
+            losses = temperature_loss(
+                log_temperature, log_prob, target_entropy=target, form=config.temperature_form
+            )
+            return jnp.mean(losses), None
+
+        tune = self.step(loss_fn, self._tx)
+        log_temperature, state, _, _ = tune(learner.log_temperature, learner.temperature)
+        return learner._replace(log_temperature=log_temperature, temperature=state)
+
+    def _judge(
+        self, critic: PyTree, observation: jax.Array, action: jax.Array | None = None
+    ) -> jax.Array:
+        values: jax.Array = self.critic.apply(critic, observation, action)  # type: ignore[assignment]
+        return values
+
+    def _value_of_action(self, critic: PyTree, batch: Replayed) -> jax.Array:
+        if self.env.num_actions is None:
+            return self._judge(critic, batch.observation, batch.action)
+        values = self._judge(critic, batch.observation)
+        chosen = jax.nn.one_hot(batch.action, self.env.num_actions, dtype=bool)
+        return jnp.sum(jnp.where(chosen, values, jnp.zeros_like(values)), -1)
+
+    def _draw(self, state: State, key: jax.Array) -> tuple[Replayed, jax.Array]:
+        """A minibatch [batch, ...], normalised, and keys [group, 2] for its actions."""
+        num_groups = self.config.num_groups
+        first: ArrayLike = 0
+        if self.axis_name is not None:
+            num_groups //= jax.lax.axis_size(self.axis_name)
+            first = jax.lax.axis_index(self.axis_name) * num_groups
+        keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(key, place), 3))(
+            first + jnp.arange(num_groups)
+        )
+        groups = replays.drawn(
+            state.replay, keys[:, 0], self.config.batch_size // self.config.num_groups
+        )
+        batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), groups)
+        normalize = functools.partial(self.normalize, state.observations)
+        return batch._replace(
+            observation=normalize(batch.observation),
+            final_observation=normalize(batch.final_observation),
+        ), keys[:, 1:]

@@ -1,0 +1,86 @@
+"""A replay of transitions, kept by Flashbax, with what each step led to before any reset.
+
+A row of the buffer belongs to an environment. Minibatches take as many transitions from every group
+of neighbouring environments: they are the same however the environments are split over devices.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from trustjax.agents.rollout import Transition
+from trustjax.envs.quiet import calling, import_extra
+
+Replay = Any  # flashbax.buffers.trajectory_buffer.TrajectoryBufferState
+
+
+class Replayed(NamedTuple):
+    """Transitions to learn from, [..., ...].
+
+    Attributes:
+      observation: float [..., features].
+      action: of the policy.
+      reward: float.
+      terminated: bool; where a time limit cut the episode, it is not, and learning goes on from
+        `final_observation`.
+      final_observation: float [..., features], what the step led to, before any reset.
+    """
+
+    observation: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    final_observation: jax.Array
+
+
+def empty(example: Transition, num_envs: int, length: int) -> Replay:
+    """A replay of `length` transitions of each environment; `example` is one of one of them."""
+    with calling():
+        return _buffer(num_envs, length).init(_kept(example))
+
+
+def added(replay: Replay, transitions: Transition) -> Replay:
+    """The replay with transitions [time, environment, ...]; if it is full the oldest go."""
+    kept = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), _kept(transitions))
+    num_envs, length = replay.experience.reward.shape
+    with calling():
+        return _buffer(num_envs, length).add(replay, kept)
+
+
+def drawn(replay: Replay, keys: jax.Array, size: int) -> Replayed:
+    """Transitions [group, size, ...], drawn with the keys [group] from what there is."""
+    num_envs, length = replay.experience.reward.shape
+    num_rows = num_envs // len(keys)
+    groups = replay.replace(
+        experience=jax.tree.map(
+            lambda x: x.reshape(len(keys), num_rows, *x.shape[1:]), replay.experience
+        )
+    )
+    axes = groups.replace(experience=0, current_index=None, is_full=None)
+    with calling():
+        sample = _buffer(num_rows, length, size).sample
+        found: Replayed = jax.vmap(sample, (axes, 0))(groups, keys).experience
+    single: Replayed = jax.tree.map(lambda x: x[:, :, 0], found)
+    return single
+
+
+def replay_specs(split: PartitionSpec) -> Replay:
+    """How a replay lies on a mesh: the rows are split as the environments are."""
+    buffers = import_extra("flashbax.buffers.trajectory_buffer", install='"trustjax[rl]"')
+    return buffers.TrajectoryBufferState(
+        experience=split, current_index=PartitionSpec(), is_full=PartitionSpec()
+    )
+
+
+def _kept(transition: Transition) -> Replayed:
+    return Replayed(**{name: getattr(transition, name) for name in Replayed._fields})
+
+
+def _buffer(num_rows: int, length: int, size: int = 1) -> Any:
+    flashbax = import_extra("flashbax", install='"trustjax[rl]"')
+    return flashbax.make_trajectory_buffer(
+        add_batch_size=num_rows, sample_batch_size=size, sample_sequence_length=1, period=1,
+        min_length_time_axis=1, max_length_time_axis=length,
+    )  # fmt: skip

@@ -1,0 +1,22 @@
+"""Arguments that must have one shape: broadcasting would hide a mistake."""
+
+import jax
+import jax.numpy as jnp
+
+from trustjax.geometry.norm import widened
+
+
+def alike(first: jax.Array, **others: jax.Array) -> tuple[jax.Array, ...]:
+    """`others` in float32 at least; their shapes must be that of `first`."""
+    for name, other in others.items():
+        check_shape(name, other, first)
+    return tuple(widened(jnp.asarray(other)) for other in others.values())
+
+
+def check_shape(name: str, given: jax.Array, first: jax.Array) -> None:
+    """Raises ValueError, which names the argument, unless the shapes are the same."""
+    if jnp.shape(given) != jnp.shape(first):
+        raise ValueError(
+            f"{name} must have the shape of the first argument, {jnp.shape(first)}; "
+            f"got {jnp.shape(given)}"
+        )
