@@ -9,6 +9,7 @@ compiled program of its own, so the parts need not add up to the whole. The prog
 import argparse
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,23 +97,30 @@ def parts(agent: PPO) -> dict[str, Callable[[State], State]]:
         """Forward and two backward products of every layer, nothing between them."""
         width = config.hidden[0]
         rows = config.steps_per_update // config.num_minibatches
-        total = state.runner.observation[0, 0]
-        for sizes in ((4, width, width, 2), (4, width, width, 1)):
-            for fan_in, fan_out in itertools.pairwise(sizes):
-                x = jnp.full((rows, fan_in), total)
-                w = jnp.full((fan_in, fan_out), total)
+        sizes = [
+            pair
+            for last in (2, 1)
+            for pair in itertools.pairwise((state.runner.observation.shape[1], width, width, last))
+        ]
+        keys = jax.random.split(state.key, (len(sizes), 2))
+        layers = [
+            (
+                jax.random.normal(one, (rows, fan_in)),
+                jax.random.normal(two, (fan_in, fan_out)) / math.sqrt(fan_in),
+            )
+            for (one, two), (fan_in, fan_out) in zip(keys, sizes, strict=True)
+        ]
 
-                def once(c: jax.Array, _: None, x: Any = x, w: Any = w) -> tuple[jax.Array, None]:
-                    y = (x + c) @ w
-                    return jnp.sum(y @ w.T) + jnp.sum((x + c).T @ y), None
+        def once(layers: Any, _: None) -> tuple[Any, None]:
+            # Every product goes into the next pass: else XLA leaves it out, or takes it once.
+            forward = [x @ w for x, w in layers]
+            backward = [
+                (y @ w.T, w + 1e-9 * (x.T @ y)) for y, (x, w) in zip(forward, layers, strict=True)
+            ]
+            return backward, None
 
-                total = (
-                    total
-                    + jax.lax.scan(once, total, length=config.num_epochs * config.num_minibatches)[
-                        0
-                    ]
-                )
-        return _depending(state, total)
+        layers, _ = jax.lax.scan(once, layers, length=config.num_epochs * config.num_minibatches)
+        return _depending(state, *jax.tree.leaves(layers))
 
     return {
         "iteration": iteration,

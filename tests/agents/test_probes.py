@@ -31,6 +31,7 @@ from trustjax.agents import (
     SAC,
     TRPO,
     OffPolicyMDPO,
+    candidates,
     mdpo,
     on_policy,
     ppo,
@@ -127,8 +128,8 @@ def values(agent, params, observations):
     if "critic" in params:
         return agent.critic.apply(params["critic"], observations)[0]
     policy = agent.distribution(params["actor"], observations)
-    candidates = agent.candidates(policy, jax.random.split(jax.random.key(2), 1))
-    return agent.expected(candidates, agent.q_values(params["critics"], observations, candidates))
+    drawn = candidates.draw(policy, jax.random.split(jax.random.key(2), 1))
+    return candidates.expected(drawn, agent.q_values(params["critics"], observations, drawn))
 
 
 def value_errors(agent, states, name):

@@ -40,6 +40,7 @@ from trustjax._sharding import AxisName
 from trustjax.agents import off_policy
 from trustjax.agents.algorithm import Metrics, PyTree, trust
 from trustjax.agents.batch import Batch
+from trustjax.agents.candidates import Candidates, draw, expected, log_prob_of
 from trustjax.agents.config import OffPolicyConfig as SharedConfig
 from trustjax.agents.config import OnPolicyConfig, static, whole_batch
 from trustjax.agents.on_policy import OnPolicy, State
@@ -249,14 +250,14 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         config = self.config
         new = self.distribution(actor, batch.observation)
         old = self.distribution(learner.old_actor, batch.observation)
-        candidates = self.candidates(new, keys)
-        log_prob = self.expected(candidates, candidates.log_prob.sum(-1))
+        candidates = draw(new, keys)
+        log_prob = expected(candidates, candidates.log_prob.sum(-1))
         numbers = {"step_size": config.step_size, "temperature": self.temperature(learner)}
         if config.projection == "reverse":
-            losses = self.expected(
+            losses = expected(
                 candidates,
                 mdpo_actor_loss(
-                    candidates.log_prob, self.log_prob(old, candidates),
+                    candidates.log_prob, log_prob_of(old, candidates),
                     self.policy_q_values(critics, batch.observation, candidates),
                     order=config.order, event_axis=-1, **numbers,
                 ),
@@ -282,10 +283,10 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         old = self.distribution(learner.old_actor, batch.observation)
 
         def objective(distribution: Any, keys: jax.Array) -> jax.Array:
-            candidates = self.candidates(distribution, keys)
+            candidates = draw(distribution, keys)
             value = self.policy_q_values(critics, batch.observation, candidates)
             soft = value - temperature * candidates.log_prob.sum(-1)
-            return self.mean(self.expected(candidates, soft))
+            return self.mean(expected(candidates, soft))
 
         of_new, of_old = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         gain = objective(new, of_new) - objective(old, of_old)
@@ -305,10 +306,10 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         """The forward projection, over draws from the old policy or all of a choice."""
         count = 1 if isinstance(old, Categorical) else self.config.num_candidates
         many = jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
-        draws = jax.vmap(lambda keys: self.candidates(old, keys))(many)
+        draws = jax.vmap(lambda keys: draw(old, keys))(many)
 
-        def of_draw(one: off_policy.Candidates) -> tuple[jax.Array, jax.Array]:
-            log_prob = self.log_prob(new, one).sum(-1)
+        def of_draw(one: Candidates) -> tuple[jax.Array, jax.Array]:
+            log_prob = log_prob_of(new, one).sum(-1)
             return log_prob, self.policy_q_values(critics, batch.observation, one)
 
         # [draw, batch, action]: of the two last but the batch one has length 1.

@@ -24,12 +24,12 @@ from trustjax._sharding import AxisName
 from trustjax.agents import replay as replays
 from trustjax.agents import rollout as rollouts
 from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, specs, unknown_episodes
+from trustjax.agents.candidates import Candidates, draw, expected
 from trustjax.agents.config import OffPolicyConfig
 from trustjax.agents.replay import Replay, Replayed
 from trustjax.agents.rollout import Runner
 from trustjax.agents.statistics import Statistics, initial_statistics, merged
-from trustjax.distributions import Categorical, DiagonalGaussian
-from trustjax.losses import policy_mean, sac_critic_loss, temperature_loss
+from trustjax.losses import sac_critic_loss, temperature_loss
 from trustjax.models.actor_critic import ActionValue, Actor, default_float
 
 
@@ -77,18 +77,6 @@ class State(NamedTuple):
     key: jax.Array
     iteration: jax.Array
     episodes: Metrics
-
-
-class Candidates(NamedTuple):
-    """Actions at which policy and critics are asked: one draw, or all of a choice.
-
-    Attributes:
-      before_tanh: float [batch, d], the draw before it is squashed; None for a choice.
-      log_prob: float [batch, candidate, d], log pi of every dimension; d is 1 for a choice.
-    """
-
-    before_tanh: jax.Array | None
-    log_prob: jax.Array
 
 
 class OffPolicy(Algorithm[State]):
@@ -243,25 +231,6 @@ class OffPolicy(Algorithm[State]):
         """The policy at normalised observations [batch, features]: Categorical or TanhGaussian."""
         return self.actor.apply(actor, observation)[0]
 
-    def candidates(self, distribution: Any, keys: jax.Array) -> Candidates:
-        """Actions of a policy at [batch] observations, drawn with keys [group]."""
-        if isinstance(distribution, Categorical):
-            return Candidates(None, distribution.log_probs()[..., None])
-        gaussian = DiagonalGaussian(*distribution)
-        groups = jax.tree.map(lambda x: x.reshape(len(keys), -1, x.shape[-1]), gaussian)
-        draws = jax.vmap(lambda one, key: one.sample(key))(groups, keys)
-        before_tanh = draws.reshape(gaussian.mean.shape)
-        log_prob = distribution.log_prob_before_tanh(before_tanh)
-        return Candidates(before_tanh, log_prob[:, None])
-
-    def log_prob(self, distribution: Any, candidates: Candidates) -> jax.Array:
-        """Another policy's log-probabilities of the candidates, [batch, candidate, d]."""
-        if isinstance(distribution, Categorical):
-            return distribution.log_probs()[..., None]
-        assert candidates.before_tanh is not None
-        log_prob: jax.Array = distribution.log_prob_before_tanh(candidates.before_tanh)
-        return log_prob[:, None]
-
     def q_values(
         self, critics: Sequence[PyTree], observation: jax.Array, candidates: Candidates
     ) -> jax.Array:
@@ -279,12 +248,6 @@ class OffPolicy(Algorithm[State]):
         """What the policy climbs, [batch, candidate]."""
         of = critics if self.config.actor_critic == "smallest" else critics[:1]
         return self.q_values(of, observation, candidates)
-
-    def expected(self, candidates: Candidates, values: jax.Array) -> jax.Array:
-        """The mean over the policy of values [batch, candidate]; [batch]."""
-        if candidates.before_tanh is None:
-            return policy_mean(candidates.log_prob[..., 0], values)
-        return values[:, 0]
 
     def temperature(self, learner: Learner) -> jax.Array:
         """lambda, a constant for gradients."""
@@ -314,10 +277,10 @@ class OffPolicy(Algorithm[State]):
         actor, critics = state.params["actor"], state.params["critics"]
         temperature = self.temperature(learner)
 
-        next_ = self.candidates(self.distribution(actor, batch.final_observation), keys[:, 0])
+        next_ = draw(self.distribution(actor, batch.final_observation), keys[:, 0])
         next_q = self.q_values(learner.target_critics, batch.final_observation, next_)
-        next_log_prob = self.expected(next_, self.entropy_log(next_.log_prob))
-        next_q = self.expected(next_, next_q)
+        next_log_prob = expected(next_, self.entropy_log(next_.log_prob))
+        next_q = expected(next_, next_q)
 
         def critic_loss(critics: Sequence[PyTree], batch: Replayed) -> tuple[jax.Array, jax.Array]:
             values = [self._value_of_action(critic, batch) for critic in critics]

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName
 from trustjax.agents.algorithm import PyTree
+from trustjax.agents.candidates import draw, expected
 from trustjax.agents.config import OffPolicyConfig, static
 from trustjax.agents.off_policy import Learner, OffPolicy
 from trustjax.agents.replay import Replayed
@@ -46,8 +47,8 @@ class SAC(OffPolicy):
         self, actor: PyTree, batch: Replayed, keys: jax.Array, learner: Learner, critics: PyTree
     ) -> tuple[jax.Array, jax.Array]:
         """See `OffPolicy`."""
-        candidates = self.candidates(self.distribution(actor, batch.observation), keys)
+        candidates = draw(self.distribution(actor, batch.observation), keys)
         log_prob = candidates.log_prob.sum(-1)
         q_value = self.policy_q_values(critics, batch.observation, candidates)
         losses = sac_actor_loss(log_prob, q_value, temperature=self.temperature(learner))
-        return self.expected(candidates, losses), self.expected(candidates, log_prob)
+        return expected(candidates, losses), expected(candidates, log_prob)
