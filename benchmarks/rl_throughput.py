@@ -253,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.rounds < 1:
         parser.error(f"--rounds: got {given.rounds}, allowed: an integer >= 1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Else programs with many seeds can hang on CPU; see experiments/run.py. For peers and ours.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
     found = json.loads(given.out.read_text()) if given.out.is_file() else {}
     for name in given.only:
         print(f"== {name}", flush=True)
