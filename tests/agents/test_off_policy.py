@@ -100,13 +100,14 @@ class TestIdentities:
 
     def test_the_old_policy_holds_the_new_one(self):
         """The smaller the step, the nearer stays the policy to the one that never changes."""
+
+        def last(step_size, key):
+            agent = config("mdpo", policy_steps=10**6, step_size=step_size).agent()
+            return agent.train(key)[1]["trust/distance"][-1]
+
         keys = jax.random.split(jax.random.key(0), 5)
-        held, free = (
-            jax.jit(jax.vmap(config("mdpo", policy_steps=10**6, step_size=step).agent().train))(
-                keys
-            )[1]["trust/distance"][:, -1]
-            for step in (0.3, 5.0)
-        )
+        train = jax.jit(jax.vmap(jax.vmap(last, (None, 0)), (0, None)))
+        held, free = train(jnp.array([0.3, 5.0]), keys)
         assert np.all(held < 0.5 * free)
 
 
@@ -138,26 +139,32 @@ def test_chunks_with_a_callback_give_the_same_numbers():
     agent = config("sac").agent()
     seen = []
     state, history = train_in_chunks(
-        agent, jax.random.key(0), updates_per_chunk=3,
+        agent, jax.random.key(0), updates_per_chunk=4,
         callback=lambda state, metrics: seen.append(int(state.iteration)),
     )  # fmt: skip
     expected, rows = trained("sac")
-    assert seen == [5, 8, 10]
+    assert seen == [6, 10]
     check_close(state, expected, 1e-4, 1e-5)
     check_close(history, rows, 1e-4, 1e-5)
 
 
 def test_temperature_moves_towards_the_target():
     """Up while the entropy is below the target, down while it is above."""
-    for target, sign in ((5.0, 1), (-5.0, -1)):
-        _, history = trained("sac", target_entropy=target)
-        assert np.all(sign * np.diff(history["temperature"]) > 0)
+
+    def temperatures(target_entropy):
+        agent = config("sac", target_entropy=target_entropy).agent()
+        return agent.train(jax.random.key(0))[1]["temperature"]
+
+    up, down = jax.jit(jax.vmap(temperatures))(jnp.array([5.0, -5.0]))
+    assert np.all(np.diff(up) > 0)
+    assert np.all(np.diff(down) < 0)
 
 
 def test_any_optimizer():
     state, history = trained("sac", optimizer=lambda rate: optax.chain(sam(0.01), optax.adam(rate)))
     check_learned(state, history)
-    assert not np.allclose(history["loss/critic"], trained("sac")[1]["loss/critic"])
+    for part in (state.learner.actor, state.learner.critics, state.learner.temperature):
+        assert optax.tree.get(part, "radius") == np.float32(0.01)  # all are attacked
 
 
 @pytest.mark.parametrize("env", ["gymnax:Pendulum-v1", "gymnax:CartPole-v1"])

@@ -80,7 +80,7 @@ SHARED = {
     "learning_rate": 0.02, "anneal_learning_rate": True, "num_epochs": 4, "num_minibatches": 2,
 }  # fmt: skip
 REPLAY = {
-    "num_envs": 8, "num_steps": 10, "total_steps": 8000, "discount": DISCOUNT, "hidden": (16,),
+    "num_envs": 8, "num_steps": 10, "total_steps": 6000, "discount": DISCOUNT, "hidden": (16,),
     "activation": "tanh", "learning_rate": 0.01, "gradient_steps": 2, "batch_size": 64,
     "learning_starts": 400, "target_rate": 0.1, "temperature": 0.001, "learn_temperature": False,
 }  # fmt: skip
@@ -199,6 +199,7 @@ def test_next_value_is_that_before_the_reset(monkeypatch):
     assert np.all(value_errors(agent, states["final_observation"], "final_observation") > 0.1)
 
 
+@pytest.mark.slow
 def test_replay_keeps_both_ends_apart(monkeypatch):
     """Without the difference, or without the last observation, SAC fails the probe for it alone."""
     take = rollout.take

@@ -85,7 +85,9 @@ def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
         assert (tmp_path / "run" / "plots" / name).stat().st_size > 5000
 
 
-@pytest.mark.parametrize(("tiny", "agent"), [(TINY, "ppo"), (TINY_REPLAY, "mdpo")])
+@pytest.mark.parametrize(
+    ("tiny", "agent"), [(TINY, "ppo"), pytest.param(TINY_REPLAY, "mdpo", marks=pytest.mark.slow)]
+)
 def test_resume_gives_the_same_numbers(call, tmp_path, monkeypatch, capsys, tiny, agent):
     """A run that was cut off goes on with the same bits: keys, environments, replay are saved."""
     assert call(*tiny, "hydra.run.dir=whole") == 0
