@@ -17,7 +17,6 @@ ratio is the median of the ratios within a turn. Questions:
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 
 from benchmarks.optimizers import environment
 from experiments.files import write_text
+from experiments.run import set_environment
 from experiments.statistics import bootstrap_mean
 
 Numbers = dict[str, Any]
@@ -252,9 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.rounds < 1:
         parser.error(f"--rounds: got {given.rounds}, allowed: an integer >= 1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Else programs with many seeds can hang on CPU; see experiments/run.py. For peers and ours.
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
+    set_environment(deterministic=False)  # which the programs, ours and the peers', inherit
     found = json.loads(given.out.read_text()) if given.out.is_file() else {}
     for name in given.only:
         print(f"== {name}", flush=True)

@@ -108,7 +108,7 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
 
 
 def _run(folder: Path, config: dict[str, Any], *, resumed: bool) -> None:
-    _set_environment(deterministic=config["deterministic"])
+    set_environment(deterministic=config["deterministic"])
     config = check_config(config)
     from experiments import session  # imports JAX and Orbax, which takes seconds
     from experiments.loop import Diverged, SaveError
@@ -121,7 +121,7 @@ def _run(folder: Path, config: dict[str, Any], *, resumed: bool) -> None:
         sys.exit(code)
 
 
-def _set_environment(*, deterministic: bool) -> None:
+def set_environment(*, deterministic: bool) -> None:
     """What XLA reads from the environment when it starts."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no C++ logs
     flags = os.environ.get("XLA_FLAGS", "")

@@ -286,5 +286,5 @@ def test_flags_for_xla(monkeypatch, version, before, after):
     monkeypatch.setenv("XLA_FLAGS", before)
     monkeypatch.setattr(run.importlib.metadata, "version", lambda package: version)
     for _ in range(2):  # twice is as once
-        run._set_environment(deterministic=True)
+        run.set_environment(deterministic=True)
     assert os.environ["XLA_FLAGS"] == after
