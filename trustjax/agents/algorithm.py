@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents.config import AgentConfig
 from trustjax.agents.policy import Evaluation, Policy
-from trustjax.agents.rollout import Runner, Sums
+from trustjax.agents.rollout import Sums
 from trustjax.agents.statistics import Statistics, normalized
 from trustjax.envs import Environment
 from trustjax.models.actor_critic import Actor, Carry, initial_carry
@@ -23,29 +23,17 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(Protocol):
-    """What the states of all algorithms have.
+    """What `Algorithm` reads of a state.
 
     Attributes:
       params: {"actor": ..., ...}, variables of the networks.
-      runner: the environments, which are split over devices.
       observations: statistics of observations, or None.
-      key: of all that is drawn from here on.
-      iteration: int32 [], how many are done.
-      episodes: the means of the last iteration in which an episode ended; NaN before.
     """
 
     @property
     def params(self) -> dict[str, PyTree]: ...  # noqa: D102
     @property
-    def runner(self) -> Runner: ...  # noqa: D102
-    @property
     def observations(self) -> Statistics | None: ...  # noqa: D102
-    @property
-    def key(self) -> jax.Array: ...  # noqa: D102
-    @property
-    def iteration(self) -> jax.Array: ...  # noqa: D102
-    @property
-    def episodes(self) -> Metrics: ...  # noqa: D102
 
 
 S = TypeVar("S", bound=TrainState)
