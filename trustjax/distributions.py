@@ -145,10 +145,18 @@ class TanhGaussian(NamedTuple):
             jnp.arctanh(jnp.clip(widened(action), -1 + _EDGE, 1 - _EDGE))
         )
 
-    def log_prob_before_tanh(self, u: jax.Array) -> jax.Array:
-        """Log-density of every dimension of the action tanh(u), from u [..., d]; [..., d]."""
+    def log_prob_before_tanh(self, u: jax.Array, *, slope: float = 0.0) -> jax.Array:
+        r"""Log-density of every dimension of the action tanh(u), from u [..., d]; [..., d].
+
+        .. math:: \log N(u; \mu, \sigma) - \log(1 - \tanh^2 u + \mathrm{slope})
+
+        With slope = 0 it is exact, and unbounded: it grows as 2 |u|. Where the density itself is
+        needed, 1e-6 keeps it finite, as most codes of SAC have it.
+        """
         # log(1 - tanh(u)^2) without cancellation.
         log_slope = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+        if slope:
+            log_slope = jnp.logaddexp(log_slope, math.log(slope))
         return DiagonalGaussian(*self).log_prob_each(u) - log_slope
 
     def entropy(self, key: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import pytest
 
 from trustjax.agents import (
     OffPolicyMDPO,
+    candidates,
     data_parallel,
     mdpo,
     replay,
@@ -18,6 +19,7 @@ from trustjax.agents import (
     select_seed,
     train_in_chunks,
 )
+from trustjax.distributions import TanhGaussian
 from trustjax.optim import sam
 from trustjax.parallel import make_mesh
 
@@ -77,6 +79,22 @@ def check_learned(state, history, num_updates=8):
 def test_all_options(algorithm, options):
     """Both kinds of actions; the buffer is full before the end."""
     check_learned(*trained(algorithm, **options))
+
+
+@pytest.mark.parametrize("order", [1.0, 1.4, 2.0])
+def test_densities_near_the_bounds(order):
+    """Orders above 1 need densities, not logarithms: exact ones overflow where tanh is flat."""
+    agent = config("mdpo", order=order).agent()
+
+    def soft_value(mean):
+        policy = TanhGaussian(mean, jnp.zeros_like(mean))
+        drawn = candidates.draw(policy, jax.random.split(jax.random.key(0), 4), slope=agent.slope)
+        return jnp.mean(jnp.square(agent.entropy_log(drawn.log_prob)))
+
+    for mean in (0.0, 60.0, -200.0):
+        value, gradient = jax.value_and_grad(soft_value)(jnp.full((16, 2), mean))
+        assert np.isfinite(value)
+        assert np.all(np.isfinite(gradient))
 
 
 class TestIdentities:

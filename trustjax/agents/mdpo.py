@@ -221,6 +221,11 @@ class OffPolicyMDPO(off_policy.OffPolicy):
 
     config: OffPolicyConfig
 
+    @property
+    def slope(self) -> float:
+        """1e-6 where densities are needed, not their logarithms: near +-1 they overflow."""
+        return 0.0 if self.config.order == 1 else 1e-6
+
     def old_actor(self, actor: PyTree) -> PyTree:
         """A copy of the first policy."""
         return jax.tree.map(jnp.copy, actor)
@@ -250,14 +255,14 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         config = self.config
         new = self.distribution(actor, batch.observation)
         old = self.distribution(learner.old_actor, batch.observation)
-        candidates = draw(new, keys)
+        candidates = draw(new, keys, slope=self.slope)
         log_prob = expected(candidates, candidates.log_prob.sum(-1))
         numbers = {"step_size": config.step_size, "temperature": self.temperature(learner)}
         if config.projection == "reverse":
             losses = expected(
                 candidates,
                 mdpo_actor_loss(
-                    candidates.log_prob, log_prob_of(old, candidates),
+                    candidates.log_prob, log_prob_of(old, candidates, slope=self.slope),
                     self.policy_q_values(critics, batch.observation, candidates),
                     order=config.order, event_axis=-1, **numbers,
                 ),

@@ -118,6 +118,11 @@ class OffPolicy(Algorithm[State]):
     ) -> tuple[jax.Array, jax.Array]:
         """Losses of the policy, [batch], and log pi of its actions, [batch]."""
 
+    @property
+    def slope(self) -> float:
+        """What `TanhGaussian.log_prob_before_tanh` adds to the slope of the actions."""
+        return 0.0
+
     def entropy_log(self, log_prob: jax.Array) -> jax.Array:
         """What the critics' targets take as log pi, from that of every dimension; [...]."""
         return jnp.sum(log_prob, -1)
@@ -277,7 +282,9 @@ class OffPolicy(Algorithm[State]):
         actor, critics = state.params["actor"], state.params["critics"]
         temperature = self.temperature(learner)
 
-        next_ = draw(self.distribution(actor, batch.final_observation), keys[:, 0])
+        next_ = draw(
+            self.distribution(actor, batch.final_observation), keys[:, 0], slope=self.slope
+        )
         next_q = self.q_values(learner.target_critics, batch.final_observation, next_)
         next_log_prob = expected(next_, self.entropy_log(next_.log_prob))
         next_q = expected(next_, next_q)
