@@ -239,6 +239,7 @@ def test_eight_devices_equal_one(x64):
         ),
         ("sac", {"target_rate": 1.5}, "target_rate must be <= 1, got 1.5"),
         ("sac", {"temperature": 0.0}, "temperature must be > 0"),
+        ("sac", {"log_std_range": (0.5, 2.0)}, "log_std_range must hold initial_log_std, 0,"),
         ("sac", {"explore": "none"}, "explore must be one of 'sample', 'mode', got 'none'"),
         ("sac", {"env": "gymnax:Pendulum-v2"}, "Pendulum-v1"),
         ("mdpo", {"step_size": -1.0}, "step_size must be > 0"),

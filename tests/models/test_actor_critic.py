@@ -55,8 +55,10 @@ def test_matches_numpy(variables_of: Callable[..., Any], shape: tuple[int, ...])
 
 
 def test_squashed_actor(variables_of: Callable[..., Any]) -> None:
-    """Both halves of the head, the logarithm of the deviation cut to [-20, 2]."""
-    model = Actor(hidden=(6,), action_size=3, squashed=True, initial_log_std=-1.0)
+    """Both halves of the head, the logarithm of the deviation cut to its range."""
+    model = Actor(
+        hidden=(6,), action_size=3, squashed=True, initial_log_std=-1.0, log_std_range=(-9.0, 1.0)
+    )
     variables = variables_of(model, X)
     layers = variables["params"]
     assert set(layers) == {"dense_0", "head"}  # no deviation beside the network's
@@ -68,7 +70,7 @@ def test_squashed_actor(variables_of: Callable[..., Any]) -> None:
     np.testing.assert_allclose(output.log_std, expected[..., 3:] - 1, atol=1e-6)
     far = jax.tree.map(lambda x: 1e4 * x, variables)
     log_std = model.apply(far, X)[0].log_std
-    assert (log_std.min(), log_std.max()) == (-20, 2)
+    assert (log_std.min(), log_std.max()) == (-9, 1)
 
 
 def test_values_of_actions(variables_of: Callable[..., Any]) -> None:

@@ -217,6 +217,8 @@ class OffPolicyConfig(AgentConfig):
       temperature_form: of `trustjax.losses.temperature_loss`; static.
       actor_critic: which critic the policy climbs, "smallest" of the two or the "first"; static.
       explore: how it acts in training: a "sample" of the policy or its "mode"; static.
+      log_std_range: lowest and highest log standard deviation of continuous actions; with the -20
+        of the paper's code the KL to an old policy can be beyond all measure; static.
     """
 
     num_envs: int = static(1)
@@ -237,6 +239,12 @@ class OffPolicyConfig(AgentConfig):
     temperature_form: Literal["log", "exponential"] = static("exponential")
     actor_critic: Literal["smallest", "first"] = static("smallest")
     explore: Literal["sample", "mode"] = static("sample")
+    log_std_range: tuple[float, float] = static((-5.0, 2.0))
+
+    def __post_init__(self) -> None:
+        """Makes what may come from a list hashable."""
+        super().__post_init__()
+        object.__setattr__(self, "log_std_range", tuple(self.log_std_range))
 
     @property
     def first_update(self) -> int:
@@ -266,6 +274,12 @@ class OffPolicyConfig(AgentConfig):
         check_choice("temperature_form", self.temperature_form, ("log", "exponential"))
         check_choice("actor_critic", self.actor_critic, ("smallest", "first"))
         check_choice("explore", self.explore, ("sample", "mode"))
+        low, high = self.log_std_range
+        if not low < self.initial_log_std < high:
+            raise ValueError(
+                f"log_std_range must hold initial_log_std, {self.initial_log_std:g}, inside, "
+                f"got {self.log_std_range}"
+            )
         first = max(self.first_update, 1) * self.steps_per_update
         if self.buffer_size < first:
             raise ValueError(

@@ -98,8 +98,9 @@ class OffPolicy(Algorithm[State]):
         """Checks the configuration and builds the networks."""
         super().__init__(config, axis_name=axis_name)
         self.actor = Actor(
-            **self.torso, **self.actions, initial_log_std=config.initial_log_std, squashed=True
-        )
+            **self.torso, **self.actions, initial_log_std=config.initial_log_std, squashed=True,
+            log_std_range=config.log_std_range,
+        )  # fmt: skip
         hidden = config.critic_hidden or config.hidden
         self.critic = ActionValue(
             **self.torso | {"hidden": hidden}, num_actions=self.env.num_actions

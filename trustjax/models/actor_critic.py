@@ -14,7 +14,6 @@ from trustjax.distributions import Categorical, DiagonalGaussian, Distribution, 
 from trustjax.geometry.norm import widened
 from trustjax.models.mlp import ACTIVATIONS
 
-_LOG_STD = (-20.0, 2.0)  # as in soft actor-critic
 Carry = Any  # float [..., gru_size], or () without a GRU
 
 
@@ -69,13 +68,15 @@ class Actor(Torso):
       initial_log_std: where the log standard deviations start; they do not depend on the state
         unless the actions are squashed.
       squashed: whether continuous actions are those of a Gaussian squashed by tanh, in (-1, 1); its
-        log standard deviations are outputs of the network, cut to [-20, 2].
+        log standard deviations are outputs of the network.
+      log_std_range: to which these are cut.
     """
 
     num_actions: int | None = None
     action_size: int | None = None
     initial_log_std: float = 0.0
     squashed: bool = False
+    log_std_range: tuple[float, float] = (-5.0, 2.0)
 
     @nn.compact
     def __call__(  # type: ignore[override]
@@ -91,7 +92,7 @@ class Actor(Torso):
         if squashed:
             mean, log_std = jnp.split(output, 2, -1)
             start_at = jnp.asarray(self.initial_log_std, output.dtype)
-            return TanhGaussian(mean, jnp.clip(log_std + start_at, *_LOG_STD)), carry
+            return TanhGaussian(mean, jnp.clip(log_std + start_at, *self.log_std_range)), carry
         start = nn.initializers.constant(self.initial_log_std)
         log_std = self.param("log_std", start, (self.action_size,), default_float())
         log_std = jnp.broadcast_to(log_std.astype(output.dtype), output.shape)
