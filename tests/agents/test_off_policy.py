@@ -193,6 +193,7 @@ def test_policy_acts_and_is_saved(env, tmp_path):
     state, _ = trained("sac", env=env)
     agent.policy(state).save(tmp_path / "policy.npz")
     policy = load_policy(tmp_path / "policy.npz")
+    assert hash(policy.actor) == hash(agent.actor)  # or `jax.jit` would not take the policy
     observation = jax.random.normal(jax.random.key(1), (5, *agent.env.observation_shape))
     for deterministic in (False, True):
         found, _ = policy.act(observation, jax.random.key(2), deterministic=deterministic)

@@ -176,6 +176,7 @@ def test_saved_policy_acts_alike(options, tmp_path):
     policy = agent.policy(jax.jit(agent.update)(agent.init(KEY))[0])
     policy.save(tmp_path / "policy.npz")
     found = load_policy(tmp_path / "policy.npz")
+    hash(found.actor)  # or `jax.jit` would not take the policy
     observation = jnp.array([[1.0], [-2.0]])
     check_close(found.act(observation, KEY), policy.act(observation, KEY))
     assert found.env == policy.env

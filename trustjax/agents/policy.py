@@ -196,7 +196,10 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     if "statistics/mean" in arrays:
         fields = (arrays[f"statistics/{name}"] for name in Statistics._fields)
         statistics = Statistics(*map(jnp.asarray, fields))
-    network = {**about["actor"], "hidden": tuple(about["actor"]["hidden"])}
+    network: dict[str, Any] = {  # JSON has no tuples, and a network is hashable
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in about["actor"].items()
+    }
     return Policy(
         variables, statistics, jnp.asarray(arrays["clip_observations"]), Actor(**network),
         about["env"],
