@@ -40,10 +40,7 @@ class Categorical(NamedTuple):
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Log-probability of `action`, an integer [...] in 0 ... A - 1; [...]."""
         _check_shape("action", action.shape, self.logits.shape[:-1])
-        # A masked sum: on CPU several times as fast as gathering.
-        chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)
-        log_probs = self.log_probs()
-        return jnp.sum(jnp.where(chosen, log_probs, jnp.zeros_like(log_probs)), -1)
+        return chosen(self.log_probs(), action)
 
     def log_probs(self) -> jax.Array:
         """Log-probabilities of all actions, [..., A]."""
@@ -166,6 +163,15 @@ class TanhGaussian(NamedTuple):
     def kl_divergence(self, other: "TanhGaussian") -> jax.Array:
         """KL(self || other), [...]: that of the Gaussians, as tanh is one to one."""
         return DiagonalGaussian(*self).kl_divergence(DiagonalGaussian(*other))
+
+
+def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
+    """Of `values` [..., A] those at `action`, an integer [...] in 0 ... A - 1; [...].
+
+    A masked sum: on CPU several times as fast as gathering.
+    """
+    mask = jax.nn.one_hot(action, values.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)), -1)
 
 
 Distribution = Categorical | DiagonalGaussian | TanhGaussian

@@ -27,6 +27,7 @@ SHARED = [
     ({"shuffle": "transitions", "gru_size": 8}, "shuffle must be 'environments' with a GRU"),
     ({"activation": "swish"}, "activation must be one of .*'tanh'.* got 'swish'"),
     ({"hidden": (64, 0)}, r"hidden must be widths >= 1, got \(64, 0\)"),
+    ({"hidden": 64}, "hidden must be widths >= 1, got 64"),
     ({"gru_size": 0}, "gru_size must be >= 1 or None, got 0"),
 ]
 OWN = [

@@ -61,6 +61,7 @@ class Algorithm(abc.ABC, Generic[S]):
         self.torso: dict[str, Any] = {
             name: getattr(config, name) for name in ("hidden", "activation", "orthogonal", "dtype")
         }
+        self.critic_torso = self.torso | {"hidden": config.critic_hidden or config.hidden}
         self.actions: dict[str, Any] = {
             "num_actions": self.env.num_actions,
             "action_size": None if self.env.action_low is None else len(self.env.action_low),

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -99,10 +99,12 @@ class AgentConfig(abc.ABC):
         return self.env if isinstance(self.env, Environment) else make_once(self.env)
 
     def __post_init__(self) -> None:
-        """Makes the widths hashable when they come from a list."""
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if self.critic_hidden is not None:
-            object.__setattr__(self, "critic_hidden", tuple(self.critic_hidden))
+        """Makes lists, which files have for tuples, hashable."""
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if field.metadata.get("static") and isinstance(given, Sequence | np.ndarray):
+                value = given if isinstance(given, str) else tuple(given)
+                object.__setattr__(self, field.name, value)
 
     def check_devices(self, num_devices: int) -> None:
         """Raises ValueError if so many devices, more than one, cannot share the environments."""
@@ -241,11 +243,6 @@ class OffPolicyConfig(AgentConfig):
     explore: Literal["sample", "mode"] = static("sample")
     log_std_range: tuple[float, float] = static((-5.0, 2.0))
 
-    def __post_init__(self) -> None:
-        """Makes what may come from a list hashable."""
-        super().__post_init__()
-        object.__setattr__(self, "log_std_range", tuple(self.log_std_range))
-
     @property
     def first_update(self) -> int:
         """Iterations of random steps."""
@@ -274,11 +271,12 @@ class OffPolicyConfig(AgentConfig):
         check_choice("temperature_form", self.temperature_form, ("log", "exponential"))
         check_choice("actor_critic", self.actor_critic, ("smallest", "first"))
         check_choice("explore", self.explore, ("sample", "mode"))
-        low, high = self.log_std_range
-        if not low < self.initial_log_std < high:
+        untyped: Any = self.log_std_range
+        pair = isinstance(untyped, tuple) and len(untyped) == 2
+        if not pair or not untyped[0] < self.initial_log_std < untyped[1]:
             raise ValueError(
-                f"log_std_range must hold initial_log_std, {self.initial_log_std:g}, inside, "
-                f"got {self.log_std_range}"
+                "log_std_range must be two numbers with initial_log_std, "
+                f"{self.initial_log_std:g}, between them, got {untyped}"
             )
         first = max(self.first_update, 1) * self.steps_per_update
         if self.buffer_size < first:

@@ -29,6 +29,7 @@ from trustjax.agents.config import OffPolicyConfig
 from trustjax.agents.replay import Replay, Replayed
 from trustjax.agents.rollout import Runner
 from trustjax.agents.statistics import Statistics, initial_statistics, merged
+from trustjax.distributions import chosen
 from trustjax.losses import sac_critic_loss, temperature_loss
 from trustjax.models.actor_critic import ActionValue, Actor, default_float
 
@@ -101,10 +102,7 @@ class OffPolicy(Algorithm[State]):
             **self.torso, **self.actions, initial_log_std=config.initial_log_std, squashed=True,
             log_std_range=config.log_std_range,
         )  # fmt: skip
-        hidden = config.critic_hidden or config.hidden
-        self.critic = ActionValue(
-            **self.torso | {"hidden": hidden}, num_actions=self.env.num_actions
-        )
+        self.critic = ActionValue(**self.critic_torso, num_actions=self.env.num_actions)
         self._tx = config.optimizer(config.learning_rate)
 
     # What an algorithm adds.
@@ -367,9 +365,7 @@ class OffPolicy(Algorithm[State]):
     def _value_of_action(self, critic: PyTree, batch: Replayed) -> jax.Array:
         if self.env.num_actions is None:
             return self._judge(critic, batch.observation, batch.action)
-        values = self._judge(critic, batch.observation)
-        chosen = jax.nn.one_hot(batch.action, self.env.num_actions, dtype=bool)
-        return jnp.sum(jnp.where(chosen, values, jnp.zeros_like(values)), -1)
+        return chosen(self._judge(critic, batch.observation), batch.action)
 
     def _draw(self, state: State, key: jax.Array) -> tuple[Replayed, jax.Array]:
         """A minibatch [batch, ...], normalised, and keys [group, 2] for its actions."""

@@ -68,9 +68,11 @@ class OnPolicy(Algorithm[State]):
     def __init__(self, config: OnPolicyConfig, *, axis_name: AxisName | None = None) -> None:
         """Checks the configuration and builds the networks."""
         super().__init__(config, axis_name=axis_name)
-        torso = self.torso | {"gru_size": config.gru_size}
-        self.actor = Actor(**torso, **self.actions, initial_log_std=config.initial_log_std)
-        self.critic = Critic(**torso | {"hidden": config.critic_hidden or config.hidden})
+        self.actor = Actor(
+            **self.torso, **self.actions, initial_log_std=config.initial_log_std,
+            gru_size=config.gru_size,
+        )  # fmt: skip
+        self.critic = Critic(**self.critic_torso, gru_size=config.gru_size)
 
     # What an algorithm adds.
 

@@ -136,8 +136,8 @@ class ActionValue(Torso):
 def check_network(hidden: Sequence[int], activation: str, gru_size: int | None = None) -> None:
     """Raises ValueError for widths below 1 or an unknown activation."""
     check_choice("activation", activation, ACTIVATIONS)
-    if any(width < 1 for width in hidden):
-        raise ValueError(f"hidden must be widths >= 1, got {tuple(hidden)}")
+    if not isinstance(hidden, Sequence) or any(width < 1 for width in hidden):
+        raise ValueError(f"hidden must be widths >= 1, got {hidden}")
     if gru_size is not None and gru_size < 1:
         raise ValueError(f"gru_size must be >= 1 or None, got {gru_size}")
 
