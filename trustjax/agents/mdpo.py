@@ -91,7 +91,17 @@ class Learner(NamedTuple):
 
 
 class MDPO(OnPolicy):
-    """On-policy MDPO; see `OnPolicy` for how it is used."""
+    """On-policy mirror descent policy optimisation; see `OnPolicy` for how it is used.
+
+    An iteration is m gradient steps of the policy on the whole batch,
+
+        mean(-r A + KL(pi || pi_k) / t_k),   t_k = 1 - k / K, at least 1 / K
+
+    and epochs of minibatches for the value. Metrics beside those of all: `loss/value`, `step_size`,
+    which is t_k.
+
+    Source: arXiv:2005.09814, Eq. 5 and Algorithm 1.
+    """
 
     config: Config
 
@@ -217,7 +227,17 @@ class OffPolicyConfig(SharedConfig):
 
 
 class OffPolicyMDPO(off_policy.OffPolicy):
-    """Off-policy MDPO; see `OffPolicy` for how it is used."""
+    """Off-policy mirror descent policy optimisation; see `OffPolicy` for how it is used.
+
+    A gradient step of the policy is one on
+
+        mean(c log pi + (lambda - c) log pi_k - Q),   c = 1 / t, pi_k copied every m of them
+
+    or its Tsallis form, or the forward projection; those of the critics are SAC's. Metrics beside
+    SAC's: `trust/distance`, `trust/radius`, `trust/used`.
+
+    Source: arXiv:2005.09814, Eq. 4, Section 5 and Algorithm 2.
+    """
 
     config: OffPolicyConfig
 

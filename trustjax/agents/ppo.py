@@ -76,7 +76,17 @@ class Learner(NamedTuple):
 
 
 class PPO(OnPolicy):
-    """PPO; see `OnPolicy` for how it is used."""
+    """Proximal policy optimisation; see `OnPolicy` for how it is used.
+
+    An iteration is `num_epochs` times `num_minibatches` steps of one optimizer, for policy and
+    value, on
+
+        surrogate + c_1 / 2 (V - R)^2 - c_2 entropy
+
+    Metrics beside those of all: `loss/policy`, `loss/value`, `clip_fraction`, `kl_coefficient`.
+
+    Source: arXiv:1707.06347, Eq. 7 to 9 and Section 4.
+    """
 
     config: Config
 

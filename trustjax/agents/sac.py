@@ -38,7 +38,15 @@ class Config(OffPolicyConfig):
 
 
 class SAC(OffPolicy):
-    """SAC; see `OffPolicy` for how it is used."""
+    """Soft actor-critic; see `OffPolicy` for how it is used.
+
+    A gradient step is one of both critics, of the policy on mean(lambda log pi - min Q), of the
+    temperature if it is learned, and of the target critics. Metrics: `loss/critic`, `loss/actor`,
+    `value/mean`, `entropy`, `temperature`, `kl/new_old` from before to after an iteration, and the
+    means of the episodes that ended.
+
+    Source: arXiv:1812.05905, Eq. 5 to 7, 17 and 18.
+    """
 
     def old_actor(self, actor: PyTree) -> None:
         """Nothing."""

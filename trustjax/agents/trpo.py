@@ -94,7 +94,17 @@ class Learner(NamedTuple):
 
 
 class TRPO(OnPolicy):
-    """TRPO; see `OnPolicy` for how it is used."""
+    """Trust region policy optimisation; see `OnPolicy` for how it is used.
+
+    An iteration is one step of `trustjax.optim.natural_gradient` on the whole batch,
+
+        maximise mean(r A)   subject to   mean KL(pi_k || pi) <= delta
+
+    and epochs of minibatches for the value, with the optimizer of the configuration. Metrics beside
+    those of all: `loss/value`, `step_fraction`, what the line search left of the step.
+
+    Source: arXiv:1502.05477, Eq. 14 and Appendix C.
+    """
 
     config: Config
 
