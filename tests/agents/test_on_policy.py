@@ -37,8 +37,11 @@ def agent_of(algorithm, **options):
     return make(config(**SHARED | options))
 
 
-def trained(algorithm, **options):
-    return jax.jit(agent_of(algorithm, **options).train)(KEY)
+train = jax.jit(lambda config, key: config.agent().train(key))  # once for all numbers
+
+
+def trained(algorithm, key=KEY, **options):
+    return train(AGENTS[algorithm][1](**SHARED | options), key)
 
 
 def plain(tree):
@@ -62,24 +65,18 @@ def check_close(found, expected, rtol=0.0, atol=0.0):
 # ---- transformations
 
 
-def test_seeds_side_by_side_equal_single_runs():
-    agent = agent_of("ppo")
-    keys = jax.random.split(KEY, 3)
-    states, history = jax.jit(jax.vmap(agent.train))(keys)
-    single = jax.jit(agent.train)
-    for seed in (0, 2):
-        check_close(select_seed((states, history), seed), single(keys[seed]), 1e-4, 1e-5)
-
-
-def test_learning_rates_side_by_side():
+def test_side_by_side_equal_single_runs():
+    """Of a key and a rate each."""
     config = ppo.Config(**SHARED)
 
-    def train(learning_rate, key):
+    def one(learning_rate, key):
         return PPO(dataclasses.replace(config, learning_rate=learning_rate)).train(key)
 
-    found = jax.jit(jax.vmap(train, (0, None)))(jnp.array([0.001, 0.05]), KEY)
-    for index, rate in enumerate((0.001, 0.05)):
-        check_close(select_seed(found, index), trained("ppo", learning_rate=rate), 1e-4, 1e-5)
+    keys, rates = jax.random.split(KEY, 3), jnp.array([0.001, 0.001, 0.05])
+    found = jax.jit(jax.vmap(one))(rates, keys)
+    for place in (0, 2):
+        single = trained("ppo", keys[place], learning_rate=float(rates[place]))
+        check_close(select_seed(found, place), single, 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("algorithm", AGENTS)
@@ -120,7 +117,7 @@ def test_chunks_equal_one_scan():
         callback=lambda state, metrics: lengths.append(len(metrics["entropy"])),
     )  # fmt: skip
     assert lengths == [2, 2, 1]
-    check_close(found, jax.jit(agent.train)(KEY), 1e-6, 1e-7)
+    check_close(found, trained("mdpo"), 1e-6, 1e-7)
 
 
 def test_callback_stops():
@@ -282,11 +279,11 @@ def test_mdpo_step_sizes():
 def test_mdpo_with_one_step_is_policy_gradient(policy_steps, same):
     """Then the step size does not matter, as the KL has no slope yet."""
 
-    def train(step_size):
+    def kernel(step_size):
         config = mdpo.Config(**SHARED, policy_steps=policy_steps, step_size=step_size)
         return MDPO(config).train(KEY)[0].params["actor"]["params"]["head"]["kernel"]
 
-    small, large = jax.jit(jax.vmap(train))(jnp.array([1e-3, 1e3]))
+    small, large = jax.jit(jax.vmap(kernel))(jnp.array([1e-3, 1e3]))
     assert np.allclose(small, large, atol=1e-6) == same
 
 

@@ -220,6 +220,7 @@ def test_root_errors_come_before_jax_is_imported() -> None:
     assert result.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_resume(tmp_path: Path) -> None:
     long = [*TINY, "~task.methods.sam", "task.steps=100000", f"hydra.run.dir={tmp_path}"]
     process = subprocess.Popen(

@@ -162,6 +162,7 @@ def begin(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READ)
 def test_killed_and_resumed(name: str, home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip(name, reason="needs the extra trackers")

@@ -42,6 +42,7 @@ def test_a_job_is_begun_resumed_or_left(tmp_path):
     assert job.command(folder) is None
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on(tmp_path, monkeypatch):
     """One job has lost its end, one fails: the next call mends what it can."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
