@@ -87,6 +87,7 @@ class Reinforcement:
 
         names = list(self.only or self.agents)
         finals = {name: _finals(rows, name) for name in names}
+        versus = [f"above {names[0]}"] if len(names) > 1 else []
         values: dict[str, Any] = {}
         cells = []
         for name, found in finals.items():
@@ -106,15 +107,14 @@ class Reinforcement:
                 name,
                 f"{of_training.mean:.1f}\n{of_training.low:.1f} to {of_training.high:.1f}",
                 f"{of_policy.mean:.1f}\n{of_policy.low:.1f} to {of_policy.high:.1f}",
-                f"{better.mean:.2f}" if name != names[0] else "",
+                *(f"{better.mean:.2f}" if name != names[0] else "" for _ in versus),
                 f"{_seconds(rows, name):.0f}",
             ])  # fmt: skip
         title = (
             f"{self.env}, {self.total_steps} steps, mean and 95 % bootstrap interval over "
             f"{self.num_seeds} seeds"
         )
-        columns = ("agent", "return in training", "return without noise",
-                   f"above {names[0]}", "seconds")  # fmt: skip
+        columns = ("agent", "return in training", "return without noise", *versus, "seconds")
         return Summary(values, Table(title, columns, cells))
 
     def plot(self, rows: list[Row], folder: Path) -> None:
