@@ -11,7 +11,8 @@ ratio is the median of the ratios within a turn. Questions:
     target      seconds to the same return, our defaults against brax's PPO
     seeds       16 seeds in one program against 16 times one
     agents      TRPO and MDPO against PPO on the same rollout: the price of the trust region
-    sac         SAC against rejax (Pendulum) and brax (inverted pendulum), same updates, networks
+    sac_rejax   SAC against rejax's on Pendulum, same updates and networks
+    sac_brax    SAC against brax's on the inverted pendulum, likewise
     shuffle     returns of ten seeds with minibatches of environments and of transitions
 """
 
@@ -41,6 +42,7 @@ OUR_CARTPOLE = [*CARTPOLE, "--set", "num_steps=128", "num_epochs=4", "num_miniba
 BRAX_SIZES = ["hidden=[32,32,32,32]", "critic_hidden=[256,256,256,256,256]", "activation=silu",
               "normalize_observations=True", "num_steps=80", "num_minibatches=32",
               "num_epochs=4"]  # fmt: skip
+SAC_SIZES = ["hidden=[64,64]", "learning_rate=1e-3"]
 # Steps that brax is timed over, the return to reach, steps that brax gets to reach it.
 TASKS = {
     "inverted_pendulum": (200_000, 900.0, 1_600_000),
@@ -182,29 +184,30 @@ def agents(programs: Programs, rounds: int) -> Numbers:
     }, rounds))  # fmt: skip
 
 
-def sac(programs: Programs, rounds: int) -> Numbers:
-    """SAC against rejax's and brax's, one gradient step a transition; returns of evaluations."""
-    sizes = ["hidden=[64,64]", "learning_rate=1e-3"]
-    of_rejax = ["--steps", "40000"]
-    of_brax = ["--steps", "40000", "--num-envs", "8"]
-    ours = ["--agent", "sac"]
-    return {
-        "pendulum": rows(take_turns({
-            "trustjax": programs.ours(
-                *ours, *of_rejax, "--num-envs", "1", "--environment", "gymnax:Pendulum-v1",
-                "--evaluate", "128", "--set", *sizes, "batch_size=256", "learning_starts=2048",
-            ),
-            "rejax": programs.peer("rejax", *of_rejax, agent="sac"),
-        }, rounds)),
-        "inverted_pendulum": rows(take_turns({
-            "trustjax": programs.ours(
-                *ours, *of_brax, "--environment", _spring("inverted_pendulum"), "--evaluate", "32",
-                "--deterministic", "--repeat", "1", "--set", *sizes, "batch_size=128",
-                "gradient_steps=8", "learning_starts=5000", "num_steps=25", "target_entropy=-0.5",
-            ),
-            "brax": programs.peer("brax", *of_brax, agent="sac"),
-        }, rounds)),
-    }  # fmt: skip
+def sac_rejax(programs: Programs, rounds: int) -> Numbers:
+    """SAC on Pendulum, one gradient step a transition; returns of evaluations."""
+    shared = ["--steps", "40000"]
+    return rows(take_turns({
+        "trustjax": programs.ours(
+            "--agent", "sac", *shared, "--num-envs", "1", "--environment", "gymnax:Pendulum-v1",
+            "--evaluate", "128", "--set", *SAC_SIZES, "batch_size=256", "learning_starts=2048",
+        ),
+        "rejax": programs.peer("rejax", *shared, agent="sac"),
+    }, rounds))  # fmt: skip
+
+
+def sac_brax(programs: Programs, rounds: int) -> Numbers:
+    """SAC on the inverted pendulum, one gradient step a transition; returns of evaluations."""
+    shared = ["--steps", "40000", "--num-envs", "8"]
+    return rows(take_turns({
+        "trustjax": programs.ours(
+            "--agent", "sac", *shared, "--environment", _spring("inverted_pendulum"),
+            "--evaluate", "32", "--deterministic", "--repeat", "1", "--set", *SAC_SIZES,
+            "batch_size=128", "gradient_steps=8", "learning_starts=5000", "num_steps=25",
+            "target_entropy=-0.5",
+        ),
+        "brax": programs.peer("brax", *shared, agent="sac"),
+    }, rounds))  # fmt: skip
 
 
 def shuffle(programs: Programs, rounds: int) -> Numbers:
@@ -233,7 +236,8 @@ QUESTIONS = {
     "target": target,
     "seeds": seeds,
     "agents": agents,
-    "sac": sac,
+    "sac_rejax": sac_rejax,
+    "sac_brax": sac_brax,
     "shuffle": shuffle,
 }
 
