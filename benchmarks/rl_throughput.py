@@ -45,7 +45,7 @@ BRAX_SIZES = ["hidden=[32,32,32,32]", "critic_hidden=[256,256,256,256,256]", "ac
 SAC_SIZES = ["hidden=[64,64]", "learning_rate=1e-3"]
 # Steps that brax is timed over, the return to reach, steps that brax gets to reach it.
 TASKS = {
-    "inverted_pendulum": (200_000, 900.0, 1_600_000),
+    "inverted_pendulum": (200_000, 500.0, 1_600_000),
     "hopper": (200_000, 450.0, 1_600_000),
 }
 
@@ -140,8 +140,7 @@ def brax(programs: Programs, rounds: int) -> Numbers:
 def target(programs: Programs, rounds: int) -> Numbers:
     """Seconds of training to a return, our defaults against brax's; seen every 20480 steps.
 
-    Of brax the mean of 16 evaluation episodes, whose time is not counted, of ours that of the
-    episodes that end in training, with the time that looking takes.
+    Both play 16 episodes then, with noise, whose time is not counted.
     """
     found = {}
     for task, (_, wanted, most) in TASKS.items():
@@ -158,7 +157,13 @@ def target(programs: Programs, rounds: int) -> Numbers:
         }, rounds)  # fmt: skip
         found[task] = {
             "return": wanted,
-            **{name: [one["seconds_to_target"] for one in of] for name, of in each.items()},
+            **{
+                name: {
+                    "seconds": [one["seconds_to_target"] for one in of],
+                    "highest": [max(one["seen"]) for one in of],
+                }
+                for name, of in each.items()
+            },
         }
     return found
 

@@ -52,8 +52,10 @@ def main() -> None:
     def progress(steps: int, metrics: dict[str, Any]) -> None:
         speed = float(metrics.get("training/sps", math.nan))
         told.append((int(steps), float(metrics["eval/episode_reward"]), speed))
+        if given.target is not None and told[-1][1] >= given.target and len(told) > 3:
+            raise StopIteration  # there is no other way out of brax's loop
 
-    functools.partial(
+    train = functools.partial(
         ppo.train,
         environment=envs.get_environment(given.environment, backend="spring"),
         episode_length=1000,
@@ -69,7 +71,9 @@ def main() -> None:
         num_envs=given.num_envs,
         num_evals=given.epochs + 1,
         num_eval_envs=16,
-    )(num_timesteps=given.steps, seed=given.seed, progress_fn=progress)
+    )
+    with contextlib.suppress(StopIteration):
+        train(num_timesteps=given.steps, seed=given.seed, progress_fn=progress)
     speeds = [speed for _, _, speed in told if math.isfinite(speed)]
     typical = float(np.median(speeds[1:]))
     first = (told[1][0] - told[0][0]) / speeds[0]
@@ -90,6 +94,7 @@ def main() -> None:
     if given.target is not None:
         reached_at = [steps for steps, reached, _ in told if reached >= given.target]
         found["seconds_to_target"] = reached_at[0] / typical if reached_at else None
+        found["seen"] = [reached for _, reached, _ in told]
     print(json.dumps(found))
 
 

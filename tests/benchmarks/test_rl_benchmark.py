@@ -22,6 +22,7 @@ def test_a_training_tells_speed_and_returns(capsys):
     assert min(found["final_returns"]) > 0.5  # chance is 0
     assert found["returns"][-1][0] == 2560
     assert 0 < found["seconds_to_target"] < 60
+    assert found["seen"][-1] >= 0.9 > max(found["seen"][:-1], default=0)
 
 
 def test_ratios_are_taken_within_a_turn():
