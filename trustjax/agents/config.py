@@ -102,9 +102,9 @@ class AgentConfig(abc.ABC):
         """Makes lists, which files have for tuples, hashable."""
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
-            if field.metadata.get("static") and isinstance(given, Sequence | np.ndarray):
-                value = given if isinstance(given, str) else tuple(given)
-                object.__setattr__(self, field.name, value)
+            several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
+            if field.metadata.get("static") and several:
+                object.__setattr__(self, field.name, tuple(given))
 
     def check_devices(self, num_devices: int) -> None:
         """Raises ValueError if so many devices, more than one, cannot share the environments."""

@@ -95,10 +95,10 @@ class MDPO(OnPolicy):
 
     An iteration is m gradient steps of the policy on the whole batch,
 
-        mean(-r A + KL(pi || pi_k) / t_k),   t_k = 1 - k / K, at least 1 / K
+        mean(-r A + KL(pi || pi_k) / t_k),   t_k = `step_size` max(1 - k / K, 1 / K)
 
-    and epochs of minibatches for the value. Metrics beside those of all: `loss/value`, `step_size`,
-    which is t_k.
+    or `step_size` throughout, and epochs of minibatches for the value. Metrics beside those of all:
+    `loss/value`, `step_size`, which is t_k.
 
     Source: arXiv:2005.09814, Eq. 5 and Algorithm 1.
     """
