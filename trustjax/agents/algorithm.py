@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents.config import AgentConfig
 from trustjax.agents.policy import Evaluation, Policy
-from trustjax.agents.rollout import Sums
+from trustjax.agents.rollout import Rollout, Runner, Sums, Transition, sum_up
 from trustjax.agents.statistics import Statistics, normalized
 from trustjax.envs import Environment
 from trustjax.models.actor_critic import Actor, Carry, initial_carry
@@ -27,13 +27,19 @@ class TrainState(Protocol):
 
     Attributes:
       params: {"actor": ..., ...}, variables of the networks.
+      runner: the environments.
       observations: statistics of observations, or None.
+      episodes: the means of the last iteration in which an episode ended; NaN before.
     """
 
     @property
     def params(self) -> dict[str, PyTree]: ...  # noqa: D102
     @property
+    def runner(self) -> Runner: ...  # noqa: D102
+    @property
     def observations(self) -> Statistics | None: ...  # noqa: D102
+    @property
+    def episodes(self) -> Metrics: ...  # noqa: D102
 
 
 S = TypeVar("S", bound=TrainState)
@@ -157,22 +163,33 @@ class Algorithm(abc.ABC, Generic[S]):
         """Observations as the networks see them."""
         return normalized(observation, statistics, self.config.clip_observations)
 
-    def episode_means(self, known: Metrics, every: Sums, ended: jax.Array) -> Metrics:
-        """Means over the episodes that ended [time, environment], else those that were known."""
+    def sum_up(self, before: S, steps: Rollout | Transition) -> tuple[Sums, Sums, Metrics]:
+        """What the steps [time, environment] after the state `before` add to its episodes.
+
+        Returns the sums at their end, those after every step, and the means over the episodes that
+        ended, else those that were known.
+        """
+        ended = steps.terminated | steps.truncated
+        sums, every = sum_up(before.runner.sums, steps.reward, ended, self.config.discount)
         share = self.mean(ended.astype(every.episode_return.dtype))
 
         def mean(x: jax.Array, known: jax.Array) -> jax.Array:
             total = self.mean(jnp.where(ended, x, jnp.zeros_like(x)).astype(known.dtype))
             return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), known)
 
-        return {
-            "episode/return": mean(every.episode_return, known["episode/return"]),
-            "episode/length": mean(every.episode_length, known["episode/length"]),
-        }
+        known = before.episodes
+        return (
+            sums,
+            every,
+            {
+                "episode/return": mean(every.episode_return, known["episode/return"]),
+                "episode/length": mean(every.episode_length, known["episode/length"]),
+            },
+        )
 
 
 def unknown_episodes(dtype: Any) -> Metrics:
-    """The means before an episode has ended."""
+    """The means before an episode has ended: NaN, which plots and tables leave out."""
     return {name: jnp.full([], jnp.nan, dtype) for name in ("episode/return", "episode/length")}
 
 

@@ -204,15 +204,11 @@ class OffPolicy(Algorithm[State]):
         before = state
         state, (transitions, metrics) = jax.lax.scan(step, state, keys)
         metrics = {name: jnp.mean(x) for name, x in metrics.items()}
-        ended = transitions.terminated | transitions.truncated
-        sums, every = rollouts.sum_up(
-            before.runner.sums, transitions.reward, ended, config.discount
-        )
+        sums, _, episodes = self.sum_up(before, transitions)
         batch, group_keys = self._draw(state, key_end)
         metrics |= self.moved(state, batch, group_keys[:, 0], before.params["actor"])
         if observations is not None:
             observations = merged(observations, transitions.observation, axis_name=self.axis_name)
-        episodes = self.episode_means(before.episodes, every, ended)
         state = state._replace(
             runner=state.runner._replace(sums=sums),
             observations=observations,

@@ -122,8 +122,7 @@ class OnPolicy(Algorithm[State]):
             functools.partial(self.normalize, state.observations), state.runner, key_rollout,
             config.num_steps,
         )  # fmt: skip
-        ended = rollout.terminated | rollout.truncated
-        sums, every = rollouts.sum_up(state.runner.sums, rollout.reward, ended, config.discount)
+        sums, every, episodes = self.sum_up(state, rollout)
         returns = state.returns
         if returns is not None:
             returns = merged(returns, every.discounted_return, axis_name=self.axis_name)
@@ -132,7 +131,6 @@ class OnPolicy(Algorithm[State]):
         observations = state.observations
         if observations is not None:
             observations = merged(observations, rollout.observation, axis_name=self.axis_name)
-        episodes = self.episode_means(state.episodes, every, ended)
         state = State(
             params=params,
             learner=learner,

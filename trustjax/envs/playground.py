@@ -9,7 +9,7 @@ from trustjax.envs.quiet import building, import_extra
 
 
 def names() -> tuple[str, ...]:
-    """Names of Playground's environments."""
+    """Names of Playground's environments; ModuleNotFoundError if it is not installed."""
     return tuple(_package().registry.ALL_ENVS)
 
 
