@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rolling import Counting, Rollout, check_interface, rollout
 
+from trustjax.agents import ppo
 from trustjax.envs import make, names
 from trustjax.envs.brax import Brax, BraxParams
 from trustjax.envs.quiet import building, calling, import_extra
@@ -246,6 +247,7 @@ def loaded(monkeypatch):
         "ctrl_dt": 0.02,
         "action_repeat": 2,
         "episode_length": 9,
+        "impl": "warp",
         "noise_config": {"level": 1.0},
     }
 
@@ -267,7 +269,8 @@ def loaded(monkeypatch):
 def test_playground(loaded):
     assert names("playground") == ("CartpoleBalance", "Go1")
     env = make("playground:CartpoleBalance?ctrl_dt=0.01", **{"noise_config.level": 0.5})
-    assert loaded == [("CartpoleBalance", {"ctrl_dt": 0.01, "noise_config.level": 0.5})]
+    given = {"ctrl_dt": 0.01, "noise_config.level": 0.5, "impl": "jax"}
+    assert loaded == [("CartpoleBalance", given)]
     assert repr(env) == "Brax('playground:CartpoleBalance')"
     found = rollout(env, nothing, 6)
     # Nine steps of the simulation are five of two.
@@ -277,8 +280,8 @@ def test_playground(loaded):
 
 
 def test_playground_arguments(loaded):
-    env = make("playground:Go1?action_repeat=1&max_steps_in_episode=2&fresh_resets=True")
-    assert loaded == [("Go1", {})]
+    env = make("playground:Go1?action_repeat=1&max_steps_in_episode=2&fresh_resets=True&impl=warp")
+    assert loaded == [("Go1", {"impl": "warp"})]
     found = rollout(env, nothing, 4)
     np.testing.assert_array_equal(found.truncated, [0, 1, 0, 1])
     assert found.before[0, 1] != found.before[2, 1]
@@ -286,3 +289,17 @@ def test_playground_arguments(loaded):
         make("playground:Go1", **{"noise_config.levl": 0.5})
     with pytest.raises(ValueError, match="unknown environment of playground 'Go2'; did you mean"):
         make("playground:Go2")
+
+
+@pytest.mark.slow
+def test_agents_train_on_the_real_playground(capfd):
+    pytest.importorskip("mujoco_playground", reason="MuJoCo Playground is not installed")
+    config = ppo.Config(
+        env="playground:CartpoleBalance?max_steps_in_episode=50", total_steps=1024, num_envs=8,
+        num_steps=64, hidden=(8,),
+    )  # fmt: skip
+    _, history = jax.jit(ppo.PPO(config).train)(jax.random.key(0))
+    np.testing.assert_array_equal(history["episode/length"], [50, 50])
+    assert (history["episode/return"] > 0).all()
+    assert (history["episode/return"] <= 50).all()
+    assert capfd.readouterr().out == ""

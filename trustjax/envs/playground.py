@@ -20,7 +20,8 @@ def playground(name: str, /, **kwargs: Any) -> Brax:
       name: as Playground has it, such as "CartpoleBalance".
       **kwargs: `max_steps_in_episode`, `action_repeat` (by default those of the environment's
         configuration) and `fresh_resets` as for `Brax`; others are entries of the configuration,
-        such as `ctrl_dt`, with points for those within it, `{"noise_config.level": 0.5}`.
+        such as `ctrl_dt`, with points for those within it, `{"noise_config.level": 0.5}`. `impl`,
+        which simulates, is "jax" unless given.
 
     Raises:
       ValueError: an entry that the configuration does not have, and as `Brax`.
@@ -32,6 +33,8 @@ def playground(name: str, /, **kwargs: Any) -> Brax:
         # These two are for whoever runs the environment; they do not change what it does.
         repeats, length = config.pop("action_repeat", 1), config.pop("episode_length")
         check_arguments(f"playground:{name}", kwargs, [*OWN_ARGUMENTS, *_entries(config)])
+        if "impl" in config:  # Playground's own default, "warp", leaks tracers out of a rollout
+            kwargs.setdefault("impl", "jax")
         env = registry.load(name, config_overrides=kwargs)
     own.setdefault("action_repeat", repeats)
     own.setdefault("max_steps_in_episode", -(-length // repeats))
