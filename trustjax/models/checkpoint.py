@@ -5,9 +5,9 @@ A checkpoint is a folder with
   model.safetensors          the tensors of ViTModel or ViTForImageClassification; or shards of them
                              and model.safetensors.index.json; float32, bfloat16 or float16
   preprocessor_config.json   mean and standard deviation of the pixels, if they are not 0.5
-The layers are those of `trustjax.models.ViT`; a matrix is stored transposed, [out, in], and the
-patch embedding as a convolution kernel [out, channels, patch, patch]. Files that hold pickles,
-pytorch_model.bin, are not read: unpickling runs whatever code is in them.
+The layers are those of `trustjax.models.ViT`, under the names and in the layout of
+`trustjax.models._layout`. Files that hold pickles, pytorch_model.bin, are not read: unpickling runs
+whatever code is in them.
 """
 
 import json
@@ -25,9 +25,8 @@ import numpy.typing as npt
 
 from trustjax._checks import check_choice
 from trustjax.data.images import experiments_extra
+from trustjax.models._layout import Names, their_name, their_shape, to_ours, to_theirs
 from trustjax.models.vit import Preprocessing, PyTree, ViT
-
-Names = tuple[str, ...]  # the path to a parameter in our tree
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -50,27 +49,6 @@ _CONFIG_DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
     "pooler_act": "tanh",
 }
-
-# Our modules and theirs. The encoder's tensors have the prefix "vit." beside a classifier.
-_MODULES = {
-    "class_token": "embeddings.cls_token",
-    "position_embedding": "embeddings.position_embeddings",
-    "patch_embedding": "embeddings.patch_embeddings.projection",
-    "final_norm": "layernorm",
-    "representation": "pooler.dense",
-    "head": "classifier",
-}
-_BLOCK_MODULES = {
-    "attention_norm": "layernorm_before",
-    "query": "attention.attention.query",
-    "key": "attention.attention.key",
-    "value": "attention.attention.value",
-    "attention_out": "attention.output.dense",
-    "mlp_norm": "layernorm_after",
-    "mlp_in": "intermediate.dense",
-    "mlp_out": "output.dense",
-}
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 class CheckpointError(ValueError):
@@ -121,8 +99,8 @@ def save_pretrained(
     prefix = "vit." if model.num_classes else ""
     tensors = {
         # Of transposed views, safetensors would write the bytes in the wrong order.
-        _their_name(names, prefix): np.ascontiguousarray(
-            _to_theirs(names, leaf, model.patch_size), dtype
+        their_name(names, prefix): np.ascontiguousarray(
+            to_theirs(names, leaf, model.patch_size), dtype
         )
         for names, leaf in flat.items()
     }
@@ -170,7 +148,7 @@ class Checkpoint(NamedTuple):
         stored = self.tensors[names]
         with safe_open(stored.file, "np") as file:
             tensor: npt.NDArray[np.float32] = file.get_tensor(stored.name).astype(np.float32)
-        return _to_ours(names, tensor)
+        return to_ours(names, tensor)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -205,7 +183,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     except ValueError as error:  # sizes that do not divide each other
         raise CheckpointError(f"{folder / _CONFIG}: {error}") from error
     expected = {
-        _their_name(names, prefix): (names, _their_shape(names, shape, model.patch_size))
+        their_name(names, prefix): (names, their_shape(names, shape, model.patch_size))
         for names, shape in shapes.items()
     }
     _check_tensors(folder, {name: shape for name, (_, shape) in expected.items()}, found)
@@ -323,38 +301,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-# ---- the two layouts
-
-
-def _their_name(names: Names, prefix: str) -> str:
-    module, *rest = names
-    if module.startswith("block_"):
-        index, (part, *rest) = module.removeprefix("block_"), rest
-        their_module = f"encoder.layer.{index}.{_BLOCK_MODULES[part]}"
-    else:
-        their_module = _MODULES[module]
-    name = ".".join([their_module, *(_LEAVES[leaf] for leaf in rest)])
-    return name if module == "head" else prefix + name
-
-
-def _to_theirs(names: Names, leaf: Any, patch_size: int) -> Any:
-    """A parameter of ours in their layout."""
-    if names == ("patch_embedding", "kernel"):
-        kernel = leaf.reshape(patch_size, patch_size, -1, leaf.shape[-1])
-        return kernel.transpose(3, 2, 0, 1)
-    return leaf.T if names[-1] == "kernel" else leaf
-
-
-def _to_ours(names: Names, tensor: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The inverse of `_to_theirs`."""
-    if names == ("patch_embedding", "kernel"):
-        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-    return tensor.T if names[-1] == "kernel" else tensor
-
-
-def _their_shape(names: Names, shape: tuple[int, ...], patch_size: int) -> tuple[int, ...]:
-    leaf = np.broadcast_to(np.float32(0), shape)  # without memory
-    return tuple(_to_theirs(names, leaf, patch_size).shape)
+# ---- the model's side
 
 
 def _flatten(params: PyTree) -> dict[Names, Any]:
