@@ -211,9 +211,9 @@ def test_failed_saving_leaves_what_was(tmp_path, monkeypatch):
 # ---- minibatches
 
 
-def drawn(shuffle, num_epochs=3, num_minibatches=4):
+def drawn(num_epochs=3, num_minibatches=4, **options):
     """Values of a batch, each 100 time + environment, by epoch and minibatch."""
-    agent = agent_of("ppo", num_minibatches=num_minibatches, shuffle=shuffle)
+    agent = agent_of("ppo", num_minibatches=num_minibatches, **options)
     state = agent.init(KEY)
     numbers = 100.0 * jnp.arange(4)[:, None] + jnp.arange(8)
     batch = jax.eval_shape(lambda: agent._batch(state, rollout_of(agent, state), None)[0])
@@ -233,20 +233,22 @@ def rollout_of(agent, state):
     )[1]
 
 
-def test_minibatches_of_environments():
-    """Each environment once in an epoch, whole in time, one of every group in each minibatch."""
-    epochs = drawn("environments")
+@pytest.mark.parametrize("gru_size", [None, 4])
+def test_minibatches_of_environments(gru_size):
+    """Each environment once in an epoch at every step, one of every group in each minibatch."""
+    epochs = drawn(gru_size=gru_size)
     assert epochs.shape == (3, 4, 4, 2)
-    environments = epochs[:, :, 0]
-    np.testing.assert_array_equal(epochs - environments[:, :, None], np.broadcast_to(
-        100 * np.arange(4)[:, None], epochs.shape))  # fmt: skip
-    np.testing.assert_array_equal(environments // 4, np.broadcast_to([0, 1], (3, 4, 2)))
-    np.testing.assert_array_equal(np.sort(environments.reshape(3, 8)), 3 * [list(range(8))])
+    environments = epochs - 100 * np.arange(4)[:, None]
+    np.testing.assert_array_equal(environments // 4, np.broadcast_to([0, 1], epochs.shape))
+    at_each_step = np.moveaxis(environments, 2, 0).reshape(4, 3, 8)
+    np.testing.assert_array_equal(np.sort(at_each_step), 4 * [3 * [list(range(8))]])
     assert not np.array_equal(environments[0], environments[1])
+    whole = (environments == environments[:, :, :1]).all()
+    assert whole == (gru_size is not None)  # in time
 
 
 def test_minibatches_of_transitions():
-    epochs = drawn("transitions")
+    epochs = drawn(shuffle="transitions")
     assert epochs.shape == (3, 4, 1, 8)
     each = np.sort((100.0 * np.arange(4)[:, None] + np.arange(8)).reshape(-1))
     np.testing.assert_array_equal(np.sort(epochs.reshape(3, 32)), [each] * 3)

@@ -38,16 +38,25 @@ class Batch(NamedTuple):
     critic_carry: Carry
 
     def of(self, environments: jax.Array) -> Self:
-        """The part of some environments, given by their places."""
+        """The part of some environments, given by their places [stretch, environment].
 
-        def take(x: jax.Array, axis: int) -> jax.Array:
-            return jnp.take(x, environments, axis, mode="clip")
+        The stretches of time are equally long; with carries there is one.
+        """
 
-        carries = (self.actor_carry, self.critic_carry)
-        actor_carry, critic_carry = jax.tree.map(lambda x: take(x, 0), carries)
+        def take(x: jax.Array) -> jax.Array:
+            stretches = x.reshape(len(environments), -1, *x.shape[1:])
+            part = jax.vmap(lambda x, places: jnp.take(x, places, 1, mode="clip"))(
+                stretches, environments
+            )
+            return part.reshape(len(x), *part.shape[2:])
+
+        carries = jax.tree.map(
+            lambda x: jnp.take(x, environments[0], 0, mode="clip"),
+            (self.actor_carry, self.critic_carry),
+        )
         rest = self._replace(actor_carry=(), critic_carry=())
-        part: Self = jax.tree.map(lambda x: take(x, 1), rest)
-        return part._replace(actor_carry=actor_carry, critic_carry=critic_carry)
+        part: Self = jax.tree.map(take, rest)
+        return part._replace(actor_carry=carries[0], critic_carry=carries[1])
 
     def as_transitions(self) -> Self:
         """Every transition as an environment of its own, with a time of one step."""
@@ -57,21 +66,27 @@ class Batch(NamedTuple):
 
 
 def draw_environments(
-    num_envs: int, num_minibatches: int, key: jax.Array, *, axis_name: AxisName | None = None
+    num_stretches: int,
+    num_envs: int,
+    num_minibatches: int,
+    key: jax.Array,
+    *,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
-    """Places of environments in shuffled minibatches, [minibatch, num_envs // num_minibatches].
+    """Places in shuffled minibatches, [minibatch, stretch, num_envs // num_minibatches].
 
     Environment n belongs to the group n // num_minibatches, and each minibatch has one of every
-    group: it is made of the same environments however many devices hold the groups. `num_envs` are
-    those of this device.
+    group, in each stretch of time another: it is made of the same environments however many devices
+    hold the groups. `num_envs` are those of this device.
     """
     groups = jnp.arange(num_envs // num_minibatches)
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(groups)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + groups)
-    order = jax.vmap(lambda key: jax.random.permutation(key, num_minibatches))(keys)
-    return jnp.transpose(order + num_minibatches * groups[:, None])
+    ordered = jnp.broadcast_to(jnp.arange(num_minibatches), (num_stretches, num_minibatches))
+    order = jax.vmap(lambda key: jax.random.permutation(key, ordered, 1, independent=True))(keys)
+    return jnp.transpose(order + num_minibatches * groups[:, None, None], (2, 1, 0))
 
 
 def draw_transitions(num_transitions: int, num_minibatches: int, key: jax.Array) -> jax.Array:
-    """Places of transitions in shuffled minibatches, [minibatch, transition]."""
-    return jax.random.permutation(key, num_transitions).reshape(num_minibatches, -1)
+    """Places of transitions in shuffled minibatches, [minibatch, 1, transition]."""
+    return jax.random.permutation(key, num_transitions).reshape(num_minibatches, 1, -1)

@@ -149,11 +149,11 @@ class OnPolicyConfig(AgentConfig):
       gru_size: units of a GRU behind the layers, for tasks that need memory; None for none; static.
       anneal_learning_rate: lets it fall to 0 linearly over the iterations; static.
       value_clip: of `trustjax.losses.value_loss`, >= 0; None for the plain squared error.
-      num_minibatches: into which `num_envs` environments are split, each whole in time; static.
+      num_minibatches: into which `num_envs` environments are split; static.
       num_epochs: passes over an iteration's transitions; static.
-      shuffle: "environments": minibatches are blocks of environments, one out of every
-        `num_minibatches` neighbours, drawn anew each epoch; "transitions": single transitions,
-        drawn from all; static.
+      shuffle: "environments": a minibatch has one of every `num_minibatches` neighbouring
+        environments, drawn for each epoch and, without a GRU, for each step; "transitions": drawn
+        from all transitions; static.
     """
 
     lambda_: ArrayLike = 0.95

@@ -192,9 +192,12 @@ class OnPolicy(Algorithm[State]):
             size = batch.action.shape[1]
             draw = functools.partial(draw_transitions, size, num_minibatches)
         else:
+            num_steps, num_envs = batch.starts.shape
+            # A memory needs whole time. Without one, neighbours in time need not stay together.
             draw = functools.partial(
-                draw_environments, batch.action.shape[1], num_minibatches, axis_name=self.axis_name
-            )
+                draw_environments, 1 if self.config.gru_size else num_steps, num_envs,
+                num_minibatches, axis_name=self.axis_name,
+            )  # fmt: skip
 
         def epoch(carry: Any, key: jax.Array) -> tuple[Any, Any]:
             return jax.lax.scan(lambda c, places: step(c, batch.of(places)), carry, draw(key))
