@@ -13,7 +13,7 @@ ratio is the median of the ratios within a turn. Questions:
     agents      TRPO and MDPO against PPO on the same rollout: the price of the trust region
     sac_rejax   SAC against rejax's on Pendulum, same updates and networks
     sac_brax    SAC against brax's on the inverted pendulum, likewise
-    shuffle     returns of forty seeds with minibatches of environments and of transitions
+    shuffle     returns of eighty seeds with minibatches of environments and of transitions
 """
 
 import argparse
@@ -216,11 +216,11 @@ def sac_brax(programs: Programs, rounds: int) -> Numbers:
 
 
 def shuffle(programs: Programs, rounds: int) -> Numbers:
-    """Returns of forty seeds; their mean and its interval."""
+    """Returns of eighty seeds; their mean and its interval."""
     del rounds
     found = {}
     for kind in ("environments", "transitions"):
-        arguments = [*CARTPOLE, "--num-seeds", "40", "--repeat", "1", "--set", "num_steps=128",
+        arguments = [*CARTPOLE, "--num-seeds", "80", "--repeat", "1", "--set", "num_steps=128",
                      "learning_rate=1e-3", *DETAILS, f"shuffle={kind}"]  # fmt: skip
         numbers = run(programs.ours(*[a if a != "1000000" else "400000" for a in arguments]))
         found[kind] = {
