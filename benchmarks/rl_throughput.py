@@ -225,6 +225,7 @@ def shuffle(programs: Programs, rounds: int) -> Numbers:
         numbers = run(programs.ours(*[a if a != "1000000" else "400000" for a in arguments]))
         found[kind] = {
             **bootstrap_mean(numbers["final_returns"])._asdict(),
+            "over_training": float(np.mean([mean for _, mean in numbers["returns"]])),
             "seeds": numbers["final_returns"],
             "curve": numbers["returns"],
         }

@@ -10,9 +10,10 @@ import optax
 from jax.sharding import PartitionSpec
 
 from trustjax._sharding import AxisName, averaged
+from trustjax.agents import rollout as rollouts
 from trustjax.agents.config import AgentConfig
 from trustjax.agents.policy import Evaluation, Policy
-from trustjax.agents.rollout import Rollout, Runner, Sums, Transition, sum_up
+from trustjax.agents.rollout import Rollout, Runner, Sums, Transition
 from trustjax.agents.statistics import Statistics, normalized
 from trustjax.envs import Environment
 from trustjax.models.actor_critic import Actor, Carry, initial_carry
@@ -170,7 +171,7 @@ class Algorithm(abc.ABC, Generic[S]):
         ended, else those that were known.
         """
         ended = steps.terminated | steps.truncated
-        sums, every = sum_up(before.runner.sums, steps.reward, ended, self.config.discount)
+        sums, every = rollouts.sum_up(before.runner.sums, steps.reward, ended, self.config.discount)
         share = self.mean(ended.astype(every.episode_return.dtype))
 
         def mean(x: jax.Array, known: jax.Array) -> jax.Array:
@@ -178,14 +179,11 @@ class Algorithm(abc.ABC, Generic[S]):
             return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), known)
 
         known = before.episodes
-        return (
-            sums,
-            every,
-            {
-                "episode/return": mean(every.episode_return, known["episode/return"]),
-                "episode/length": mean(every.episode_length, known["episode/length"]),
-            },
-        )
+        episodes = {
+            "episode/return": mean(every.episode_return, known["episode/return"]),
+            "episode/length": mean(every.episode_length, known["episode/length"]),
+        }
+        return sums, every, episodes
 
 
 def unknown_episodes(dtype: Any) -> Metrics:
