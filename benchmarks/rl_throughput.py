@@ -28,7 +28,6 @@ import numpy as np
 
 from benchmarks.optimizers import environment
 from experiments.files import write_text
-from experiments.run import set_environment
 from experiments.statistics import bootstrap_mean
 
 Numbers = dict[str, Any]
@@ -262,7 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.rounds < 1:
         parser.error(f"--rounds: got {given.rounds}, allowed: an integer >= 1")
-    set_environment(deterministic=False)  # which the programs, ours and the peers', inherit
     found = json.loads(given.out.read_text()) if given.out.is_file() else {}
     for name in given.only:
         print(f"== {name}", flush=True)

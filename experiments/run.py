@@ -7,7 +7,6 @@ python -m experiments.run                                list the experiments
 """
 
 import contextlib
-import importlib.metadata
 import os
 import sys
 import traceback
@@ -34,10 +33,6 @@ from experiments.targets import ConfigError, nearest_name
 _TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# Without it XLA's threads on CPU can wait for each other for ever, seen with ten seeds side by side
-# in jaxlib 0.10.2. Versions in which the flag is known: XLA ends the process at one that is not.
-_NO_DEADLOCK = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-_KNOWN_IN = ("0.9.", "0.10.")
 
 
 def main() -> None:
@@ -126,11 +121,7 @@ def set_environment(*, deterministic: bool) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no C++ logs
     flags = os.environ.get("XLA_FLAGS", "")
     if deterministic and _DETERMINISTIC not in flags:
-        flags = f"{flags} {_DETERMINISTIC}"
-    name = _NO_DEADLOCK.partition("=")[0]
-    if name not in flags and importlib.metadata.version("jaxlib").startswith(_KNOWN_IN):
-        flags = f"{flags} {_NO_DEADLOCK}"
-    os.environ["XLA_FLAGS"] = flags.strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}".strip()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """What the on-policy algorithms share, and what each of them promises of its steps."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from trustjax.agents import (
     train_in_chunks,
     trpo,
 )
+from trustjax.agents.batch import draw_environments
 from trustjax.agents.config import adam
 from trustjax.envs.probe import Probe
 from trustjax.geometry import hypentropy
@@ -245,6 +248,26 @@ def test_minibatches_of_environments(gru_size):
     assert not np.array_equal(environments[0], environments[1])
     whole = (environments == environments[:, :, :1]).all()
     assert whole == (gru_size is not None)  # in time
+
+
+def test_each_environment_is_as_likely_in_a_minibatch():
+    """And does not depend on which ones there are of other groups and at other times."""
+    draw = functools.partial(draw_environments, 3, 8, 4)
+    first = np.array(jax.vmap(draw)(jax.random.split(KEY, 4000)))[:, 0] % 4  # [key, step, group]
+    share = np.stack([np.mean(first == member, 0) for member in range(4)])
+    np.testing.assert_allclose(share, 1 / 4, atol=0.03)  # four standard deviations
+    for one, other in itertools.combinations(first.reshape(4000, 6).T, 2):
+        together = np.histogram2d(one, other, bins=4)[0] / 4000
+        np.testing.assert_allclose(together, 1 / 16, atol=0.016)
+
+
+def test_order_of_minibatches_is_as_likely_as_any():
+    """Of whole environments in one group too."""
+    draw = functools.partial(draw_environments, 1, 3, 3)
+    orders = np.array(jax.vmap(draw)(jax.random.split(KEY, 3000)))[:, :, 0, 0]
+    each, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(each) == 6
+    np.testing.assert_allclose(counts / 3000, 1 / 6, atol=0.028)  # four standard deviations
 
 
 def test_minibatches_of_transitions():

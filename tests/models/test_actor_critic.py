@@ -1,5 +1,6 @@
 """Policy and value networks: what they compute, how they start, and their memory."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,25 @@ def test_matches_numpy(variables_of: Callable[..., Any], shape: tuple[int, ...])
             np.testing.assert_allclose(output.logits, expected, atol=1e-6)
         else:
             np.testing.assert_allclose(output, expected[..., 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("num_actions", [1, 2, 3, 4])
+def test_gradients_of_the_head(variables_of: Callable[..., Any], num_actions: int) -> None:
+    """Few outputs are computed one by one: to first and second order no different."""
+    model = Actor(hidden=(6,), num_actions=num_actions)
+    variables = variables_of(model, X)["params"]
+    weights = RANDOM.normal(size=(5, 2, num_actions))
+
+    def of_model(params: Any) -> jax.Array:
+        return jnp.sum(weights * jnp.sin(model.apply({"params": params}, X)[0].logits))
+
+    def by_hand(params: Any) -> jax.Array:
+        x = jnp.tanh(X @ params["dense_0"]["kernel"] + params["dense_0"]["bias"])
+        return jnp.sum(weights * jnp.sin(x @ params["head"]["kernel"] + params["head"]["bias"]))
+
+    for order in (jax.grad, jax.hessian):
+        found, expected = order(of_model)(variables), order(by_hand)(variables)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_squashed_actor(variables_of: Callable[..., Any]) -> None:
@@ -143,6 +163,23 @@ def test_orthogonal_start(model: Torso, head: float) -> None:
     check_scale(found["dense_1"], np.sqrt(2))
     check_scale(found["head"], head)
     assert not any(np.any(variables["params"][name]["bias"]) for name in found)
+
+
+@pytest.mark.parametrize("gru_size", [None, 8])
+def test_seeds_side_by_side_start_one_after_the_other(gru_size: int | None) -> None:
+    """LAPACK's factorisation of several matrices at once can stop a program for ever."""
+    model = Actor(hidden=(8, 8), num_actions=2, gru_size=gru_size)
+    carry = initial_carry(model, (1,))
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, 4)), carry)
+
+    keys = jax.random.split(KEY, 12)
+    program = jax.jit(jax.vmap(init)).lower(keys).as_text()
+    batched = re.findall(r'lapack_sgeqrf_ffi\(.*?num_batch_dims = "(\d)"', program)
+    assert set(batched) == {"0"}
+    together, alone = jax.vmap(init)(keys), init(keys[3])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, atol=1e-6), together, alone)
 
 
 def test_lecun_start() -> None:

@@ -75,16 +75,23 @@ def draw_environments(
 ) -> jax.Array:
     """Places in shuffled minibatches, [minibatch, stretch, num_envs // num_minibatches].
 
-    Environment n belongs to the group n // num_minibatches, and each minibatch has one of every
-    group, in each stretch of time another: it is made of the same environments however many devices
-    hold the groups. `num_envs` are those of this device.
+    Environment n belongs to the group n // M, with M = `num_minibatches`. Minibatch m has of every
+    group g, in every stretch of time t, the member
+
+        (order[m] + shift[t, g]) mod M
+
+    of a random order of 0 to M - 1 and a uniform shift: for one group at one time a permutation,
+    without a sort for each. It is made of the same environments however many devices hold the
+    groups. `num_envs` are those of this device.
     """
     groups = jnp.arange(num_envs // num_minibatches)
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(groups)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + groups)
-    ordered = jnp.broadcast_to(jnp.arange(num_minibatches), (num_stretches, num_minibatches))
-    order = jax.vmap(lambda key: jax.random.permutation(key, ordered, 1, independent=True))(keys)
-    return jnp.transpose(order + num_minibatches * groups[:, None, None], (2, 1, 0))
+    key_order, key_shift = jax.random.split(key)
+    order = jax.random.permutation(key_order, num_minibatches)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_shift, first + groups)
+    shape = (num_stretches,)
+    shift = jax.vmap(lambda key: jax.random.randint(key, shape, 0, num_minibatches))(keys)
+    return (order[:, None, None] + shift.T) % num_minibatches + num_minibatches * groups
 
 
 def draw_transitions(num_transitions: int, num_minibatches: int, key: jax.Array) -> jax.Array:

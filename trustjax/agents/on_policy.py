@@ -199,10 +199,13 @@ class OnPolicy(Algorithm[State]):
                 num_minibatches, axis_name=self.axis_name,
             )  # fmt: skip
 
-        def epoch(carry: Any, key: jax.Array) -> tuple[Any, Any]:
-            return jax.lax.scan(lambda c, places: step(c, batch.of(places)), carry, draw(key))
+        # For all epochs at once: on CPU small draws cost more than their numbers.
+        places = jax.vmap(draw)(jax.random.split(key, num_epochs))
 
-        return jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))
+        def epoch(carry: Any, places: jax.Array) -> tuple[Any, Any]:
+            return jax.lax.scan(lambda c, places: step(c, batch.of(places)), carry, places)
+
+        return jax.lax.scan(epoch, carry, places)
 
     def fit_values(
         self,
