@@ -245,7 +245,7 @@ def test_minibatches_of_environments(gru_size):
     np.testing.assert_array_equal(environments // 4, np.broadcast_to([0, 1], epochs.shape))
     at_each_step = np.moveaxis(environments, 2, 0).reshape(4, 3, 8)
     np.testing.assert_array_equal(np.sort(at_each_step), 4 * [3 * [list(range(8))]])
-    assert not np.array_equal(environments[0], environments[1])
+    assert len(np.unique(environments, axis=0)) > 1  # the epochs differ
     whole = (environments == environments[:, :, :1]).all()
     assert whole == (gru_size is not None)  # in time
 
@@ -259,15 +259,6 @@ def test_each_environment_is_as_likely_in_a_minibatch():
     for one, other in itertools.combinations(first.reshape(4000, 6).T, 2):
         together = np.histogram2d(one, other, bins=4)[0] / 4000
         np.testing.assert_allclose(together, 1 / 16, atol=0.016)
-
-
-def test_order_of_minibatches_is_as_likely_as_any():
-    """Of whole environments in one group too."""
-    draw = functools.partial(draw_environments, 1, 3, 3)
-    orders = np.array(jax.vmap(draw)(jax.random.split(KEY, 3000)))[:, :, 0, 0]
-    each, counts = np.unique(orders, axis=0, return_counts=True)
-    assert len(each) == 6
-    np.testing.assert_allclose(counts / 3000, 1 / 6, atol=0.028)  # four standard deviations
 
 
 def test_minibatches_of_transitions():

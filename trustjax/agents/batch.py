@@ -78,20 +78,18 @@ def draw_environments(
     Environment n belongs to the group n // M, with M = `num_minibatches`. Minibatch m has of every
     group g, in every stretch of time t, the member
 
-        (order[m] + shift[t, g]) mod M
+        (m + shift[t, g]) mod M,   shift uniform in 0, ..., M - 1
 
-    of a random order of 0 to M - 1 and a uniform shift: for one group at one time a permutation,
-    without a sort for each. It is made of the same environments however many devices hold the
-    groups. `num_envs` are those of this device.
+    and so each as likely as any other, without a sort. It is made of the same environments however
+    many devices hold the groups. `num_envs` are those of this device.
     """
     groups = jnp.arange(num_envs // num_minibatches)
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(groups)
-    key_order, key_shift = jax.random.split(key)
-    order = jax.random.permutation(key_order, num_minibatches)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_shift, first + groups)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + groups)
     shape = (num_stretches,)
     shift = jax.vmap(lambda key: jax.random.randint(key, shape, 0, num_minibatches))(keys)
-    return (order[:, None, None] + shift.T) % num_minibatches + num_minibatches * groups
+    member = (jnp.arange(num_minibatches)[:, None, None] + shift.T) % num_minibatches
+    return member + num_minibatches * groups
 
 
 def draw_transitions(num_transitions: int, num_minibatches: int, key: jax.Array) -> jax.Array:
