@@ -126,6 +126,18 @@ def test_standardized(x64):
     np.testing.assert_array_equal(standardized(jnp.full(3, 7.0)), 0)
 
 
+def test_rounding_is_not_standardized():
+    """Differences of returns that are equal but for rounding are equal; larger ones are not."""
+    returns = jnp.asarray(np.random.default_rng(0).normal(100.0, 1.0, 64), jnp.float32)
+    noise = jnp.nextafter(returns, jnp.inf) - returns
+    noise = noise.at[::2].set(0)
+    np.testing.assert_array_equal(standardized(noise, differences_of=returns), 0)
+    assert np.std(standardized(noise)) > 0.9
+    for small in (1e3 * noise, 1e-4 * returns):
+        found = standardized(small, differences_of=returns)
+        np.testing.assert_allclose(found, standardized(small))
+
+
 # ---- sums since an episode began
 
 

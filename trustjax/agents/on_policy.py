@@ -274,7 +274,7 @@ class OnPolicy(Algorithm[State]):
         )
         targets = advantage + value
         if config.normalize_advantages == "batch":
-            advantage = standardized(advantage, axis_name=self.axis_name)
+            advantage = standardized(advantage, differences_of=targets, axis_name=self.axis_name)
         batch = Batch(
             observation=observation,
             starts=rollout.starts,

@@ -113,7 +113,9 @@ class PPO(OnPolicy):
             new = self.distributions(params["actor"], part)
             log_prob, advantage = new.log_prob(part.action), part.advantage
             if config.normalize_advantages == "minibatch":
-                advantage = standardized(advantage, axis_name=self.axis_name)
+                advantage = standardized(
+                    advantage, differences_of=part.returns, axis_name=self.axis_name
+                )
             if config.surrogate == "clip":
                 losses = ppo_clip_loss(log_prob, part.log_prob, advantage, clip=config.clip)
             else:

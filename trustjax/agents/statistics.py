@@ -77,11 +77,23 @@ def scaled(x: jax.Array, statistics: Statistics | None, clip: ArrayLike) -> jax.
     return _clipped(x * jax.lax.rsqrt(statistics.variance + _EPSILON), clip)
 
 
-def standardized(x: jax.Array, *, axis_name: AxisName | None = None) -> jax.Array:
-    """(x - mean) / (std + 1e-8) over all of `x` and all devices, std that of the population."""
+def standardized(
+    x: jax.Array, *, differences_of: jax.Array | None = None, axis_name: AxisName | None = None
+) -> jax.Array:
+    """(x - mean) / (std + 1e-8) over all of `x` and all devices, std that of the population.
+
+    It is 0 if the std is below the rounding of the numbers that `x` are `differences_of`, eight
+    units in the last place of their root mean square. Else equal advantages would come out as
+    noise of size 1, and TRPO take a step of full length along it.
+    """
     mean = averaged(jnp.mean(x), axis_name)
-    variance = averaged(jnp.mean(jnp.square(x - mean)), axis_name)
-    return jnp.asarray((x - mean) / (jnp.sqrt(variance) + _EPSILON))
+    std = jnp.sqrt(averaged(jnp.mean(jnp.square(x - mean)), axis_name))
+    result = jnp.asarray((x - mean) / (std + _EPSILON))
+    if differences_of is None:
+        return result
+    size = jnp.sqrt(averaged(jnp.mean(jnp.square(differences_of)), axis_name))
+    apart = std > 8 * jnp.finfo(x.dtype).eps * size
+    return jnp.asarray(jnp.where(apart, result, jnp.zeros_like(result)))
 
 
 def _clipped(x: jax.Array, clip: ArrayLike) -> jax.Array:
