@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
@@ -82,7 +83,7 @@ def standardized(
 ) -> jax.Array:
     """(x - mean) / (std + 1e-8) over all of `x` and all devices, std that of the population.
 
-    It is 0 if the std is below the rounding of the numbers that `x` are `differences_of`, eight
+    It is 0 if the std is below the rounding of the numbers that `x` are `differences_of`, four
     units in the last place of their root mean square. Else equal advantages would come out as
     noise of size 1, and TRPO take a step of full length along it.
     """
@@ -92,7 +93,7 @@ def standardized(
     if differences_of is None:
         return result
     size = jnp.sqrt(averaged(jnp.mean(jnp.square(differences_of)), axis_name))
-    apart = std > 8 * jnp.finfo(x.dtype).eps * size
+    apart = std > 4 * float(np.finfo(x.dtype).eps) * size
     return jnp.asarray(jnp.where(apart, result, jnp.zeros_like(result)))
 
 
