@@ -117,13 +117,15 @@ def test_scaling_keeps_signs(rewards):
 
 def test_standardized(x64):
     expected = (DATA - DATA.mean()) / (DATA.std() + 1e-8)
-    np.testing.assert_allclose(standardized(jnp.asarray(DATA)), expected, rtol=1e-10)
+    data = jnp.asarray(DATA)
+    np.testing.assert_allclose(standardized(data, differences_of=data), expected, rtol=1e-10)
     share = jax.shard_map(
-        lambda x: standardized(x, axis_name="data"), mesh=make_mesh(8),
+        lambda x: standardized(x, differences_of=x, axis_name="data"), mesh=make_mesh(8),
         in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False,
     )  # fmt: skip
     np.testing.assert_allclose(jax.jit(share)(DATA), expected, rtol=1e-10)
-    np.testing.assert_array_equal(standardized(jnp.full(3, 7.0)), 0)
+    equal = jnp.full(3, 7.0)
+    np.testing.assert_array_equal(standardized(equal, differences_of=equal), 0)
 
 
 def test_rounding_is_not_standardized():
@@ -132,10 +134,10 @@ def test_rounding_is_not_standardized():
     noise = jnp.nextafter(returns, jnp.inf) - returns
     noise = noise.at[::2].set(0)
     np.testing.assert_array_equal(standardized(noise, differences_of=returns), 0)
-    assert np.std(standardized(noise)) > 0.9
+    assert np.std(standardized(noise, differences_of=noise)) > 0.9
     for small in (1e3 * noise, 1e-4 * returns):
         found = standardized(small, differences_of=returns)
-        np.testing.assert_allclose(found, standardized(small))
+        np.testing.assert_allclose(found, standardized(small, differences_of=small))
 
 
 # ---- sums since an episode began

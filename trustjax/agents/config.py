@@ -145,7 +145,7 @@ class OnPolicyConfig(AgentConfig):
       normalize_rewards: divides by the running standard deviation of the discounted return; static.
       clip_rewards: bound of normalised rewards, > 0.
       normalize_advantages: to mean 0 and standard deviation 1 over the "batch" of an iteration,
-        over a "minibatch" (PPO alone), or "none"; static.
+        over a "minibatch" (PPO alone), to 0 where they differ by rounding alone, or "none"; static.
       gru_size: units of a GRU behind the layers, for tasks that need memory; None for none; static.
       anneal_learning_rate: lets it fall to 0 linearly over the iterations; static.
       value_clip: of `trustjax.losses.value_loss`, >= 0; None for the plain squared error.

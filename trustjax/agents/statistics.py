@@ -79,7 +79,7 @@ def scaled(x: jax.Array, statistics: Statistics | None, clip: ArrayLike) -> jax.
 
 
 def standardized(
-    x: jax.Array, *, differences_of: jax.Array | None = None, axis_name: AxisName | None = None
+    x: jax.Array, *, differences_of: jax.Array, axis_name: AxisName | None = None
 ) -> jax.Array:
     """(x - mean) / (std + 1e-8) over all of `x` and all devices, std that of the population.
 
@@ -89,12 +89,9 @@ def standardized(
     """
     mean = averaged(jnp.mean(x), axis_name)
     std = jnp.sqrt(averaged(jnp.mean(jnp.square(x - mean)), axis_name))
-    result = jnp.asarray((x - mean) / (std + _EPSILON))
-    if differences_of is None:
-        return result
     size = jnp.sqrt(averaged(jnp.mean(jnp.square(differences_of)), axis_name))
     apart = std > 4 * float(np.finfo(x.dtype).eps) * size
-    return jnp.asarray(jnp.where(apart, result, jnp.zeros_like(result)))
+    return jnp.where(apart, (x - mean) / (std + _EPSILON), jnp.zeros_like(x))
 
 
 def _clipped(x: jax.Array, clip: ArrayLike) -> jax.Array:
