@@ -49,7 +49,7 @@ class Categorical(NamedTuple):
     def entropy(self) -> jax.Array:
         r""":math:`-\sum_a p_a \log p_a`, [...]; an action that cannot be adds 0."""
         log_probs = self.log_probs()
-        possible = log_probs > -jnp.inf
+        possible = log_probs != -jnp.inf
         safe = jnp.where(possible, log_probs, jnp.zeros_like(log_probs))
         return -jnp.sum(jnp.where(possible, jnp.exp(safe) * safe, jnp.zeros_like(safe)), -1)
 

@@ -61,11 +61,11 @@ def difference(actual, expected):
 
 
 def test_one_key_for_both_passes():
-    """At radius 0 the second gradient is the first, dropout included."""
+    """At radius 0 the second gradient is the first, dropout included, up to how XLA fuses each."""
     key, other_key = jax.random.split(jax.random.key(1))
     plain = noisy_step(optax.sgd(1.0), key)
     both = noisy_step(optax.chain(sam(0.0), optax.sgd(1.0)), key)
-    assert difference(both.params, plain.params) == 0.0
+    assert difference(both.params, plain.params) < 1e-6
     assert both.loss == plain.loss
     assert difference(noisy_step(optax.sgd(1.0), other_key).params, plain.params) > 1e-3
 

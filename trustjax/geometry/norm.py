@@ -1,9 +1,12 @@
-"""Norms of whole parameter trees."""
+"""Euclidean norms of arrays and of whole parameter trees, at any size of the numbers."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 
@@ -42,8 +45,9 @@ def global_norm(tree: PyTree) -> jax.Array:
 
     .. math:: \sqrt{\sum_{\text{leaves}} \sum_i x_i^2}
 
-    Sums are taken in float32 at least, so bfloat16 leaves lose nothing. The gradient at zero is
-    not defined; guard it where you differentiate.
+    Sums are taken in float32 at least, so bfloat16 leaves lose nothing. Numbers whose squares
+    under- or overflow are summed over the largest of them. The gradient at zero is 0. A NaN gives
+    NaN, an infinity infinity.
 
     Args:
       tree: any pytree; leaves that are not floating are skipped.
@@ -52,8 +56,64 @@ def global_norm(tree: PyTree) -> jax.Array:
       [] in the widest dtype of the leaves, float32 at least; 0 for an empty tree.
     """
     dtype = reduction_dtype(tree)
-    total = jnp.zeros([], dtype)
-    for leaf in jax.tree.leaves(tree):
-        if is_floating(leaf):
-            total = total + jnp.sum(jnp.square(leaf.astype(dtype)))
-    return jnp.sqrt(total)
+    leaves = [leaf.astype(dtype) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    leaves = [leaf for leaf in leaves if leaf.size]
+    if not leaves:
+        return jnp.zeros([], dtype)
+    norm: jax.Array = _root_of_squares(leaves)
+    return norm
+
+
+def vector_norm(
+    x: jax.Array, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> jax.Array:
+    r"""Euclidean norms of `x` along `axis`, at any size of the numbers, as in `global_norm`.
+
+    Args:
+      x: float array, read in float32 at least.
+      axis: of the vectors; None for all axes.
+      keepdims: leave axes of size 1 in their place.
+
+    Returns:
+      The other axes; float32 at least.
+    """
+    x = widened(jnp.asarray(x))
+    if x.size == 0:
+        return jnp.sum(x, axis, keepdims=keepdims)
+    norm: jax.Array = _root_of_squares([x], axis, keepdims)
+    return norm
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "keepdims"))
+def _root_of_squares(
+    parts: Sequence[jax.Array], axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+) -> jax.Array:
+    """The root of the sum of squares over `axis` of all parts, which share the other axes."""
+    kept = axis is not None
+
+    def squares(scale: jax.Array) -> jax.Array:
+        terms = [jnp.sum(jnp.square(x / scale), axis, keepdims=kept) for x in parts]
+        return sum(terms[1:], start=terms[0])
+
+    def root(total: jax.Array, usable: jax.Array) -> jax.Array:
+        # The root has no slope at 0 and at infinity: a branch that is not taken must not see them.
+        return jnp.sqrt(jnp.where(usable, total, jnp.ones_like(total)))
+
+    total = squares(jnp.ones([], parts[0].dtype))
+    information = np.finfo(total.dtype)
+    # Above this all squares that underflow are together less than a rounding error of their sum.
+    lowest = float(information.tiny / information.eps) * sum(x.size for x in parts)
+    usable = (total > lowest) & (total < jnp.inf)
+
+    def scaled() -> jax.Array:
+        tops = [jnp.max(jnp.abs(x), axis, keepdims=kept) for x in parts]
+        top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+        # The norm does not depend on the scale, so no gradient flows through it. Zero, infinity
+        # and NaN are no scale: they reach the sum as they are.
+        top = jnp.where((top > 0) & (top < jnp.inf), top, jnp.ones_like(top))
+        shares = squares(top)
+        positive = shares != 0
+        return jnp.where(positive, top * root(shares, positive), jnp.zeros_like(top))
+
+    norm: jax.Array = jax.lax.cond(jnp.all(usable), lambda: root(total, usable), scaled)
+    return jnp.squeeze(norm, axis) if kept and not keepdims else norm

@@ -236,7 +236,7 @@ def mdpo_forward_loss(
     log_prob = widened(log_prob)
     step = jnp.asarray(step_size, log_prob.dtype)
     power = (0.0 if drawn else 1.0) - jnp.asarray(temperature, log_prob.dtype) * step
-    possible = old_log_prob > -jnp.inf
+    possible = old_log_prob != -jnp.inf
     safe = jnp.where(possible, old_log_prob, jnp.zeros_like(old_log_prob))
     weights = jax.nn.softmax(power * safe + step * q_value, where=possible)
     # What pi_k cannot do weighs nothing, though log pi may be -inf there.
@@ -285,6 +285,6 @@ def policy_mean(log_probs: jax.Array, values: jax.Array) -> jax.Array:
     """
     (values,) = alike(log_probs, values=values)
     log_probs = widened(log_probs)
-    possible = log_probs > -jnp.inf
+    possible = log_probs != -jnp.inf
     log_probs, values = (jnp.where(possible, x, jnp.zeros_like(x)) for x in (log_probs, values))
     return jnp.sum(jnp.where(possible, jnp.exp(log_probs) * values, jnp.zeros_like(values)), -1)

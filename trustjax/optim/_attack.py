@@ -93,17 +93,26 @@ def ascent(
 
     A zero gradient gives a zero step of length 0. Steps are float32 at least.
     """
-    scaled = map_attack(lambda g, t: g * t, gradient, scale)
-    norm = global_norm(scaled)
-    factor = ratio(jnp.asarray(radius, norm.dtype), norm)
-    return map_attack(lambda s, t: s * t * factor.astype(s.dtype), scaled, scale), factor * norm
+    direction, norm = normalized(map_attack(lambda g, t: g * t, gradient, scale))
+    length = jnp.asarray(radius, norm.dtype) * ratio(norm, norm)  # radius, 0, or NaN
+    return map_attack(lambda d, t: d * t * length.astype(d.dtype), direction, scale), length
+
+
+def normalized(tree: PyTree) -> tuple[PyTree, jax.Array]:
+    """A tree whose floating leaves are divided by their norm, or zero as they are; the norm."""
+    norm = global_norm(tree)
+
+    def divided(x: jax.Array) -> jax.Array:
+        return ratio(widened(x), norm.astype(widened(x).dtype)) if is_floating(x) else x
+
+    return jax.tree.map(divided, tree), norm
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """The quotient of two scalars; 0 where the denominator, a norm, is 0."""
-    positive = denominator > 0
-    quotient = numerator / jnp.where(positive, denominator, jnp.ones_like(denominator))
-    return jnp.where(positive, quotient, jnp.zeros_like(quotient))
+    """The quotient by a scalar, a norm; 0 where that is 0, and NaN where it is NaN."""
+    zero = denominator == 0
+    quotient = numerator / jnp.where(zero, jnp.ones_like(denominator), denominator)
+    return jnp.where(zero, jnp.zeros_like(quotient), quotient)
 
 
 def second_gradient(

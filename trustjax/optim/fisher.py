@@ -18,7 +18,7 @@ import optax
 
 from trustjax._checks import check_number
 from trustjax._sharding import AxisName
-from trustjax.geometry.norm import is_floating, widened
+from trustjax.geometry.norm import is_floating, vector_norm, widened
 from trustjax.optim import _attack
 from trustjax.optim._attack import GradFn, Mask, PyTree
 
@@ -148,7 +148,8 @@ def _fisher_scaling(
 ) -> jax.Array | float:
     if not is_floating(param):
         return 1.0
-    fisher = jnp.square(widened(gradient))
+    # The root of f, whose square would under- or overflow.
+    size = jnp.abs(widened(gradient))
     if gradient.ndim == param.ndim + 1:
-        fisher = jnp.mean(fisher, axis=0)
-    return jax.lax.rsqrt(1 + jnp.asarray(eta, fisher.dtype) * fisher)
+        size = vector_norm(gradient, axis=0) / len(gradient) ** 0.5
+    return 1 / jnp.hypot(jnp.ones_like(size), jnp.sqrt(jnp.asarray(eta, size.dtype)) * size)

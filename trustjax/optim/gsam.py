@@ -192,8 +192,9 @@ def radius_schedule(
 
 def _perpendicular(vector: PyTree, to: PyTree) -> PyTree:
     """`vector` less its projection on `to`; `vector` itself where `to` is zero."""
-    share = _attack.ratio(_dot(vector, to), _dot(to, to))
-    return _plus(vector, -share, to)
+    # Not <v, to> / <to, to>: both under- and overflow long before their quotient does.
+    unit, _ = _attack.normalized(to)
+    return _plus(vector, -_dot(vector, unit), unit)
 
 
 def _plus(left: PyTree, factor: jax.typing.ArrayLike, right: PyTree) -> PyTree:

@@ -23,6 +23,7 @@ import optax
 
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
+from trustjax.geometry.norm import global_norm
 from trustjax.optim import _attack
 from trustjax.optim._attack import GradFn, Mask, PyTree
 
@@ -149,8 +150,8 @@ def _sign_ascent(
 ) -> tuple[PyTree, jax.Array]:
     """The step to the corner of the box of half-width `radius * T`, and its length."""
     signs = _attack.map_attack(lambda g, t: jnp.sign(g) * t, gradient, scale)
-    moves = [jnp.any(s != 0) for s in jax.tree.leaves(signs)]
-    distance = jnp.where(sum(moves, jnp.zeros([], bool)), jnp.asarray(radius), 0.0)
+    size = global_norm(signs)
+    distance = jnp.asarray(radius, size.dtype) * _attack.ratio(size, size)  # radius, 0, or NaN
     return _attack.map_attack(lambda s: s * jnp.asarray(radius, s.dtype), signs), distance
 
 

@@ -227,7 +227,7 @@ def _released_ascent(
     norm = global_norm(_attack.map_attack(lambda g, t: g * t, gradient, scale))
     factor = jnp.asarray(radius, norm.dtype) / (norm + 1e-12)
     # At zero gradient the guard alone would throw the weights far away.
-    factor = jnp.where(norm > 0, factor, jnp.zeros_like(factor))
+    factor = jnp.where(norm == 0, jnp.zeros_like(factor), factor)
     steps = _attack.map_attack(lambda g, t: jnp.ones_like(g) * t, gradient, scale)
     attack = _attack.map_attack(lambda s, t: s * t * factor.astype(s.dtype), steps, scale)
     return attack, factor * global_norm(steps)
