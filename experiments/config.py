@@ -21,10 +21,12 @@ from experiments.targets import (
     check_nodes,
     fits,
     locate,
+    makes,
     nearest_name,
     unknown_key,
     wrong_value,
 )
+from experiments.trackers.rows import Tracker
 
 
 def _conf_folder() -> Path:
@@ -77,7 +79,7 @@ class Root:
     num_seeds: int = 5
     precision: Precision = Precision.float32
     deterministic: bool = True
-    tracker: dict[str, Callable[[Path], Any]] = field(default_factory=dict)
+    tracker: dict[str, Callable[[Path], Tracker]] = field(default_factory=dict)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
@@ -148,6 +150,8 @@ def _check_values(value: Any, annotation: Any, key: str = "") -> None:
     if isinstance(value, str) and "${" in value:
         return
     if not dataclasses.is_dataclass(annotation):
+        if key == "task" and isinstance(value, Mapping):  # `check_config` asks what it makes
+            return
         if not fits(value, annotation):
             raise wrong_value(key, value, annotation)
         return
@@ -184,6 +188,8 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["seed"] >= 2**32:
         raise ConfigError(f"seed: got {config['seed']}, allowed: an integer < 2**32")
     check_nodes(config["tracker"], "tracker")
+    from experiments.loop import Task  # imports JAX
+
     task = config["task"]
     if "_target_" not in task:
         raise ConfigError("task._target_: missing, allowed: a task such as experiments.tasks.NAME")
@@ -191,6 +197,8 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     task_class = locate(task["_target_"], "task._target_")
     if not dataclasses.is_dataclass(task_class):
         raise ConfigError(f"task._target_: got {task['_target_']!r}, allowed: a dataclass")
+    if not makes(task_class, Task) or "_partial_" in task:
+        raise ConfigError(f"task._target_: got {task['_target_']!r}, which is no task")
     checked = {each.name: config[each.name] for each in dataclasses.fields(Root)}
     return {**checked, "task": {**_plain_defaults(task_class), **task}}
 

@@ -1,8 +1,9 @@
-"""Nodes with `_target_`: which objects a config may name, and whether their arguments fit."""
+"""Nodes with `_target_`: which factories a config may name, and whether their arguments fit."""
 
 import collections.abc
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -15,9 +16,36 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-# Of flax only what makes models: flax.io and flax.training can write and delete files.
-ALLOWED = ("trustjax", "experiments", "optax", "flax.linen", "flax.nnx")
-_HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+# The modules whose public functions and classes a config may name; * stands for one name.
+ROOMS = (
+    "trustjax.optim",
+    "trustjax.geometry",
+    "trustjax.losses",
+    "trustjax.models",
+    "trustjax.data",
+    "trustjax.parallel",
+    "trustjax.agents.*",
+    "experiments.tasks.*",
+    "experiments.optimizers",
+    "experiments.matrices",
+    "experiments.penalties",
+    "experiments.trackers",
+    "experiments.trackers.*",
+    "optax",
+    "optax.contrib",
+    "optax.losses",
+    "optax.schedules",
+    "flax.linen",
+)
+# Modules whose functions and classes read or write files that they are given: none is a factory.
+_CLOSED = (
+    "trustjax.agents.policy",
+    "trustjax.models.checkpoint",
+    "experiments.trackers.csv",
+    "experiments.trackers.services",
+)
+_HYDRA_KEYS = ("_target_", "_args_", "_partial_")
+_DEEPEST = 32
 
 
 class ConfigError(ValueError):
@@ -42,84 +70,122 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
 
 
 def locate(name: Any, key: str) -> Any:
-    """The object called `name`, such as `optax.sgd`; `key` is its place in the config.
+    """The factory called `name`, such as `optax.sgd`; `key` is its place in the config.
 
-    Raises ConfigError unless it exists, is callable, and both its name and the module that defines
-    it belong to an allowed package. No other module is walked through or imported.
+    A factory is a public function or class of a module in `ROOMS`, defined in that module or below
+    it, which returns something and neither reads nor writes a file of its own. Nothing is reached
+    through a class or through a module that is not a room, and no other module is imported.
+    Raises ConfigError.
     """
-    if not (isinstance(name, str) and _is_allowed(name)) or re.search(r"(^|\.)(_|\.|$)", name):
-        raise ConfigError(f"{key}: got {name!r}, allowed: public names in {', '.join(ALLOWED)}")
-    first, *parts = name.split(".")
-    found: Any = importlib.import_module(first)
-    for part in parts:
-        found = _child(found, part, key, name)
-    if not callable(found) or not _is_allowed(getattr(found, "__module__", None)):
-        raise ConfigError(
-            f"{key}: got {name!r}, allowed: functions and classes made in {', '.join(ALLOWED)}"
-        )
+    allowed = f"allowed: factories of {', '.join(ROOMS)}"
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z]\w*(\.[A-Za-z]\w*)+", name, re.ASCII)):
+        raise ConfigError(f"{key}: got {name!r}, {allowed}")
+    room, _, last = name.rpartition(".")
+    if room not in ROOMS and f"{room.rpartition('.')[0]}.*" not in ROOMS:
+        raise ConfigError(f"{key}: got {name!r}, {allowed}")
+    try:
+        module = importlib.import_module(room)
+    except ImportError as error:
+        if getattr(error, "name", None) == room:
+            raise ConfigError(f"{key}: got {name!r}, but there is no module {room}") from error
+        raise ConfigError(f"{key}: {name!r} cannot be imported: {error}") from error
+    found = vars(module).get(last)
+    if not _is_factory(found, room):
+        names = [each for each, value in vars(module).items() if _is_factory(value, room)]
+        nearest = f", the nearest is {nearest_name(last, names)}" if names else ""
+        what = f"but there is no {last!r}" if found is None else f"which is no factory of {room}"
+        raise ConfigError(f"{key}: got {name!r}, {what}{nearest}")
     return found
 
 
-def _child(parent: Any, part: str, key: str, name: str) -> Any:
-    if not hasattr(parent, part) and isinstance(parent, types.ModuleType):
-        module = f"{parent.__name__}.{part}"
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            if getattr(error, "name", None) != module:  # it is there, but cannot be imported
-                raise ConfigError(f"{key}: {name!r} cannot be imported: {error}") from error
-    if not hasattr(parent, part):
-        names = [other for other in dir(parent) if not other.startswith("_")]
-        nearest = f", the nearest is {nearest_name(part, names)}" if names else ""
-        raise ConfigError(f"{key}: got {name!r}, but there is no {part!r}{nearest}")
-    child = getattr(parent, part)
-    packages = {package.partition(".")[0] for package in ALLOWED}
-    if isinstance(child, types.ModuleType) and child.__name__.partition(".")[0] not in packages:
-        raise ConfigError(f"{key}: got {name!r}, which leads through the module {child.__name__}")
-    return child
+def _is_factory(found: Any, room: str) -> bool:
+    """Whether what a room offers may be called for a config."""
+    function = found.func if isinstance(found, functools.partial) else found
+    if not (inspect.isfunction(function) or inspect.isclass(function)):
+        return False
+    home, name = function.__module__, function.__qualname__
+    above = "optax" if room.startswith("optax") else room  # Optax defines much in _src
+    if not f"{home}.".startswith(f"{above}.") or home in _CLOSED or not name.isidentifier():
+        return False
+    if inspect.isclass(function) and issubclass(function, BaseException):
+        return False
+    if room == "flax.linen":  # its functions change settings of the process
+        return inspect.isclass(found) and "flax.linen.module.Module" in _ancestors(found)
+    return not name.startswith("_") and made_by(found) not in (None, types.NoneType)
 
 
-def _is_allowed(name: Any) -> bool:
-    return isinstance(name, str) and any(name == a or name.startswith(f"{a}.") for a in ALLOWED)
+def _ancestors(found: type) -> list[str]:
+    return [f"{each.__module__}.{each.__qualname__}" for each in found.__mro__]
 
 
-def check_nodes(value: Any, key: str) -> None:
+def made_by(target: Any) -> Any:
+    """The type of what a call of `target` returns; Any where that is not known."""
+    if isinstance(target, functools.partial):
+        return made_by(target.func)
+    if inspect.isclass(target):
+        return target
+    made = _annotations(target).get("return", Any)
+    return Any if isinstance(made, str | typing.TypeVar) else made
+
+
+def check_nodes(value: Any, key: str, *, depth: int = 0) -> None:
     """Checks every node in `value` (plain data, interpolations resolved) that has a `_target_`.
 
-    Raises ConfigError for a target outside the allowed packages, for an argument that its signature
-    does not have, lacks, or that does not fit its annotation. Nothing is called.
+    Raises ConfigError for a target that is no factory, for an argument that its signature does not
+    have, lacks, or that does not fit its annotation, be it plain data or what another target makes;
+    for a name that is not text, an integer beyond 64 bits, and deep nesting. Nothing is called.
     """
-    if isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{key}: got {value!r}, allowed: text without ${{")  # resolved only once
+    if depth > _DEEPEST:
+        raise ConfigError(f"{key[:60]}...: nested more than {_DEEPEST} levels deep")
+    if isinstance(value, str) and ("${" in value or value == "???"):  # resolved only once
+        raise ConfigError(f"{key}: got {value!r}, allowed: text without ${{, and not ???")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ConfigError(f"{key}: got {shown(value)}, allowed: integers of 64 bits")
     if isinstance(value, list):
         for index, item in enumerate(value):
-            check_nodes(item, f"{key}[{index}]")
+            check_nodes(item, f"{key}[{index}]", depth=depth + 1)
     if isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"{key}: got the name {name!r}, allowed: names that are text")
+            if name != "_target_":
+                check_nodes(item, f"{key}.{name}", depth=depth + 1)
         if "_target_" in value:
             _check_call(value, key)
-        for name, item in value.items():
-            check_nodes(item, f"{key}.{name}")
 
 
 def _check_call(node: Mapping[str, Any], key: str) -> None:
     target = locate(node["_target_"], f"{key}._target_")
+    partial, positional = node.get("_partial_", False), node.get("_args_", [])
+    if not isinstance(partial, bool):
+        raise wrong_value(f"{key}._partial_", partial, bool)
+    if not isinstance(positional, list):
+        raise wrong_value(f"{key}._args_", positional, list[Any])
     arguments = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
     signature = inspect.signature(target)
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    if inspect.Parameter.VAR_KEYWORD not in kinds.values():
-        names = [n for n, kind in kinds.items() if kind is not inspect.Parameter.VAR_POSITIONAL]
-        for name in arguments:
-            if name not in names:
-                raise unknown_key(f"{key}.{name}", names)
-    annotations = _annotations(target)
-    for name, value in arguments.items():
-        if name in annotations and not fits(value, annotations[name]):
-            raise wrong_value(f"{key}.{name}", value, annotations[name])
-    bind = signature.bind_partial if node.get("_partial_") else signature.bind
+    any_name = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    names = [n for n, kind in kinds.items() if kind not in _VARIADIC]
+    for name in arguments:
+        if name not in names and (not any_name or name.startswith("_")):
+            raise unknown_key(f"{key}.{name}", names)
     try:
-        bind(*node.get("_args_", ()), **arguments)
+        bound = (signature.bind_partial if partial else signature.bind)(*positional, **arguments)
     except TypeError as error:
         raise ConfigError(f"{key}: {error} ({node['_target_']})") from error
+    annotations = _annotations(target)
+    for name, value in bound.arguments.items():
+        place = f"{key}.{name}" if name in arguments else f"{key}._args_"
+        if name in annotations and kinds[name] is inspect.Parameter.VAR_POSITIONAL:
+            check_fits(list(value), list[annotations[name]], place)  # type: ignore[valid-type]
+        elif name in annotations and kinds[name] is inspect.Parameter.VAR_KEYWORD:
+            for each, item in value.items():
+                check_fits(item, annotations[name], f"{key}.{each}")
+        elif name in annotations:
+            check_fits(value, annotations[name], place)
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
@@ -129,12 +195,35 @@ def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # names known to type checkers alone
-        return {}
+        found = getattr(function, "__annotations__", {})
+        return {name: each for name, each in found.items() if not isinstance(each, str)}
+
+
+def check_fits(value: Any, annotation: Any, key: str) -> None:
+    """Raises ConfigError, naming the `key`, for a value that does not fit its annotation."""
+    if not fits(value, annotation):
+        raise wrong_value(key, value, annotation)
 
 
 def wrong_value(key: str, value: Any, annotation: Any) -> ConfigError:
     """The error for a `value` that does not fit the `annotation` of `key`."""
-    return ConfigError(f"{key}: got {value!r}, allowed: {describe(annotation)}")
+    if _is_node(value):
+        made = made_by(locate(value["_target_"], f"{key}._target_"))
+        name = getattr(made, "__name__", str(made))
+        how = "a partial call that makes" if value.get("_partial_") else "which makes"
+        return ConfigError(
+            f"{key}: got {value['_target_']}, {how} {name}, allowed: {describe(annotation)}"
+        )
+    return ConfigError(f"{key}: got {shown(value)}, allowed: {describe(annotation)}")
+
+
+def shown(value: Any) -> str:
+    """A value in an error message, its middle left out where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= 200 else f"{text[:150]}...{text[-30:]}"
 
 
 _PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
@@ -143,17 +232,20 @@ _PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "tex
 def fits(value: Any, annotation: Any) -> bool:
     """Whether plain data may be given where `annotation` stands; True where that is not known.
 
-    A node with `_target_` fits everywhere: what it makes is known only after the call.
+    A node with `_target_` fits if what it makes does: its class or the return annotation of its
+    function, with `_partial_` a function that returns that.
     """
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(value, Mapping) and "_target_" in value:
+    if annotation in (Any, object):
         return True
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, member) for member in arguments)
     if origin is typing.Annotated:
         return fits(value, arguments[0])
+    if _is_node(value):
+        return _node_fits(value, annotation)
     if origin is typing.Literal:
-        return value in arguments
+        return any(value == each and type(value) is type(each) for each in arguments)
     if annotation in (None, types.NoneType):
         return value is None
     if annotation in (bool, str):
@@ -162,7 +254,7 @@ def fits(value: Any, annotation: Any) -> bool:
         kinds = (int, float) if annotation is float else int
         return isinstance(value, kinds) and not isinstance(value, bool)
     if inspect.isclass(annotation) and issubclass(annotation, Enum):
-        return value in annotation.__members__
+        return isinstance(value, str) and value in annotation.__members__
     if origin in (list, collections.abc.Sequence):
         return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
     if origin is tuple:
@@ -177,12 +269,60 @@ def fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, dict) and all(fits(v, arguments[1]) for v in value.values())
     if origin is collections.abc.Callable:
         return False
-    if origin is None and inspect.isclass(annotation) and annotation is not object:
-        try:
-            return isinstance(value, annotation)
-        except TypeError:  # a protocol
-            return True
+    if typing.is_typeddict(annotation):
+        return isinstance(value, dict)
+    if origin is None and inspect.isclass(annotation):
+        return not _members(annotation) and isinstance(value, annotation)
     return True
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _node_fits(node: Mapping[str, Any], annotation: Any) -> bool:
+    try:
+        made = made_by(locate(node["_target_"], ""))
+    except ConfigError:  # `check_nodes` tells
+        return True
+    if node.get("_partial_", False):
+        made = Callable[..., made]
+    return makes(made, annotation)
+
+
+def makes(made: Any, annotation: Any) -> bool:
+    """Whether an object of the type `made` may stand where `annotation` does."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return makes(made, arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return any(makes(made, member) for member in arguments)
+    if typing.get_origin(made) in (typing.Union, types.UnionType):
+        return any(makes(member, annotation) for member in typing.get_args(made))
+    known = inspect.isclass(annotation) or origin is not None
+    if made is Any or annotation in (Any, object) or not known:
+        return True
+    members = {"__call__"} if origin is collections.abc.Callable else _members(annotation)
+    if typing.get_origin(made) is collections.abc.Callable:
+        returned = typing.get_args(made)[1]
+        wanted = arguments[1] if origin is collections.abc.Callable else Any
+        return members == {"__call__"} and makes(returned, wanted)
+    made = typing.get_origin(made) or made
+    if members and inspect.isclass(made):
+        fields = getattr(made, "__dataclass_fields__", {})
+        return all(any(each in vars(c) for c in made.__mro__) or each in fields for each in members)
+    allowed = origin or annotation
+    if not (inspect.isclass(made) and inspect.isclass(allowed)):
+        return False
+    return issubclass(made, allowed) or issubclass(allowed, made)
+
+
+def _members(annotation: Any) -> set[str]:
+    """The names that a protocol asks for; none for any other type."""
+    if not getattr(annotation, "_is_protocol", False):
+        return set()
+    names = {*vars(annotation), *getattr(annotation, "__annotations__", {})}
+    return {name for name in names if name == "__call__" or not name.startswith("_")}
 
 
 def describe(annotation: Any) -> str:

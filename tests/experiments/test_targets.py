@@ -1,15 +1,24 @@
 """Which targets a config may name, and what they may be given."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import optax
 import pytest
+from jax.sharding import Mesh
 
 from experiments.config import Precision
-from experiments.targets import ConfigError, build, check_nodes, describe, fits, locate
+from experiments.penalties import Penalty
+from experiments.targets import ROOMS, ConfigError, build, check_nodes, describe, fits, locate
+from experiments.trackers import Tracker
 
 
 @pytest.mark.parametrize(
@@ -33,6 +42,74 @@ from experiments.targets import ConfigError, build, check_nodes, describe, fits,
         "optax.sgd.__class__",
         "optax._src.alias.sgd",
         "experiments.trackers._means",
+        # methods and what else hangs on a class
+        "trustjax.agents.policy.Policy.save",
+        "trustjax.agents.Policy.save",
+        "optax.GradientTransformation.init",
+        "optax.MultiSteps.init",
+        "flax.linen.Dense.apply",
+        "flax.linen.Module.tabulate",
+        "experiments.optimizers.Method.at",
+        # entry points
+        "experiments.run.main",
+        "experiments.sweep.sweep",
+        "experiments.sweep.main",
+        "experiments.play.draw",
+        "experiments.report.main",
+        "experiments.session.run",
+        # what reads, writes, deletes or ends
+        "trustjax.models.save_pretrained",
+        "trustjax.models.checkpoint.save_pretrained",
+        "trustjax.models.checkpoint.os.system",
+        "trustjax.agents.load_policy",
+        "trustjax.agents.policy.load_policy",
+        "experiments.files.write_text",
+        "experiments.config.save_config",
+        "experiments.plots.save",
+        "experiments.rendering.write_gif",
+        "experiments.checkpoint.Checkpoints",
+        "experiments.trackers.Csv",
+        "experiments.trackers.csv.Csv",
+        "experiments.trackers.read_rows",
+        "experiments.trackers.services.require",
+        "experiments.trackers.services.Starts",
+        "experiments.tasks.adaptation_report.plot",
+        "experiments.tasks.reinforcement.Path",
+        "experiments.tasks.reinforcement.make",
+        "experiments.stopping.StopSignals",
+        "flax.serialization.to_bytes",
+        "flax.training.checkpoints.save_checkpoint",
+        "flax.linen.tabulate",
+        "flax.linen.enable_named_call",
+        "flax.nnx.display",
+        "optax.jnp.save",
+        "optax.contrib.jnp.save",
+        "optax.losses.jnp.save",
+        "optax.numpy.save",
+        "jax.numpy.save",
+        "numpy.save",
+        "trustjax.optim.jax.numpy.save",
+        "trustjax.agents.mdpo.np.save",
+        # re-exported, private, or hidden in other characters
+        "trustjax.agents.mdpo.NamedTuple",
+        "trustjax.agents.mdpo.mdpo_loss",
+        "experiments.optimizers.dataclass",
+        "experiments.optimizers.optax.sgd",
+        "experiments.tasks.mirror.partial",
+        "experiments.config.Root",
+        "trustjax.optim._attack.attack",
+        "trustjax._checks.check_number",
+        "optax.__class__",
+        "optax.sgd.func",
+        "optax.sgd ",
+        "optax\u00b7sgd",
+        "\uff4fptax.sgd",
+        "optax.sgd\n",
+        "OPTAX.sgd",
+        "optax/sgd",
+        "optax:sgd",
+        "optax.experimental.x",
+        "tests.conftest.x",
         "optaxx.sgd",
         "optax",
         "optax.",
@@ -56,7 +133,7 @@ def test_allowed_targets(name: str, expected: Any) -> None:
 
 
 def test_foreign_modules_are_not_walked_through() -> None:
-    with pytest.raises(ConfigError, match="leads through the module jax"):
+    with pytest.raises(ConfigError, match=r"allowed: factories of trustjax\.optim, "):
         locate("flax.linen.module.jax.experimental.ode.odeint", "task.x")
 
 
@@ -66,6 +143,13 @@ def test_unknown_name_has_a_hint() -> None:
 
 
 SGD = {"_target_": "optax.sgd", "learning_rate": 0.1}
+BOARD = {"_target_": "experiments.trackers.TensorBoard"}
+OS = {"_target_": "os.system"}
+LINEAR = {"_target_": "trustjax.models.MLP", "num_classes": 2, "hidden": [2]}
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 1
 
 
 @pytest.mark.parametrize(
@@ -80,11 +164,113 @@ SGD = {"_target_": "optax.sgd", "learning_rate": 0.1}
         ({**SGD, "momentum": {"_target_": "os.system"}}, r"^task\.momentum\._target_: got 'os"),
         ({"a": "${oc.create:{_target_: os.system}}"}, r"^task\.a: got .* allowed: text without"),
         ({"_target_": {"_target_": "optax.sgd"}}, r"^task\._target_: got"),
+        ({"_target_": ["optax.sgd"]}, r"^task\._target_: got"),
+        ({**SGD, "_partial_": "yes"}, r"^task\._partial_: got 'yes', allowed: true or false"),
+        ({**SGD, "_partial_": {"a": 1}}, r"^task\._partial_: got"),
+        ({**SGD, "_args_": 3}, r"^task\._args_: got 3, allowed: a list"),
+        ({**SGD, "_args_": {"a": 3}}, r"^task\._args_: got"),
+        ({"_target_": "optax.sgd", "_args_": ["abc"]}, r"^task\._args_: got 'abc'"),
+        ({"_target_": "optax.chain", "_args_": [3]}, r"^task\._args_: got "),
+        (
+            {"_target_": "optax.chain", "_args_": [{"_target_": "os.system"}]},
+            r"^task\._args_\[0\]\._target",
+        ),
+        ({**SGD, "_recursive_": False}, r"^task\._recursive_: unknown key"),
+        ({**SGD, "_convert_": "all"}, r"^task\._convert_: unknown key"),
+        ({**SGD, "_mode_": "x"}, r"^task\._mode_: unknown key"),
+        ({**SGD, "__init__": 1}, r"^task\.__init__: unknown key"),
+        (
+            {**SGD, "momentum": LINEAR},
+            r"^task\.momentum: got trustjax\.models\.MLP, which makes MLP",
+        ),
+        (
+            {"_target_": "optax.adamw", "learning_rate": "x"},
+            r"^task\.learning_rate: got 'x', allowed: a number",
+        ),
+        ({"a": "???"}, r"^task\.a: got '\?\?\?'"),
+        ({"a": {1: 2}}, r"^task\.a: got the name 1, allowed: names that are text"),
+        ({"a": 2**63}, r"^task\.a: got 9223372036854775808, allowed: integers of 64 bits"),
+        ({"a": 10**5000}, r"^task\.a: got an integer of 16610 bits, allowed"),
+        ({"a": nested(40)}, r"^task\.a\[0\].* nested more than 32 levels deep"),
     ],
 )
 def test_wrong_nodes(node: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_nodes(node, "task")
+
+
+def factories() -> Iterator[tuple[str, Any]]:
+    """Every target that a config may name."""
+    for room in ROOMS:
+        parent = importlib.import_module(room.removesuffix(".*"))
+        names = [room]
+        if room.endswith(".*"):
+            found = pkgutil.iter_modules(parent.__path__)
+            names = [f"{parent.__name__}.{each.name}" for each in found if each.name[0] != "_"]
+        for name in names:
+            module = importlib.import_module(name)
+            for last, value in vars(module).items():
+                with contextlib.suppress(ConfigError):
+                    assert locate(f"{name}.{last}", "x") is value
+                    yield f"{name}.{last}", value
+
+
+def test_no_factory_takes_a_place_to_write_to() -> None:
+    """Files that a config may name are data and pre-trained weights, which are read."""
+    words = re.compile(r"(^|_)(path|file|filename|folder|dir|directory|save|key_path)(_|$)")
+    found = {}
+    reads = {"trustjax.data.hugging_face", "trustjax.models.PretrainedViT"}
+    for name, target in factories():
+        taken = [each for each in inspect.signature(target).parameters if words.search(each)]
+        if taken and name not in reads:
+            found[name] = taken
+    for name, taken in found.items():
+        assert name.startswith("experiments.trackers."), f"{name} takes {taken}"
+        annotation = inspect.signature(locate(name, "x")).parameters["folder"].annotation
+        assert annotation in (Path, "Path")  # the run gives it: text is no Path
+    for node in ({**BOARD, "folder": "/tmp/x"}, {**BOARD, "_args_": ["/tmp/x"]}):
+        with pytest.raises(ConfigError, match=r"^tracker\.x\.(folder|_args_): got '/tmp/x'"):
+            check_nodes({"x": node}, "tracker")
+
+
+def test_every_target_of_conf_is_a_factory() -> None:
+    for path in (Path(__file__).parents[2] / "conf").rglob("*.yaml"):
+        for name in re.findall(r"_target_: *([\w.]+)", path.read_text()):
+            assert callable(locate(name, str(path)))
+
+
+@pytest.mark.parametrize(
+    ("node", "annotation", "expected"),
+    [
+        (SGD, optax.GradientTransformation, True),
+        ({**SGD, "_partial_": True}, optax.GradientTransformation, False),
+        ({**SGD, "_partial_": True}, Callable[..., optax.GradientTransformation], True),
+        ({**SGD, "_partial_": False}, Callable[..., optax.GradientTransformation], False),
+        ({**SGD, "_partial_": True}, Callable[..., nn.Module], False),
+        (SGD, nn.Module, False),
+        (SGD, float, False),
+        (SGD, str | None, False),
+        (SGD, list[float], False),
+        (SGD, Mapping[str, float], False),
+        (LINEAR, nn.Module, True),
+        (LINEAR, Mesh | None, False),
+        ({"_target_": "optax.constant_schedule", "value": 0.1}, optax.ScalarOrSchedule, True),
+        ({"_target_": "optax.constant_schedule", "value": 0.1}, float, False),
+        ({"_target_": "experiments.penalties.UnderNoise"}, Penalty | None, True),
+        (SGD, Penalty | None, False),
+        (LINEAR, Penalty | None, False),
+        (
+            {"_target_": "experiments.trackers.TensorBoard", "_partial_": True},
+            Callable[[Path], Tracker],
+            True,
+        ),
+        ({"_target_": "experiments.trackers.TensorBoard"}, Callable[[Path], Tracker], False),
+        ({**LINEAR, "_partial_": True}, Callable[[Path], Tracker], False),
+        ({"_target_": "os.system"}, float, True),  # `check_nodes` tells
+    ],
+)
+def test_what_a_node_makes(node: dict[str, Any], annotation: Any, expected: bool) -> None:
+    assert fits(node, annotation) is expected
 
 
 def test_nothing_is_called_by_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +323,10 @@ def test_what_a_target_raises_has_its_key() -> None:
         ({"a": 1}, Mapping[str, int], True),
         ({"a": "b"}, dict[str, int], False),
         (3, Callable[[int], int], False),
-        (SGD, Callable[[int], int], True),
+        (SGD, Callable[[int], int], False),
+        (float("nan"), float, True),
+        (True, Literal[1, 2], False),
+        ([], Precision, False),
         (3, optax.GradientTransformation, False),
         (3, optax.ScalarOrSchedule, True),
         ("abc", optax.ScalarOrSchedule, False),
