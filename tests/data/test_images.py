@@ -238,6 +238,96 @@ def test_malformed_metadata(tmp_path: Path, metadata: str) -> None:
         hugging_face(tmp_path)
 
 
+@pytest.mark.parametrize("names", [5, "ab", {"0": "a"}, [0, 1], [None]])
+def test_class_names_must_be_a_list_of_names(tmp_path: Path, names: Any) -> None:
+    write(tmp_path, [good], [0], features={"label": {"_type": "ClassLabel", "names": names}})
+    with pytest.raises(DataError, match="metadata must list the names of 'label'"):
+        hugging_face(tmp_path)
+
+
+def test_deep_metadata(tmp_path: Path) -> None:
+    table = pa.table({"img": [good], "label": [0]})
+    table = table.replace_schema_metadata({"huggingface": "[" * 100_000})
+    parquet.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="metadata is malformed"):
+        hugging_face(tmp_path)
+
+
+def test_dictionary_encoded_columns(tmp_path: Path) -> None:
+    """Few distinct values, stored once: the same images and labels as without it."""
+    pixels = random_images(2)
+    images = pa.array([encode(p) for p in pixels] * 2).dictionary_encode()
+    table = pa.table({"img": images, "label": pa.array([7, 3, 7, 3]).dictionary_encode()})
+    parquet.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    dataset = hugging_face(tmp_path)
+    np.testing.assert_array_equal(dataset.images, pixels[[0, 1, 0, 1]])
+    assert dataset.labels.tolist() == [7, 3, 7, 3]
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([good])] * 2 + [pa.array([0])], ["img", "img", "label"])
+    parquet.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="image_column=None: several columns fit"):
+        hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [pa.uint64(), pa.int8()])
+def test_labels_of_other_widths(tmp_path: Path, kind: Any) -> None:
+    write(tmp_path, [good, good], pa.array([5, 0], kind))
+    assert hugging_face(tmp_path).labels.tolist() == [5, 0]
+
+
+def test_label_above_int32(tmp_path: Path) -> None:
+    write(tmp_path, [good], pa.array([2**63], pa.uint64()))
+    with pytest.raises(DataError, match=r"row 0, column 'label': label 9223372036854775808 is not"):
+        hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1", b"PAR1PAR1"])
+def test_files_that_are_no_parquet(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "train-00000-of-00001.parquet"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(DataError, match=f"{file}: not a whole parquet file"):
+        hugging_face(tmp_path)
+
+
+def test_more_images_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file of many large even images."""
+
+    def empty(shape: tuple[int, ...], *_: Any) -> np.ndarray:
+        raise MemoryError
+
+    file = write(tmp_path, [good, good], [0, 1])
+    monkeypatch.setattr(np, "empty", empty)
+    with pytest.raises(DataError, match=rf"{file}, .*no memory for 2 images of shape \(4, 5, 3\)"):
+        hugging_face(tmp_path)
+
+
+def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, [encode(random_images(1)[0][:1]), good], [0, 1])
+    for limit in (19, 9):  # Pillow warns above the limit and raises above twice of it
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DataError, match=rf"{file}, row 1, column 'img': .* pixels") as error:
+            hugging_face(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_several_frames_and_orientation(tmp_path: Path) -> None:
+    """What decode_image does is done to every row."""
+    pixels = random_images(2)
+    image, other = map(Image.fromarray, pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    upside_down, animated = io.BytesIO(), io.BytesIO()
+    image.save(upside_down, "PNG", exif=exif)
+    image.save(animated, "PNG", save_all=True, append_images=[other])
+    file = write(tmp_path, [upside_down.getvalue(), encode(pixels[1])], [0, 1])
+    np.testing.assert_array_equal(hugging_face(tmp_path).images[0], pixels[0, ::-1, ::-1])
+    write(tmp_path, [good, animated.getvalue()], [0, 1])
+    with pytest.raises(DataError, match=f"{file}, row 1, column 'img': image of several frames"):
+        hugging_face(tmp_path)
+
+
 def test_missing_split_lists_those_found(tmp_path: Path) -> None:
     for name in ("train", "validation"):
         write(tmp_path, [good], [0], name=f"{name}-00000-of-00001")
@@ -279,6 +369,21 @@ def test_empty_file(tmp_path: Path) -> None:
 def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="path must be a folder or a hub id owner/name"):
         hugging_face(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    "path", [3, None, 1.5, ["a"], "", "a\0b", "~no-such-user-here/x", "x" * 5000, "a/b/c", "\ud800"]
+)
+def test_paths_that_cannot_be(path: Any) -> None:
+    with pytest.raises(DataError, match=r"path must be a folder or a hub id owner/name") as error:
+        hugging_face(path)
+    assert "\n" not in str(error.value)
+
+
+def test_path_of_a_file(tmp_path: Path) -> None:
+    file = write(tmp_path, [good], [0])
+    with pytest.raises(DataError, match=f"path must be a folder, but '{file}' is a file"):
+        hugging_face(file)
 
 
 def test_hub_id_is_downloaded_then_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

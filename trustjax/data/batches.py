@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from trustjax.data.images import ImageDataset, experiments_extra, unit_range
+from trustjax._files import experiments_extra
+from trustjax.data.images import ImageDataset, unit_range
 
 if TYPE_CHECKING:
     import grain

@@ -1,32 +1,27 @@
 """Labelled image sets held in memory: scikit-learn's digits and Hugging Face parquet folders."""
 
-import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from trustjax._files import experiments_extra, local_folder, one_line
+from trustjax.data.decoding import DataError as DataError
+from trustjax.data.decoding import decode_image, pillow_warnings_as_errors
+
 _SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?\.parquet")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label")
-# Pillow modes that become 8-bit grey or colour without loss. Others (alpha, 16 bits, CMYK) raise.
-_LOSSLESS_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
 # Pillow decodes outside the GIL, but for small images Python's share dominates: more threads than
 # this only wait for each other.
 _DECODING_THREADS = min(4, os.cpu_count() or 1)
 _ROWS_PER_TASK = 512
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, and the row and column if there are."""
 
 
 class ImageDataset(NamedTuple):
@@ -58,15 +53,6 @@ class _Columns(NamedTuple):
     class_names: tuple[str, ...] | None  # of the label, where the file's metadata has them
 
 
-@contextmanager
-def experiments_extra() -> Iterator[None]:
-    """Lets an import inside it fail with an error that says what to install."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(f'{error}; run: pip install "trustjax[experiments]"') from error
-
-
 def digits() -> ImageDataset:
     """scikit-learn's handwritten digits: 1797 images, uint8 [1797, 8, 8, 1], 10 classes, no split.
 
@@ -93,7 +79,8 @@ def hugging_face(
       path: a folder with files `SPLIT-00000-of-0000N.parquet` at any depth, or a hub id
         `owner/name`, which is downloaded once and then read in the same way.
       split: which files to read.
-      image_column: encoded images (JPEG, PNG, ...). By default the one column that the file's
+      image_column: encoded images: BMP, GIF, JPEG, PNG, PPM, TIFF or WebP; the orientation of
+        their EXIF metadata is applied. By default the one column that the file's
         metadata calls an Image; without metadata the one called image or img.
       label_column: integer classes. By default the one column that the metadata calls a
         ClassLabel; without metadata the one called label, labels or fine_label.
@@ -104,11 +91,15 @@ def hugging_face(
 
     Raises:
       DataError: no such folder, split or column, more than one that fits, a file that cannot be
-        read, a null, an image that cannot be decoded without loss to 8-bit grey or colour, images
-        of different shapes, a label out of range.
+        read, a null, an image that cannot be decoded without loss to 8-bit grey or colour (several
+        frames, 16 bits, alpha, other transparent pixels, CMYK) or that is larger than Pillow's
+        MAX_IMAGE_PIXELS, images of different shapes, a label out of range.
       ImportError: a package of the `experiments` extra is missing.
     """
-    files = _split_files(_local_folder(path), split)
+    folder = local_folder(
+        "path", path, DataError, "dataset", repo_type="dataset", allow_patterns="*.parquet"
+    )
+    files = _split_files(folder, split)
     parts = [_read_file(file, image_column, label_column) for file in files]
     (first_images, first_labels, first_columns), *others = parts
     for file, (images, _, columns) in zip(files[1:], others, strict=True):
@@ -173,25 +164,6 @@ def split(
     return parts
 
 
-def _local_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder itself, or the local copy of a hub dataset."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if not _HUB_ID.fullmatch(str(path)):
-        raise DataError(f"path must be a folder or a hub id owner/name; no folder {str(path)!r}")
-    with experiments_extra():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-    try:
-        return Path(snapshot_download(str(path), repo_type="dataset", allow_patterns="*.parquet"))
-    except (OSError, HFValidationError) as error:  # every network and hub error is an OSError
-        raise DataError(
-            f"no folder {str(path)!r} here, and the Hugging Face hub gave no dataset of that name "
-            f"(offline? then set path to a folder that holds its parquet files): {error}"
-        ) from error
-
-
 def _split_files(folder: Path, split: str) -> list[Path]:
     """All shards of a split, in order."""
     shards = [
@@ -230,11 +202,14 @@ def _read_file(
         import pyarrow
         from pyarrow import parquet
     try:
-        with parquet.ParquetFile(file) as reader:
-            columns = _find_columns(file, reader.schema_arrow, image_column, label_column)
+        with parquet.ParquetFile(file, page_checksum_verification=True) as reader:
+            schema = reader.schema_arrow
+            columns = _find_columns(file, schema, image_column, label_column)
             table = reader.read(columns=[columns.image, columns.label])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a whole parquet file: {error}") from error
+            table.validate(full=True)  # offsets beyond the data would be read from other memory
+    # pyarrow passes on errors of many kinds from damaged footers and pages.
+    except (pyarrow.ArrowException, OSError, UnicodeError, KeyError, MemoryError) as error:
+        raise DataError(f"{file}: not a whole parquet file: {one_line(error)}") from error
     if table.num_rows == 0:
         raise DataError(f"{file}: no rows")
     labels = _labels(file, columns, table.column(columns.label))
@@ -249,22 +224,29 @@ def _find_columns(
         metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = metadata.get("info", {}).get("features", {})
         kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: the schema's huggingface metadata is malformed") from error
 
     def find(argument: str, given: str | None, kind: str, usual: Sequence[str]) -> str:
         by_kind = [name for name in schema.names if kinds[name] == kind]
         by_name = [name for name in usual if name in schema.names]
         candidates = [given] if given is not None else by_kind or by_name
-        if len(candidates) == 1 and candidates[0] in schema.names:
+        if len(candidates) == 1 and schema.names.count(candidates[0]) == 1:
             return candidates[0]
-        problem = "several columns fit" if len(candidates) > 1 else "no such column"
+        known = any(name in schema.names for name in candidates)
+        problem = "several columns fit" if known else "no such column"
         raise DataError(
             f"{file}: {argument}={given!r}: {problem}; name one of: {', '.join(schema.names)}"
         )
 
     label = find("label_column", label_column, "ClassLabel", _LABEL_NAMES)
     names = features.get(label, {}).get("names")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(n, str) for n in names)
+    ):
+        raise DataError(
+            f"{file}: the schema's huggingface metadata must list the names of {label!r}"
+        )
     return _Columns(
         image=find("image_column", image_column, "Image", _IMAGE_NAMES),
         label=label,
@@ -276,6 +258,7 @@ def _labels(file: Path, columns: _Columns, column: Any) -> npt.NDArray[np.int32]
     """Labels int32 [n] of an integer column without nulls, all in range."""
     from pyarrow import types
 
+    column = _without_dictionary(column)
     if not types.is_integer(column.type):
         raise DataError(f"{file}, column {columns.label!r}: {column.type} is not an integer type")
     nulls = np.flatnonzero(column.is_null().to_numpy())
@@ -300,41 +283,49 @@ def _images(file: Path, name: str, column: Any) -> npt.NDArray[np.uint8]:
 
     if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = compute.struct_field(column, "bytes")
+    column = _without_dictionary(column)
     if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
         raise DataError(f"{file}, column {name!r}: {column.type} is not an encoded image")
+    with experiments_extra():
+        import PIL  # noqa: F401, what decode_image needs
     encoded: list[bytes | None] = column.to_pylist()
 
-    def decode_rows(start: int) -> list[npt.NDArray[np.uint8]]:
-        return [
-            _decode(f"{file}, row {row}, column {name!r}", image)
-            for row, image in enumerate(encoded[start : start + _ROWS_PER_TASK], start)
-        ]
+    def decode(row: int) -> npt.NDArray[np.uint8]:
+        place = f"{file}, row {row}, column {name!r}"
+        image = encoded[row]
+        if image is None:
+            raise DataError(f"{place}: null")
+        return decode_image(place, image)
 
-    with ThreadPoolExecutor(_DECODING_THREADS) as pool:
-        blocks = pool.map(decode_rows, range(0, len(encoded), _ROWS_PER_TASK))
-        images = [image for block in blocks for image in block]
-    for row, image in enumerate(images):
-        if image.shape != images[0].shape:
+    with pillow_warnings_as_errors():
+        first = decode(0)
+        try:
+            images = np.empty((len(encoded), *first.shape), np.uint8)
+        except MemoryError as error:
             raise DataError(
-                f"{file}, row {row}, column {name!r}: image of shape {image.shape}, but row 0 is "
-                f"{images[0].shape}"
-            )
-    return np.stack(images)
+                f"{file}, column {name!r}: no memory for {len(encoded)} images of shape "
+                f"{first.shape}, that of row 0"
+            ) from error
+        images[0] = first
+
+        def decode_rows(start: int) -> None:
+            for row in range(start, min(start + _ROWS_PER_TASK, len(encoded))):
+                image = decode(row)
+                if image.shape != first.shape:
+                    raise DataError(
+                        f"{file}, row {row}, column {name!r}: image of shape {image.shape}, but "
+                        f"row 0 is {first.shape}"
+                    )
+                images[row] = image
+
+        with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+            for _ in pool.map(decode_rows, range(1, len(encoded), _ROWS_PER_TASK)):
+                pass  # raises the error of the first bad row
+    return images
 
 
-def _decode(place: str, encoded: bytes | None) -> npt.NDArray[np.uint8]:
-    """One image, uint8 [height, width, channels]."""
-    with experiments_extra():
-        from PIL import Image
-    if encoded is None:
-        raise DataError(f"{place}: null")
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            mode = image.mode
-            target = _LOSSLESS_MODES.get(mode, mode)
-            pixels = np.asarray(image if target == mode else image.convert(target))
-    except Exception as error:  # Pillow's readers raise errors of many types on corrupt bytes
-        raise DataError(f"{place}: cannot decode the image: {error}") from error
-    if mode not in _LOSSLESS_MODES:
-        raise DataError(f"{place}: image mode {mode}; allowed: {', '.join(_LOSSLESS_MODES)}")
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+def _without_dictionary(column: Any) -> Any:
+    """The same values without dictionary encoding, in which few distinct ones may be stored."""
+    from pyarrow import types
+
+    return column.cast(column.type.value_type) if types.is_dictionary(column.type) else column

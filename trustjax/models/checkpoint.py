@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trustjax._checks import check_choice
-from trustjax.data.images import experiments_extra
+from trustjax._files import experiments_extra
 from trustjax.models._layout import Names, their_name, their_shape, to_ours, to_theirs
 from trustjax.models.vit import Preprocessing, PyTree, ViT
 

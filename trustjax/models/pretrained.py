@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jax.typing import DTypeLike
 
 from trustjax._checks import check_number
-from trustjax.data.images import experiments_extra
+from trustjax._files import experiments_extra
 from trustjax.models.checkpoint import FILES, CheckpointError, open_checkpoint
 from trustjax.models.vit import Preprocessing, PyTree, ViT
 

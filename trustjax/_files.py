@@ -1,0 +1,91 @@
+"""Files that others wrote: where they lie, what they hold as JSON, how to say what is wrong."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@contextmanager
+def experiments_extra() -> Iterator[None]:
+    """Lets an import inside it fail with an error that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'{error}; run: pip install "trustjax[experiments]"') from error
+
+
+def one_line(error: object) -> str:
+    """The text of an error from another library, on one line and of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 500 else f"{text[:500]}..."
+
+
+def local_folder(
+    argument: str,
+    given: str | os.PathLike[str],
+    error_type: type[ValueError],
+    kind: str,
+    **download: Any,
+) -> Path:
+    """The folder itself, or the local copy of a repository on the Hugging Face hub.
+
+    Args:
+      argument: name of the argument, for messages.
+      given: a folder, or a hub id `owner/name`.
+      error_type: what to raise.
+      kind: "model" or "dataset", for messages.
+      **download: arguments of `huggingface_hub.snapshot_download`.
+
+    Raises:
+      error_type: neither a folder nor the id of a repository that can be reached.
+      ImportError: huggingface_hub is missing.
+    """
+    if not isinstance(given, str | os.PathLike) or given == "":  # "" would be the current folder
+        raise error_type(f"{argument} must be a folder or a hub id owner/name, got {given!r}")
+    try:
+        folder = Path(given).expanduser()
+        if folder.is_dir():
+            return folder
+        exists = folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, too long, the home of nobody
+        raise error_type(
+            f"{argument} must be a folder or a hub id owner/name, got {str(given)!r}: "
+            f"{one_line(error)}"
+        ) from error
+    if exists:
+        raise error_type(f"{argument} must be a folder, but {str(given)!r} is a file")
+    if not _HUB_ID.fullmatch(str(given)):
+        raise error_type(
+            f"{argument} must be a folder or a hub id owner/name; no folder {str(given)!r}"
+        )
+    with experiments_extra():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+    try:
+        return Path(snapshot_download(str(given), **download))
+    except (OSError, HFValidationError) as error:  # every network and hub error is an OSError
+        raise error_type(
+            f"{argument} must be a folder or a hub id: no folder {str(given)!r} here, and the "
+            f"Hugging Face hub gave no {kind} of that name (offline? then set {argument} to a "
+            f"folder that holds its files): {one_line(error)}"
+        ) from error
+
+
+def read_json(path: Path, error_type: type[ValueError]) -> dict[str, Any]:
+    """The JSON object in a file; raises `error_type`, naming the file, for anything else."""
+    if not path.is_file():  # a pipe would be read for ever
+        problem = "it is a folder or a device" if path.exists() else "no such file"
+        raise error_type(f"{path} must be a JSON file: {problem}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise error_type(f"{path} must be a JSON file: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise error_type(f"{path} must be a JSON object, got {type(content).__name__}")
+    return content
