@@ -3,17 +3,16 @@
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
+import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.files import write_text
 from experiments.targets import (
@@ -22,7 +21,7 @@ from experiments.targets import (
     fits,
     locate,
     makes,
-    nearest_name,
+    shown,
     unknown_key,
     wrong_value,
 )
@@ -97,56 +96,16 @@ def experiments() -> dict[str, str]:
     return found
 
 
-def _parse(text: str) -> Override:
-    return OverridesParser.create().parse_override(text)
-
-
-def check_override(text: str) -> str:
-    """Checks one override `key=value` before Hydra composes it, and returns it for Hydra.
-
-    Keys within nodes (`task.x`, `data.x`) are checked later, against what their `_target_` takes;
-    Hydra may add them without a plus. Raises ConfigError for a key that the root does not have, for
-    a value that does not fit it, and for a `_target_` within Hydra's own configuration.
-    """
-    override = _parse(text)
-    key = override.key_or_group
-    first = re.split(r"[./@]", key)[0]
-    if first == "hydra":
-        if "_target_" in text:
-            raise ConfigError(f"{key}: got {text!r}, allowed: Hydra's own plugins, by name")
-        return text
-    if first == "exp":
-        return f"+{text.lstrip('+')}"
-    swept = override.is_discrete_sweep()
-    values = list(override.sweep_iterator() if swept else [override.value()])
-    if (CONF / key).is_dir():
-        for value in values:
-            _check_choice(key, str(value))
-    elif first in ("task", *_groups()) and key != first:
-        return text if override.is_delete() else f"++{text.lstrip('+')}"
-    else:
-        for value in values:
-            for part in reversed(key.split(".")):
-                value = {part: value}
-            _check_values(value, Root)
-    return text
-
-
-def _groups() -> list[str]:
+def groups() -> list[str]:
+    """The config groups: the folders in conf."""
     return [path.name for path in CONF.iterdir() if path.is_dir()]
 
 
-def _check_choice(group: str, choice: str) -> None:
-    choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    if choice not in choices:
-        raise ConfigError(
-            f"{group}: got {choice!r}, the nearest is {nearest_name(choice, choices)} "
-            f"(allowed: {', '.join(choices)})"
-        )
+def check_values(value: Any, annotation: Any, key: str = "", *, whole: bool = False) -> None:
+    """Checks the values below a key of the root, whose type is `annotation`.
 
-
-def _check_values(value: Any, annotation: Any, key: str = "") -> None:
-    """Checks the values below a key of the root, whose type is `annotation`."""
+    With `whole` none of its keys may be missing. Raises ConfigError.
+    """
     if isinstance(value, str) and "${" in value:
         return
     if not dataclasses.is_dataclass(annotation):
@@ -157,17 +116,20 @@ def _check_values(value: Any, annotation: Any, key: str = "") -> None:
         return
     names = typing.get_type_hints(annotation)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}: got {value!r}, allowed: the keys {', '.join(names)}")
-    groups = [] if key else _groups()  # their nodes stand in the root until the task takes them
+        raise ConfigError(f"{key}: got {shown(value)}, allowed: the keys {', '.join(names)}")
+    nodes = [] if key else groups()  # they stand in the root until the task takes them
     for name, item in value.items():
         place = f"{key}.{name}" if key else name
         if name in names:
-            _check_values(item, names[name], place)
-        elif name in groups:
+            check_values(item, names[name], place, whole=whole)
+        elif name in nodes:
             check_nodes(item, place)
         else:
-            also = [] if key else ["resume", *groups]
+            also = [] if key else ["resume", *nodes]
             raise unknown_key(place, dict.fromkeys([*names, *also]))
+    for name in names if whole else ():
+        if name not in value:
+            raise ConfigError(f"{key}.{name}: missing" if key else f"{name}: missing")
 
 
 def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +138,7 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Nodes from config groups are left out, as the task has taken them; defaults of the task's plain
     fields are added. Targets are imported, so this may import JAX. Raises ConfigError.
     """
-    _check_values(config, Root)
+    check_values(config, Root, whole=True)
     for key, value, least in (
         ("seed", config["seed"], 0),
         ("num_seeds", config["num_seeds"], 1),
@@ -240,35 +202,88 @@ def save_config(config: Mapping[str, Any], path: Path) -> None:
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
-# Lengths: fields of the task itself whose names end in "steps", such as task.pretrain_steps.
-_MAY_CHANGE = re.compile(r"task\.\w*steps|(task\.)?mesh(\..+)?|tracker(\..+)?")
+_MOST_BYTES = 512 * 1024
+_DEEPEST = 40
 
 
-def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """The config of the run in `folder` (plain data), with the few overrides that a resume allows.
+class Saved(NamedTuple):
+    """The config.yaml of a run folder, as plain data, and the line of each of its keys."""
 
-    Allowed are `tracker`, `mesh` (the task's) and lengths: fields of the task itself whose names
-    end in "steps". Raises ConfigError for any other, and where `folder` holds no run.
+    path: Path
+    config: dict[str, Any]
+    lines: dict[str, int]
+
+    def place(self, error: ConfigError) -> ConfigError:
+        """The error, with the file and the line of the key that its text begins with, if any."""
+        key = re.match(r"[^\s:]*", str(error))[0]  # type: ignore[index]  # it may be empty
+        while key and key not in self.lines:
+            key = re.sub(r"\[?[^.\[]*$", "", key).rstrip(".")
+        return ConfigError(f"{self.path}, line {self.lines[key]}: {error}") if key else error
+
+
+def read_config(path: Path) -> Saved:
+    """Reads a config.yaml that a run has written, or that somebody has made of it.
+
+    Raises ConfigError, naming the file and the line, for anything but one mapping of plain values:
+    anchors, aliases and tags, interpolations, names given twice, names that are not text, more than
+    40 levels or 512 KiB. Its keys are checked later, by `check_config`.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"resume: got {str(folder)!r}, which holds no run (no config.yaml)")
-    config = OmegaConf.load(path)
-    for override in map(_parse, arguments):
-        key = override.key_or_group
-        if not _MAY_CHANGE.fullmatch(key) or override.is_sweep_override() or override.is_delete():
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path}: there is no such file")
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path}: has {path.stat().st_size} bytes, allowed: {_MOST_BYTES}")
+        text = path.read_bytes().decode()
+        _check_events(text, path)
+        config = OmegaConf.to_container(OmegaConf.create(text))
+        lines = _lines(yaml.compose(text, yaml.SafeLoader))
+    except ConfigError:
+        raise
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: {getattr(error, 'problem', None) or error}") from error
+    except (OSError, ValueError, TypeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not lines:
+        raise ConfigError(f"{path}: got no keys, allowed: keys with values, as a run writes them")
+    return Saved(path, typing.cast("dict[str, Any]", config), lines)
+
+
+def _check_events(text: str, path: Path) -> None:
+    """Refuses, before anything is composed, what could make it large, deep, or more than data."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        line = f"{path}, line {event.start_mark.line + 1}"
+        if getattr(event, "anchor", None) is not None:  # of an alias, too
+            raise ConfigError(f"{line}: got the anchor or alias {event.anchor!r}, allowed: none")
+        if getattr(event, "tag", None) is not None:
+            raise ConfigError(f"{line}: got the tag {event.tag!r}, allowed: none")
+        if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            raise ConfigError(f"{line}: got {shown(event.value)}, allowed: text without ${{")
+        if depth == 0 and isinstance(event, yaml.ScalarEvent | yaml.SequenceStartEvent):
             raise ConfigError(
-                f"{key}: got {override.input_line!r}, allowed with resume: tracker, mesh, and "
-                "fields of the task that end in steps"
+                f"{line}: got no keys, allowed: keys with values, as a run writes them"
             )
-        value = override.value()
-        if (CONF / key).is_dir():
-            _check_choice(key, str(value))
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                value = compose(overrides=[f"+{key}={value}"]).get(key, {})
-        place = f"task.{key}" if key.startswith("mesh") else key
-        OmegaConf.update(config, place, value, merge=False, force_add=True)
-    return to_plain(config)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST:
+            raise ConfigError(f"{line}: nested more than {_DEEPEST} levels deep")
+
+
+def _lines(node: yaml.Node | None, key: str = "") -> dict[str, int]:
+    """The line of every full key below `key`, such as `task.radii[0]`."""
+    found = {key: node.start_mark.line + 1} if node and key else {}
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            place = f"{key}.{name.value}" if key else str(name.value)
+            found |= _lines(value, place) | {place: name.start_mark.line + 1}
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            found |= _lines(value, f"{key}[{index}]")
+    return found
 
 
 def to_plain(config: Any) -> dict[str, Any]:

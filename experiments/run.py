@@ -7,7 +7,9 @@ python -m experiments.run                                list the experiments
 """
 
 import contextlib
+import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,21 +19,38 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import (
     CONF,
+    Root,
     check_config,
-    check_override,
+    check_values,
     experiments,
-    resumed_config,
+    read_config,
     to_plain,
 )
-from experiments.targets import ConfigError, nearest_name
+from experiments.overrides import (
+    check_overrides,
+    check_read,
+    composed,
+    explained,
+    one_line,
+    parse,
+    resumed_config,
+)
+from experiments.sweep import jobs
+from experiments.targets import ConfigError, nearest_name, shown
 
 _TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
+_COMPLETION = ("--shell-completion", "-sc")
+_WITH_VALUE = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--package", "-p"),
+)
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -42,7 +61,9 @@ def main() -> None:
     folders = [each for each in arguments if each.startswith("resume=")]
     try:
         with _one_line_errors():
-            if folders:
+            if any(each.split("=")[0] in _COMPLETION for each in arguments):
+                _complete()
+            elif folders:
                 _resume(folders, [each for each in arguments if each not in folders])
             else:
                 _start(arguments)
@@ -53,18 +74,22 @@ def main() -> None:
 def _start(arguments: list[str]) -> None:
     if any(each.startswith("--e") for each in arguments):  # --experimental-rerun, or short for it
         raise ConfigError("--experimental-rerun: not allowed, as it reads a pickle")
-    checked = [
-        check_override(each) if each[:1] != "-" and ("=" in each or each[:1] == "~") else each
-        for each in arguments
-    ]
+    overrides = [each for each in arguments if each[:1] == "~" or (each[:1] != "-" and "=" in each)]
+    checked = check_overrides(overrides)
     if not any(each.split("=")[0] in _QUESTIONS for each in arguments):
         names = [each.removeprefix("+exp=") for each in checked if each.startswith("+exp=")]
         _check_experiments(names[-1].split(",") if names else [""])
-    sys.argv[1:] = checked
+        _check_rest([each for each in arguments if each not in overrides])
+    if {"--multirun", "-m"} & {*arguments}:
+        for job in jobs(overrides):
+            check_config(composed(job.overrides))
+    sys.argv[1:] = [each for each in arguments if each not in overrides] + checked
     try:
         _job()
     except OSError as error:
         raise ConfigError(f"hydra.run.dir: {error}") from error
+    except HydraException as error:
+        raise explained(error, checked) from error
 
 
 def _check_experiments(names: list[str]) -> None:
@@ -81,11 +106,41 @@ def _check_experiments(names: list[str]) -> None:
     sys.exit(2)
 
 
+def _check_rest(arguments: list[str]) -> None:
+    """Raises ConfigError for what is neither an override nor an option of Hydra or its value."""
+    for before, each in zip(["", *arguments], arguments, strict=False):
+        if each[:1] != "-" and before not in _WITH_VALUE:
+            raise ConfigError(f"{each}: got no value, allowed: key=value")
+
+
+def _complete() -> None:
+    """Tab completion for `python -m experiments.run`; Hydra's knows `python FILE` alone."""
+    line = os.environ.get("COMP_LINE", "")
+    os.environ["COMP_LINE"] = re.sub(r"^\s*\S+\s+-m\s+experiments\.run\b", "python run.py", line)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            _job()
+    except ValueError as error:
+        raise ConfigError(f"--shell-completion: {error}") from error
+    python = 'if [ "${words[0]}" == "python" ]; then'
+    module = 'if [ "${words[1]} ${words[2]}" == "-m experiments.run" ]; then\n'
+    module += '        helper="${words[0]} -m experiments.run"\n'
+    print(printed.getvalue().replace(python, f"{module}    el{python}"), end="")
+
+
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def _job(config: DictConfig) -> None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    about = HydraConfig.get()
+    folder = Path(about.runtime.output_dir)
     try:
         with _one_line_errors():
+            check_read(config, about.runtime.choices)
+            if about.mode == RunMode.MULTIRUN:
+                parsed = [parse(each) for each in sys.argv[1:] if each[:1] != "-" and "=" in each]
+                keys = [each.get_key_element() for each in parsed if each.is_sweep_override()]
+                own = [each for each in about.overrides.task if each.partition("=")[0] in keys]
+                print(f"job {about.job.num}: {' '.join(own)}", flush=True)
             _run(folder, to_plain(config), resumed=False)
     except Exception:  # Hydra would add lines of its own
         traceback.print_exc()
@@ -98,8 +153,20 @@ def _job(config: DictConfig) -> None:
 def _resume(folders: list[str], arguments: list[str]) -> None:
     if len(folders) > 1 or any(each.startswith("-") for each in arguments):
         raise ConfigError("resume: got more than a folder and overrides, allowed: one folder")
-    folder = Path(folders[0].removeprefix("resume=")).expanduser()
-    _run(folder, resumed_config(folder, arguments), resumed=True)
+    given = folders[0].removeprefix("resume=")
+    try:
+        folder = Path(given).expanduser()
+    except RuntimeError as error:  # the home of nobody
+        raise ConfigError(f"resume: got {shown(given)}: {error}") from error
+    config = resumed_config(folder, arguments)
+    changed = tuple(parse(each).key_or_group.removeprefix("task.") for each in arguments)
+    try:
+        check_values(config, Root, whole=True)
+        _run(folder, config, resumed=True)
+    except ConfigError as error:
+        if str(error).removeprefix("task.").startswith(changed):
+            raise
+        raise read_config(folder / "config.yaml").place(error) from error
 
 
 def _run(folder: Path, config: dict[str, Any], *, resumed: bool) -> None:
@@ -132,15 +199,7 @@ def _one_line_errors() -> Iterator[None]:
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if _TRACEBACKS:
             raise
-        _fail(_line(error), 2)
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, OmegaConfBaseException):  # its other lines tell of types inside OmegaConf
-        return f"{error.full_key}: {str(error).splitlines()[0]}"
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        return _line(error.__cause__)
-    return str(error)
+        _fail(one_line(error), 2)
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -4,24 +4,32 @@ python -m experiments.sweep FOLDER +exp=NAME [key=value ...] key=1,2,3 [key=a,b]
 
 Every combination of the values is a job: one run in a folder of its own below FOLDER, in a process
 of its own. A job that is done is skipped, one that was stopped is resumed, one that failed is tried
-again. `--workers N` runs N jobs side by side. Two machines that share FOLDER may share the list: a
-run's folder is locked, so each job is taken by one of them.
+again. The overrides of all jobs are checked before the first one begins, and a folder that holds a
+run of another configuration is refused. `--workers N` runs N jobs side by side. Two machines that
+share FOLDER may share the list: a run's folder is locked, so each job is taken by one of them.
 """
 
 import argparse
+import collections
+import hashlib
 import itertools
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import check_config, flat, read_config
+from experiments.overrides import check_overrides, composed, one_line, parse
+from experiments.targets import ConfigError, shown
 
 
 class Job(NamedTuple):
@@ -48,32 +56,69 @@ class Job(NamedTuple):
 def jobs(overrides: Sequence[str]) -> list[Job]:
     """Every combination of the swept values, the first override varying slowest.
 
-    Raises HydraException for an override that cannot be read, ValueError for two jobs of one name.
+    Names that are longer than 120 characters, or alike but for signs that a folder's name should
+    not hold, end in a hash of their values. Raises ConfigError for an override that cannot be read,
+    for a value that is given twice, and for more than 10,000 jobs.
     """
-    parser = OverridesParser.create()
-    choices: list[list[tuple[str, str]]] = []  # of each override: part of the name, and the text
-    for text in overrides:
-        override = parser.parse_override(text)
-        if not override.is_discrete_sweep():
-            choices.append([("", text)])
-            continue
-        key = override.get_key_element()
-        short = key.lstrip("+").rpartition(".")[2]
-        values = list(override.sweep_string_iterator())
-        choices.append([(_plain(f"{short}_{value}"), f"{key}={value}") for value in values])
-    found = []
+    check_overrides(overrides)
+    choices: list[list[str]] = []
+    several = []  # which of them vary
+    for index, override in enumerate(map(parse, overrides)):
+        choices.append([overrides[index]])
+        if override.is_discrete_sweep():
+            key = override.get_key_element()
+            choices[index] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            several.append(index)
+        if len({*choices[index]}) < len(choices[index]):
+            raise ConfigError(f"{override.key_or_group}: got a value twice: {choices[index]}")
+    found = {}
     for combination in itertools.product(*choices):
-        name = "-".join(part for part, _ in combination if part)
-        found.append(Job(name or "run", tuple(text for _, text in combination)))
-    names = [job.name for job in found]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"swept values must differ in letters and digits, got twice: {repeated}")
-    return found
+        own = [combination[index] for index in several]
+        found[combination] = own, "-".join(map(_plain, own)) or "run"
+    counts = collections.Counter(name.lower() for _, name in found.values())
+    return [
+        Job(_hashed(name, own) if len(name) > 120 or counts[name.lower()] > 1 else name, each)
+        for each, (own, name) in found.items()
+    ]
 
 
 def _plain(text: str) -> str:
-    """`text` with what a folder's name should not hold left out."""
-    return re.sub(r"[^\w.+-]+", "_", text.replace("[", "")).strip("_")
+    """`key=value` as a part of a folder's name, without what such a name should not hold."""
+    key, _, value = text.partition("=")
+    short = f"{key.lstrip('+').rpartition('.')[2]}_{value}"
+    return re.sub(r"[^\w.+-]+", "_", short.replace("[", "")).strip("_")
+
+
+def _hashed(name: str, own: Sequence[str]) -> str:
+    return f"{name[:100]}-{hashlib.sha256(chr(10).join(own).encode()).hexdigest()[:10]}"
+
+
+def check(folder: Path, listed: Sequence[Job]) -> None:
+    """Raises ConfigError, naming the job, unless all can begin or go on.
+
+    The overrides of each are composed and checked as `experiments.run` does, and compared with the
+    config.yaml that its folder holds. Trackers and devices may differ, as they may in a resume.
+    """
+    for job in listed:
+        try:
+            config = check_config(composed(job.overrides))
+            path = folder / job.name / "config.yaml"
+            if path.exists():
+                _compare(config, read_config(path).config, path)
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"job {job.name}: {one_line(error)}") from error
+
+
+def _compare(config: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    plain = OmegaConf.to_container(OmegaConf.create(dict(config)))  # tuples are lists in a file
+    ours, theirs = flat(cast("dict[str, Any]", plain)), flat(saved)
+    for key in dict.fromkeys([*ours, *theirs]):
+        if re.match(r"(tracker|task\.mesh)(\.|$)", key) or ours.get(key, ()) == theirs.get(key, ()):
+            continue
+        here, there = (shown(each[key]) if key in each else "nothing" for each in (ours, theirs))
+        raise ConfigError(
+            f"{key}: got {here}, but {path} has {there}; take another FOLDER, or delete that one"
+        )
 
 
 def _quoted(path: Path) -> str:
@@ -138,7 +183,8 @@ def main() -> None:
         parser.error(f"FOLDER: got {str(arguments.folder)!r}, which looks like an override")
     try:
         listed = jobs(arguments.overrides)
-    except (HydraException, ValueError) as error:
+        check(arguments.folder, listed)
+    except (ConfigError, HydraException, OSError) as error:
         parser.error(" ".join(str(error).split()))
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     left = sweep(arguments.folder, listed, workers=arguments.workers)

@@ -57,6 +57,7 @@ class Orthogonality:
       seed: root of all randomness.
       num_seeds: matrices a size.
       repeats: timed updates of each matrix.
+      precision: dtype of the matrices, float32 or float64.
     """
 
     methods: Mapping[str, Mapping[str, Any]]
@@ -64,12 +65,15 @@ class Orthogonality:
     seed: int
     num_seeds: int
     repeats: int
+    precision: str = "float32"
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
         for name in ("num_seeds", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.precision not in ("float32", "float64"):
+            raise ValueError(f"precision must be float32 or float64, got {self.precision!r}")
         if not self.sizes or min(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes must be different numbers >= 2, got {list(self.sizes)}")
         for name, arguments in self.methods.items():
@@ -93,10 +97,10 @@ class Orthogonality:
         shape, key = (size, size), jax.random.key(self.seed)
         programs = {name: self._program(name) for name in self.methods}
         for update in programs.values():
-            jax.block_until_ready(update(jnp.ones(shape)))
+            jax.block_until_ready(update(jnp.ones(shape, self.precision)))
         rows = []
         for seed in range(self.num_seeds):
-            matrix = jax.random.normal(jax.random.fold_in(key, seed), shape)
+            matrix = jax.random.normal(jax.random.fold_in(key, seed), shape, self.precision)
             row: Row = {"seed": seed}
             for name, update in programs.items():
                 row[f"error/{name}"] = float(_orthogonality_error(update(matrix)))

@@ -4,55 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from experiments import config
-from experiments.config import check_config, check_override, experiments, resumed_config
+from experiments.config import check_config, experiments, read_config, save_config
 from experiments.targets import ConfigError
-
-
-@pytest.mark.parametrize(
-    ("given", "for_hydra"),
-    [
-        ("seed=3", "seed=3"),
-        ("seed=1,2", "seed=1,2"),
-        ("exp=a", "+exp=a"),
-        ("+exp=a", "+exp=a"),
-        ("task.steps=3", "++task.steps=3"),
-        ("+task.a.b=3", "++task.a.b=3"),
-        ("++task.a=3", "++task.a=3"),
-        ("~task.a", "~task.a"),
-        ("tracker=csv", "tracker=csv"),
-        ("tracker.a.b=1", "++tracker.a.b=1"),
-        ("hydra.run.dir=x", "hydra.run.dir=x"),
-        ("checkpoint.every=${seed}", "checkpoint.every=${seed}"),
-    ],
-)
-def test_overrides_for_hydra(given: str, for_hydra: str) -> None:
-    assert check_override(given) == for_hydra
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("sead=1", "sead: unknown key, the nearest is seed"),
-        ("resum=x", "the nearest is resume"),
-        ("checkpoint.evry=1", r"checkpoint\.evry: unknown key, the nearest is checkpoint\.every"),
-        ("seed=abc", "seed: got 'abc', allowed: an integer"),
-        ("seed=1,abc", "seed: got 'abc', allowed: an integer"),
-        ("seed=1.5", "seed: got 1.5, allowed: an integer"),
-        ("deterministic=1", "deterministic: got 1, allowed: true or false"),
-        ("precision=float16", "precision: got 'float16', allowed: float32 or bfloat16 or float64"),
-        ("tracker=cvs", "tracker: got 'cvs', the nearest is csv"),
-        ("task=3", "task: got 3, allowed: keys"),
-        ("checkpoint=3", "checkpoint: got 3, allowed: the keys every, keep"),
-        ("hydra.callbacks.x._target_=os.system", r"hydra\.callbacks\.x\._target_: got"),
-        ("+hydra.callbacks={x:{_target_: os.system}}", r"hydra\.callbacks: got"),
-    ],
-)
-def test_wrong_overrides(given: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_override(given)
 
 
 def composed(**changes: Any) -> dict[str, Any]:
@@ -82,7 +37,6 @@ def test_nodes_of_config_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         check_config(composed(optimizer={**node, "x": 1}))
     with pytest.raises(ConfigError, match=r"^optimiser: unknown key, the nearest is optimizer"):
         check_config(composed(optimiser=node))
-    assert check_override("optimizer.momentum=0.9") == "++optimizer.momentum=0.9"
 
 
 @pytest.mark.parametrize(
@@ -116,46 +70,70 @@ def test_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert experiments() == {"a": "", "b": "What b does"}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    node = {"_target_": "experiments.trackers.TensorBoard", "_partial_": True}
-    saved = composed(tracker={"tensorboard": node})
-    saved["task"]["mesh"] = {"data": 1, "model": 2}
-    OmegaConf.save(OmegaConf.create(saved), tmp_path / "config.yaml")
-    return tmp_path
-
-
-def test_what_a_resumed_run_may_change(folder: Path) -> None:
-    given = ["task.steps=9", "task.pretrain_steps=8", "tracker=csv", "mesh.data=4"]
-    resumed = resumed_config(folder, given)
-    assert (resumed["task"]["steps"], resumed["task"]["pretrain_steps"]) == (9, 8)
-    assert resumed["tracker"] == {}
-    assert resumed["task"]["mesh"] == {"data": 4, "model": 2}
-    assert resumed["seed"] == 0
-    assert list(resumed_config(folder, ["tracker=default"])["tracker"]) == ["tensorboard"]
+ALIASES = "a: &a [1]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(9 * ['*' + chr(97 + i)])}]\n" for i in range(20)
+)
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("content", "message"),
     [
-        "seed=1",
-        "+exp=two_minima",
-        "num_seeds=3",
-        "task.noise=2",
-        "task.optimizer.cg_steps=3",
-        "task.steps_per_chunk=3",
-        "task.steps=1,2",
-        "~task.steps",
-        "checkpoint.every=2",
-        "hydra.run.dir=x",
+        (b"", "got no keys"),
+        (b"\n# nothing\n", "got no keys"),
+        (b"3", ", line 1: got no keys"),
+        (b"- seed: 1", ", line 1: got no keys"),
+        (b"a: 1\n---\nb: 2\n", ", line 2: but found another document"),
+        (b"a: 1\nb: [1\n", ", line 3: expected ',' or ']'"),
+        (b"a: 1\n  b: 2", ", line 2: mapping values are not allowed here"),
+        (b"a: 1\na: 2\n", ", line 2: found duplicate key a"),
+        (b"a: \xff", "cannot be read: 'utf-8' codec can't decode"),
+        (b"a: \0", "special characters are not allowed"),
+        (ALIASES.encode(), ", line 1: got the anchor or alias 'a', allowed: none"),
+        (b"a: *b", ", line 1: got the anchor or alias 'b', allowed: none"),
+        (b"a: &b 1", ", line 1: got the anchor or alias 'b', allowed: none"),
+        (b"a:\n  b: !!python/object/apply:os.system [x]", ", line 2: got the tag 'tag:yaml.org"),
+        (b"a: !!binary AA==", ", line 1: got the tag "),
+        (b"a: !x 3", ", line 1: got the tag '!x'"),
+        (b"a: " + 300 * b"[" + 300 * b"]", ", line 1: nested more than 40 levels deep"),
+        (b"a: " + 300 * b"{b: " + 300 * b"}", ", line 1: nested more than 40 levels deep"),
+        (b"a: ${oc.env:HOME}", r", line 1: got '\$\{oc.env:HOME\}', allowed: text without"),
+        (b"a: 1\n${seed}: 2", ", line 2: got "),
+        (b"a: " + 5000 * b"9", "cannot be read: Exceeds the limit"),
+        (b"? [a]\n: 1", "found unhashable key"),
+        (b"a: =", "could not determine a constructor"),
+        (b"a: " + 600_000 * b"b", "has 600003 bytes, allowed: 524288"),
     ],
+    ids=range(24),
 )
-def test_what_a_resumed_run_may_not_change(given: str, folder: Path) -> None:
-    key = given.strip("+~").split("=")[0]
-    with pytest.raises(ConfigError, match=f"^{key}: got .*allowed with resume"):
-        resumed_config(folder, [given])
+def test_unreadable_configs(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_config(path)
+    assert str(error.value).startswith(str(path))
 
 
-def test_resume_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no run"):
-        resumed_config(tmp_path, [])
+def test_no_config(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "x"):
+        with pytest.raises(ConfigError, match="there is no such file"):
+            read_config(path)
+
+
+def test_errors_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 0\ntask:\n  a: [1,\n    2]\n  p_1.1: {b: 2}\n")
+    saved = read_config(path)
+    assert saved.config == {"seed": 0, "task": {"a": [1, 2], "p_1.1": {"b": 2}}}
+    for text, line in (
+        ("seed: got", 1), ("task.a[1]: x", 4), ("task.a: x", 3), ("task.p_1.1.b must be", 5),
+        ("task.p_1.1.c: unknown key", 5), ("task.z.y[3].x: y", 2), ("task: z", 2),
+    ):  # fmt: skip
+        assert str(saved.place(ConfigError(text))) == f"{path}, line {line}: {text}"
+    for text in ("stage x", "/tmp/x is in use", ""):
+        assert str(saved.place(ConfigError(text))) == text
+
+
+def test_a_written_config_is_read_again(tmp_path: Path) -> None:
+    config = check_config(composed())
+    save_config(config, tmp_path / "config.yaml")
+    assert check_config(read_config(tmp_path / "config.yaml").config) == config

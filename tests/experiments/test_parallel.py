@@ -15,7 +15,8 @@ from test_adaptation import METHODS, SMALL
 
 from experiments import loop
 from experiments.checkpoint import Checkpoints
-from experiments.config import CONF, resumed_config, save_config, to_plain
+from experiments.config import CONF, save_config, to_plain
+from experiments.overrides import resumed_config
 from experiments.targets import ConfigError, build
 from experiments.tasks.adaptation import Adaptation
 from experiments.trackers import Csv, read_rows

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 import yaml
 
 from experiments import run
+from experiments.config import check_config, save_config
+from experiments.overrides import composed
 from experiments.tasks.two_minima import TwoMinima
 from experiments.trackers import read_rows
 
@@ -66,7 +69,25 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
         (["task.steps=abc"], "task.steps: got 'abc', allowed: an integer"),
         (["task.stepz=3"], "task.stepz: unknown key, the nearest is task.steps"),
         (["task.steps=0"], "task.steps must be >= 1, got 0"),
-        (["task.steps=[1,"], "no viable alternative at input '[1,'"),
+        (
+            ["task.steps=[1,"],
+            "task.steps: cannot read '[1,' (no viable alternative",
+        ),
+        (["task.noise=a=b"], "task.noise: cannot read 'a=b'"),
+        (["task.noise=" + 300 * "[" + 300 * "]"], "task.noise: got brackets 300 deep"),
+        (["task.noise=1", "task.noise=2"], "task.noise: given twice, as 'task.noise=1' and as"),
+        (["two"], "two: got no value, allowed: key=value"),
+        (["optimizer=sam"], "optimizer: nothing in +exp=two_minima chooses one"),
+        (["+optimizer=sam"], "optimizer: nothing in +exp=two_minima reads it"),
+        (
+            ["optimizer.learning_rate=9"],
+            "optimizer.learning_rate: nothing in",
+        ),
+        (["task.methods.sam._partial_=7"], "task.methods.sam._partial_: got 7, allowed: true or"),
+        (["--multirun", "seed=0,-1"], "seed: got -1, allowed: an integer >= 0"),
+        (["resume=~nobody_of_this_name/x"], "resume: got '~nobody_of_this_name/x': Could not"),
+        ([f"resume={300 * 'x'}"], "resume: got 'xxx"),
+        (["resume=\0"], "resume: got "),
         (["task.noise=${foo}"], "task.noise: Interpolation key 'foo' not found"),
         (["task.optimizer.momentun=1"], "task.optimizer.momentun: unknown key, the nearest is"),
         (["task.optimizer._target_=os.system"], "task.optimizer._target_: got 'os.system'"),
@@ -178,6 +199,75 @@ def test_a_start_that_was_cut_off(call: Call) -> None:
     assert call(*TINY, "~task.methods.sam", "tracker=csv", "hydra.run.dir=here") == 0
 
 
+def test_tab_completion(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for line, expected in (
+        ("python -m experiments.run +exp=two", "+exp=two_minima"),
+        ("python3.11 -m experiments.run +exp=two", "+exp=two_minima"),
+        ("python experiments/run.py see", "seed="),
+    ):
+        monkeypatch.setenv("COMP_LINE", line)
+        assert call("-sc", "query=bash") == 0
+        assert capsys.readouterr().out.split() == [expected]
+    assert call("-sc", "install=tcsh") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --shell-completion: No completion plugin for 'tcsh'")
+    assert call("-sc", "install=bash") == 0
+    script = capsys.readouterr().out
+    assert '"-m experiments.run"' in script
+    script += (
+        '\nCOMP_LINE="python -m experiments.run +exp=two"; COMP_CWORD=3; hydra_bash_completion'
+    )
+    script += '\necho "${COMPREPLY[@]}"'
+    script = script.replace("complete -o", ": -o")  # a shell that is not interactive lacks it
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**killing.environment(), "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "+exp=two_minima\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: "", "got no keys"),
+        (lambda text: "- 1\n", "config.yaml, line 1: got no keys"),
+        (
+            lambda text: text.replace("\nseed: 0", "\nseed: x"),
+            r", line \d+: seed: got 'x', allow",
+        ),
+        (lambda text: text.replace("steps: 4", "steps: 0"), r", line \d+: task.steps must be >= 1"),
+        (lambda text: text.replace("noise:", "noize:"), r", line \d+: task.noize: unknown key"),
+        (lambda text: text.replace("\nprecision:", "\nx:"), r", line \d+: x: unknown key"),
+        (
+            lambda text: text.replace("deterministic: true\n", ""),
+            "config.yaml: deterministic is missing",
+        ),
+        (
+            lambda text: text.replace("  every: 1000000\n", ""),
+            r", line \d+: checkpoint.every: missing",
+        ),
+    ],
+)
+def test_a_config_that_was_changed(
+    edit: Callable[[str], str], message: str, call: Call, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    Path("here").mkdir()
+    config = check_config(composed([*TINY]))
+    save_config(config, Path("here/config.yaml"))
+    before = Path("here/config.yaml").read_text()
+    Path("here/config.yaml").write_text(edit(before))
+    assert edit(before) != before
+    assert call("resume=here") == 2
+    error = capsys.readouterr().err
+    assert re.match(r"error: here/config\.yaml", error)
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+
+
 def test_a_folder_in_use(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     Path("here").mkdir()
     with filelock.FileLock("here/.lock"):
@@ -202,7 +292,10 @@ def test_multirun(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
         for folder in sorted(path for path in Path("sweep").iterdir() if path.is_dir())
     ]
     assert noises == [0, 1]
-    assert capsys.readouterr().out.count("Walkers that end") == 2
+    output = capsys.readouterr().out
+    assert output.count("Walkers that end") == 2
+    for job, noise in enumerate((0, 1)):
+        assert f"job {job}: ++task.noise={noise}\n" in output
 
 
 def test_wrong_configuration_in_a_process_of_its_own() -> None:

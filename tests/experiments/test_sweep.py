@@ -6,7 +6,10 @@ import sys
 import killing
 import pytest
 
-from experiments.sweep import Job, jobs, sweep
+from experiments.config import check_config, save_config
+from experiments.overrides import composed
+from experiments.sweep import Job, check, jobs, sweep
+from experiments.targets import ConfigError
 
 TINY = ["+exp=two_minima", "task.steps=4", "task.steps_per_chunk=2", "task.num_starts=3"]
 
@@ -26,9 +29,56 @@ def test_every_combination_is_a_job():
     assert jobs(["+exp=x", "seed=3"]) == [Job("run", ("+exp=x", "seed=3"))]
 
 
-def test_jobs_of_one_name():
-    with pytest.raises(ValueError, match=r"must differ .* got twice: .'only_sam'"):
-        jobs(["+exp=x", "task.only=[sam],[[sam]]"])
+def test_names_do_not_collide_and_are_not_too_long():
+    same = jobs(["+exp=x", "task.only=[sam],[[sam]],[asam]"])
+    assert len({job.name for job in same}) == 3
+    assert [job.name.partition("-")[0] for job in same] == ["only_sam", "only_sam", "only_asam"]
+    assert same == jobs(["+exp=x", "task.only=[sam],[[sam]],[asam]"])
+    assert len({job.name.lower() for job in jobs(["+exp=x", "task.target=a:B,a:b"])}) == 2
+    long = jobs(["+exp=x", f"task.only=[{300 * 'a'}],[{300 * 'a'}b]"])
+    assert len({job.name for job in long}) == 2
+    assert all(len(job.name) < 120 for job in long)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=0,0"], "^seed: got a value twice"),
+        (["seed=0", "seed=1"], "^seed: given twice"),
+        (["seed=range(0,20000)"], "^seed: more than 10000 values"),
+        (["seed=range(0,1000)", "num_seeds=range(1,1000)"], "the values make 999000 jobs"),
+        (["task.noise=a=b"], "^task.noise: cannot read 'a=b'"),
+    ],
+)
+def test_wrong_lists(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        jobs(["+exp=two_minima", *overrides])
+
+
+def test_all_jobs_are_checked_before_the_first(tmp_path):
+    with pytest.raises(ConfigError, match=r"^job noise_x: task\.noise: got 'x', allowed: a number"):
+        check(tmp_path, jobs([*TINY, "task.noise=1,x"]))
+    with pytest.raises(ConfigError, match=r"^job optimizer_sam: optimizer: nothing in .* chooses"):
+        check(tmp_path, jobs([*TINY, "optimizer=sam,asam"]))
+
+
+def test_a_run_of_another_configuration(tmp_path):
+    listed = jobs([*TINY, "seed=0,1"])
+    check(tmp_path, listed)
+    (tmp_path / "seed_1").mkdir()
+    path = tmp_path / "seed_1" / "config.yaml"
+    save_config(check_config(composed([*TINY, "seed=1"])), path)
+    check(tmp_path, listed)
+    check(tmp_path, jobs([*TINY, "seed=0,1", "tracker=csv"]))  # may differ
+    for overrides, message in (
+        (["task.noise=2"], rf"^job seed_1: task\.noise: got 2, but {path} has 1\.0"),
+        (["+task.methods.x=${task.methods.sam}"], rf"_target_: got .*, but {path} has nothing"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(tmp_path, jobs([*TINY, "seed=0,1", *overrides]))
+    path.write_text("seed: [")
+    with pytest.raises(ConfigError, match=rf"^job seed_1: {path}, line 1: "):
+        check(tmp_path, listed)
 
 
 def test_a_job_is_begun_resumed_or_left(tmp_path):
