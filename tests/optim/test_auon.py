@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -346,3 +347,82 @@ def test_it_trains():
     )
     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=200)
     assert loss(params) < 0.01 * loss({"kernel": jnp.zeros((6, 4))})
+
+
+# ---- kinds of leaves, masks and labels
+
+
+def test_leaves_without_a_gradient_stay():
+    """Weight decay moves none of them: AdamW alone makes 6 of an integer 7."""
+    params = {
+        "w": jnp.ones((2, 2)),
+        "empty": jnp.ones((0, 5)),
+        "count": jnp.array(7),
+        "flag": jnp.array(True),
+        "none": None,
+        "bias": jnp.ones(2),
+    }
+    tx = auon(0.1)
+    for gradient_of_count in (jnp.array(0), np.zeros([], jax.dtypes.float0), None):
+        gradient = params | {"count": gradient_of_count, "flag": None}
+        updates, state = tx.update(gradient, tx.init(params), params)
+        assert updates["none"] is None
+        assert updates["flag"] is None
+        assert updates["empty"].shape == (0, 5)
+        assert not updates["count"]
+        assert np.all(np.isfinite(jax.tree.leaves(state)[-1]))
+        np.testing.assert_array_less(updates["w"], 0)
+
+
+def test_scale_by_auon_of_an_empty_matrix():
+    params = {"w": jnp.ones((3, 3)), "empty": jnp.ones((3, 0)), "vectors": jnp.ones((0,))}
+    tx = scale_by_auon(ns_steps=1)
+    updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+    alone, expected = tx.update({"w": params["w"]}, tx.init({"w": params["w"]}))
+    np.testing.assert_allclose(updates["w"], alone["w"])
+    assert state.distance == expected.distance
+
+
+def test_complex_leaves_are_refused():
+    params = {"w": jnp.ones((2, 2)), "z": jnp.ones((2, 2), jnp.complex64)}
+    for tx in (auon(0.1), scale_by_auon()):
+        with pytest.raises(ValueError, match=r"params\['z'\] is complex64.*real and its imag"):
+            tx.init(params)
+
+
+def test_filtered_equinox_module():
+    """None leaves are empty subtrees; a tree of labels may be a module, which can be called."""
+    model = eqx.filter(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)), eqx.is_array)
+    labels = jax.tree.map(lambda x: "auon" if x.ndim == 2 else "other", model)
+    numbers = jax.tree.map(lambda x: MuonDimensionNumbers(1, 0), model)
+    step = jax.jit(lambda tx: tx.update(model, tx.init(model), model)[0], static_argnums=0)
+    updates = step(auon(0.1, label_fn=labels, dimension_numbers=numbers))
+    close = lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6)
+    jax.tree.map(close, updates, step(auon(0.1)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"label_fn": matrix_labels},  # called with a count, it says "other"
+        {"label_fn": lambda params: jax.tree.map(lambda x: "auon", params)},
+        {"label_fn": lambda params: jax.tree.map(lambda x: x.ndim, params)},
+        {"dimension_numbers": lambda params: jax.tree.map(lambda x: x.ndim, params)},
+    ],
+)
+def test_functions_taken_for_schedules_are_refused(arguments):
+    (name,) = arguments
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    make = lambda static: optax.inject_hyperparams(auon, static_args=static)(0.1, **arguments)
+    tx = make("ns_steps")
+
+    def step():
+        tx.update(params, tx.init(params), params)
+
+    with pytest.raises(ValueError, match=f"{name} must be .*static_args='{name}'"):
+        step()
+
+
+def test_unknown_labels_are_refused():
+    with pytest.raises(ValueError, match="got 'muon'"):
+        auon(0.1, label_fn={"w": "muon"}).init({"w": jnp.ones((2, 2))})

@@ -17,18 +17,27 @@ def reduction_dtype(tree: PyTree) -> jnp.dtype:
     float64 if one of them is, else float32; written out because strict promotion, which users may
     switch on, refuses to name a common dtype.
     """
-    leaves = (leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf))
-    return jnp.dtype("float64" if any(leaf.dtype == "float64" for leaf in leaves) else "float32")
+    dtypes = (dtype_of(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf))
+    return jnp.dtype("float64" if any(dtype == "float64" for dtype in dtypes) else "float32")
 
 
 def widened(leaf: jax.Array) -> jax.Array:
     """`leaf` in float32 at least."""
-    return leaf.astype(reduction_dtype(leaf))
+    return jnp.asarray(leaf).astype(reduction_dtype(leaf))
 
 
 def is_floating(leaf: Any) -> bool:
-    """Whether `leaf` is an array of real floating numbers; integers, keys and float0 are not."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    """Whether `leaf` holds real floating numbers, as an array or a Python number.
+
+    Integers, keys and float0 are not.
+    """
+    dtype = getattr(leaf, "dtype", None)
+    return isinstance(leaf, float) if dtype is None else bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def dtype_of(leaf: Any) -> jnp.dtype:
+    """The dtype that a number has in JAX: NumPy's and Python's are float64 only if x64 is on."""
+    return jnp.dtype(jnp.result_type(leaf))
 
 
 def non_negative(x: jax.Array) -> jax.Array:
@@ -56,7 +65,7 @@ def global_norm(tree: PyTree) -> jax.Array:
       [] in the widest dtype of the leaves, float32 at least; 0 for an empty tree.
     """
     dtype = reduction_dtype(tree)
-    leaves = [leaf.astype(dtype) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    leaves = [jnp.asarray(leaf, dtype) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
     leaves = [leaf for leaf in leaves if leaf.size]
     if not leaves:
         return jnp.zeros([], dtype)

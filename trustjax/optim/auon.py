@@ -17,6 +17,7 @@ shows it. The repository's present form applies H / r, not X / r (`normalize=Fal
 is Nesterov SGD to six digits; its hybrid takes five Newton-Schulz steps.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -30,9 +31,11 @@ from optax.contrib import MuonDimensionNumbers
 from trustjax._checks import check_choice, check_number
 from trustjax.geometry.matrix import newton_schulz
 from trustjax.geometry.norm import is_floating, reduction_dtype, widened
+from trustjax.optim import _leaves
+from trustjax.optim._leaves import PyTree
 
-PyTree = Any
 DimensionNumbers = PyTree | Callable[[PyTree], PyTree]
+LabelFn = PyTree | Callable[[PyTree], PyTree]
 
 _NOT_MATRICES = {"embed", "embedding", "embeddings", "wte", "wpe", "head", "token"}
 
@@ -124,7 +127,7 @@ def scale_by_auon(
 
     def init_fn(params: PyTree) -> AuONState:
         for path, leaf in jax.tree.leaves_with_path(params):
-            if is_floating(leaf) and leaf.ndim < 2:
+            if leaf.ndim < 2:
                 raise ValueError(
                     f"scale_by_auon takes matrices; {jax.tree_util.keystr(path)} has shape "
                     f"{leaf.shape}: use auon, or optax.partition"
@@ -171,21 +174,15 @@ def scale_by_auon(
         updates: PyTree, state: AuONState, params: PyTree | None = None, **extra_args: object
     ) -> tuple[PyTree, AuONState]:
         del params, extra_args
-        numbers = dimension_numbers(updates) if callable(dimension_numbers) else dimension_numbers
-        numbers = jax.tree.broadcast(numbers, updates, is_leaf=_is_dimension_numbers)
+        numbers = _numbers(dimension_numbers, updates)
 
         def mixed(average: jax.Array, gradient: jax.Array) -> jax.Array:
             kept = jnp.asarray(beta, average.dtype)
             return kept * average + (1 - kept) * gradient
 
         leaves, structure = jax.tree.flatten(updates)
-        numbers = jax.tree.leaves(numbers, is_leaf=_is_dimension_numbers)
         new_leaves, momenta, norms, counts = [], [], [], []
         for g, m, n in zip(leaves, jax.tree.leaves(state.momentum), numbers, strict=True):
-            if not is_floating(m):
-                new_leaves.append(g)
-                momenta.append(m)
-                continue
             wide = widened(g)
             momentum = mixed(widened(m), wide)
             update, norm, count = direction(mixed(momentum, wide) if nesterov else momentum, n)
@@ -200,7 +197,8 @@ def scale_by_auon(
             jax.tree.unflatten(jax.tree.structure(state.momentum), momenta), state.radius, distance
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    transform = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _leaves.on_trained("scale_by_auon", transform)
 
 
 def auon(
@@ -208,7 +206,7 @@ def auon(
     beta: jax.typing.ArrayLike = 0.95,
     *,
     other: optax.GradientTransformation | None = None,
-    label_fn: Callable[[PyTree], PyTree] | None = None,
+    label_fn: LabelFn | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     nesterov: bool = True,
     gamma: jax.typing.ArrayLike = 1.0,
@@ -230,7 +228,8 @@ def auon(
       beta: share of the old momentum kept.
       other: the optimizer of the other leaves, with a rate of its own; None for
         `optax.adamw(3e-3)`, the paper's.
-      label_fn: maps parameters to a tree of "auon" and "other"; None for `matrix_labels`.
+      label_fn: maps parameters to a tree of "auon" and "other", or is one; None for
+        `matrix_labels`. It sees None in place of leaves without a gradient, which stay.
       weight_decay: :math:`\lambda`, decoupled, of the matrices.
       nesterov, gamma, ns_steps, normalize, brake, shape_factor, dimension_numbers: see
         `scale_by_auon`.
@@ -258,10 +257,9 @@ def auon(
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return optax.partition(
-        {"auon": matrices, "other": optax.adamw(3e-3) if other is None else other},
-        matrix_labels if label_fn is None else label_fn,
-    )
+    transforms = {"auon": matrices, "other": optax.adamw(3e-3) if other is None else other}
+    labels = functools.partial(_labels, matrix_labels if label_fn is None else label_fn)
+    return _leaves.on_trained("auon", optax.partition(transforms, labels))
 
 
 def hybrid_auon(
@@ -269,7 +267,7 @@ def hybrid_auon(
     beta: jax.typing.ArrayLike = 0.95,
     *,
     other: optax.GradientTransformation | None = None,
-    label_fn: Callable[[PyTree], PyTree] | None = None,
+    label_fn: LabelFn | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     nesterov: bool = True,
     gamma: jax.typing.ArrayLike = 1.0,
@@ -319,6 +317,20 @@ def matrix_labels(params: PyTree) -> PyTree:
     return jax.tree.map_with_path(label, params)
 
 
+def _labels(label_fn: LabelFn, params: PyTree) -> PyTree:
+    """The label of every leaf; raises ValueError for what is not one."""
+    found = _leaves.resolved(label_fn, params)
+    labels = jax.tree.leaves(found)
+    wrong = [x for x in labels if not (isinstance(x, str) and x in ("auon", "other"))]
+    if wrong or (isinstance(found, str) and not _leaves.is_leaf(params)):
+        raise ValueError(
+            "label_fn must be a tree of 'auon' and 'other', or a function of the parameters that "
+            f"makes one, got {wrong[0] if wrong else found!r}; optax.inject_hyperparams calls a "
+            "function as a schedule of the step count unless static_args='label_fn' names it"
+        )
+    return _leaves.broadcast("label_fn", found, params)
+
+
 def brake_excess(entries: jax.Array, *, axis: tuple[int, ...] = (-2, -1)) -> jax.Array:
     r"""r - 1 for the brake r of AuON, which is too near to 1 for float32.
 
@@ -361,6 +373,23 @@ def _log_brake(entries: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 # ---- the matrix in a leaf
+
+
+def _numbers(
+    dimension_numbers: DimensionNumbers | None, updates: PyTree
+) -> list[MuonDimensionNumbers | None]:
+    """The dimension numbers of every leaf; raises ValueError if something else is given."""
+    found = _leaves.resolved(dimension_numbers, updates)
+    for entry in jax.tree.leaves(found, is_leaf=_is_dimension_numbers):
+        if not _is_dimension_numbers(entry):
+            raise ValueError(
+                "dimension_numbers must be a tree of optax.contrib.MuonDimensionNumbers and None, "
+                f"or a function of the parameters that makes one, got {entry!r} in it; "
+                "optax.inject_hyperparams calls a function as a schedule of the step count unless "
+                "static_args='dimension_numbers' names it"
+            )
+    numbers = _leaves.broadcast("dimension_numbers", found, updates, is_leaf=_is_dimension_numbers)
+    return _leaves.entries(updates, numbers)
 
 
 def _is_dimension_numbers(x: Any) -> bool:
