@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.optimizers import environment
 from experiments.files import write_text
-from experiments.statistics import bootstrap_mean
+from experiments.statistics import mean_interval
 
 Numbers = dict[str, Any]
 HERE = Path(__file__).parent
@@ -110,7 +110,7 @@ def rows(found: Mapping[str, list[Numbers]]) -> dict[str, Numbers]:
 def _evaluated(rounds: list[Numbers]) -> Numbers:
     """The mean return of the evaluations, if there are any."""
     reached = [each for numbers in rounds for each in numbers.get("evaluations", [])]
-    return {"return": {**bootstrap_mean(reached)._asdict(), "each": reached}} if reached else {}
+    return {"return": {**mean_interval(reached)._asdict(), "each": reached}} if reached else {}
 
 
 def cartpole(programs: Programs, rounds: int) -> Numbers:
@@ -223,7 +223,7 @@ def shuffle(programs: Programs, rounds: int) -> Numbers:
                      "learning_rate=1e-3", *DETAILS, f"shuffle={kind}"]  # fmt: skip
         numbers = run(programs.ours(*[a if a != "1000000" else "400000" for a in arguments]))
         found[kind] = {
-            **bootstrap_mean(numbers["final_returns"])._asdict(),
+            **mean_interval(numbers["final_returns"])._asdict(),
             "over_training": float(np.mean([mean for _, mean in numbers["returns"]])),
             "seeds": numbers["final_returns"],
             "curve": numbers["returns"],

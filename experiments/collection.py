@@ -34,10 +34,18 @@ class Run(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """One seed of a method in a task: `series[metric]` maps steps to values."""
+    """One seed of a method in a task.
+
+    Attributes:
+      run: the run that it belongs to.
+      task: its task.
+      key: root seed of the run, and its number there; equal keys are paired in comparisons.
+      series: `series[metric]` maps steps to values.
+    """
 
     run: Run
     task: str
+    key: tuple[Any, Any]
     series: dict[str, dict[int, float]]
 
     def last(self, metric: str) -> float:
@@ -113,7 +121,10 @@ def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
                 )
                 continue
             known = collection.methods.setdefault(method, [])
-            known += [Seed(run, task, series) for series in seeds]
+            known += [
+                Seed(run, task, (run.config.get("seed"), seed), series)
+                for seed, series in seeds.items()
+            ]
             if task not in collection.tasks:
                 collection.tasks.append(task)
     return collection
@@ -158,8 +169,8 @@ def _value(key: str, value: Any) -> str:
 
 def _series(
     run: Run, tasks: str | None
-) -> dict[tuple[str, str], list[dict[str, dict[int, float]]]]:
-    """Of every stage and task, for every seed: metric to step to value."""
+) -> dict[tuple[str, str], dict[Any, dict[str, dict[int, float]]]]:
+    """By stage and task, then by seed: metric to step to value."""
     columns = dict.fromkeys(column for row in run.rows for column in row)
     if tasks is not None and tasks not in run.config and tasks not in columns:
         nearest = nearest_name(tasks, [*run.config, *columns])
@@ -181,4 +192,4 @@ def _series(
                     f"{row.get('seed')} at step {row['step']}; --tasks COLUMN tells its rows apart"
                 )
             steps[int(row["step"])] = float(value)
-    return {key: list(seeds.values()) for key, seeds in found.items()}
+    return found

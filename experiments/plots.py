@@ -1,21 +1,101 @@
-"""One look for all figures: colours that colour-blind readers can tell apart, bands, panels."""
+"""One look for all figures: a style per method, bands over seeds, panels without gaps."""
 
 import math
+import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments.files import replacing
-from experiments.statistics import bootstrap_mean
+from experiments.statistics import Interval, mean_interval
+from experiments.trackers import Row
 
 # Okabe and Ito's palette without its yellow, which is too light for lines.
 COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
+MOST_TOGETHER = 8  # methods in one panel
+
+# The same method looks the same in every figure. A row per colour; within a row, lines and markers
+# differ. A name that is missing here gets a style from its own letters.
+_METHODS = (
+    ("adamw", "ppo", "uniform", "rate", "ppo_minimal", "trpo_minimal"),
+    ("sam", "sac", "normalized_sgd", "sam_small", "sam_large", "asam_trpo", "sac_fixed"),
+    ("asam", "mdpo_one_step", "auon", "asam_large", "asam_r3f"),
+    ("tram", "mdpo", "auon_rms", "r3f", "entropy", "mdpo_minimal"),
+    ("tram_initial", "trpo", "hybrid_auon", "fisher_sam"),
+    ("tram_noise", "mdpo_tsallis", "muon", "gsam", "euclidean"),
+    ("tram_fisher", "mdpo_tsallis_1_4", "muon_matched", "esam", "auon_released", "asam_mesa"),
+    ("sgd", "mdpo_forward", "newton_schulz_5", "tram_released", "mesa", "pretrain"),
+)
+_PLACES = {name: (row, i) for row, names in enumerate(_METHODS) for i, name in enumerate(names)}
+
+# Metrics whose names are not words, and those that need a logarithmic axis.
+_TITLES = {
+    "trust/radius": "Radius of the trust region",
+    "trust/distance": "Distance moved in the trust region",
+    "trust/used": "Share of the radius used",
+    "kl/new_old": "KL(new, old) per iteration",
+    "entropy": "Entropy of the policy",
+    "episode/return": "Return in training",
+    "episode/length": "Episode length in training",
+    "final/return": "Final return without noise",
+    "final/training_return": "Final return in training",
+}
+_LOGARITHMIC = {"trust/radius", "trust/distance", "trust/used", "kl/new_old"}
+
+Curve = Mapping[float, Sequence[float]]  # x -> the values of all seeds
+
+
+class Panel(NamedTuple):
+    """What one panel shows: a curve per method.
+
+    Attributes:
+      title: in words.
+      curves: by method; methods without a curve are left out.
+      settings: of `Axes.set`, such as labels and scales.
+      scale: factor of all values, 100 for percent.
+    """
+
+    title: str
+    curves: Mapping[str, Curve]
+    settings: Mapping[str, Any] = {}
+    scale: float = 1.0
+
+
+def metric_title(metric: str) -> str:
+    """The metric in words."""
+    words = metric.replace("final/", "final ").replace("/", " ").replace("_", " ")
+    return _TITLES.get(metric, words[:1].upper() + words[1:])
+
+
+def metric_settings(metric: str) -> dict[str, str]:
+    """The scale that the metric has in every figure."""
+    return {"yscale": "log"} if metric in _LOGARITHMIC else {}
+
+
+def collect_curve(rows: Iterable[Row], stage: str, metric: str) -> dict[float, list[float]]:
+    """A metric of a stage by step, with the values of all seeds."""
+    curve: dict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["stage"] == stage and row.get(metric, "") != "":
+            curve[float(row["step"])].append(float(row[metric]))
+    return dict(curve)
+
+
+def paired_gain(curve: Curve, baseline: Curve) -> dict[float, list[float]]:
+    """The difference of two curves seed by seed, where both have the same number of seeds."""
+    return {
+        x: [a - b for a, b in zip(curve[x], baseline[x], strict=True)]
+        for x in curve
+        if len(baseline.get(x, ())) == len(curve[x])
+    }
 
 
 def panels(
@@ -34,6 +114,11 @@ def panels(
     return figure, axes[:count]
 
 
+def full_columns(count: int, most: int = 4) -> int:
+    """The number of columns, at most `most`, that leaves the fewest cells of the grid empty."""
+    return min(range(min(2, count), most + 1), key=lambda c: (-count % c, -c)) if count else 1
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure as PNG, whole or not at all."""
     with replacing(path) as beside:
@@ -41,38 +126,124 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour, a marker and a line style for each name, the same for the same list.
+    """A colour, a marker and a line style for each name: its own, the same in every figure.
 
-    Up to eight names differ in all but the line, which is solid; then the colours come again with
-    another line and another marker. Up to 32 names no two share two of the three.
+    Two names that have no style of their own, and whose letters lead to the same, get neighbouring
+    ones. Up to 64 names no two share all three.
     """
-    count = len(COLORS)
-    return {
-        name: {
-            "color": COLORS[i % count],
-            "marker": MARKERS[(i + i // count) % count],
-            "linestyle": LINES[i // count % len(LINES)],
+    found: dict[str, dict[str, Any]] = {}
+    taken: set[tuple[int, int]] = set()
+    names = list(names)
+    for name in sorted(names, key=lambda name: name not in _PLACES):  # stable: known ones first
+        place = _PLACES.get(name) or divmod(zlib.crc32(name.encode()) % 64, 8)
+        while place in taken and len(taken) < 64:
+            place = ((place[0] + 1) % 8, (place[1] + (place[0] == 7)) % 8)
+        taken.add(place)
+        row, index = place
+        found[name] = {
+            "color": COLORS[row],
+            "marker": MARKERS[(row + index) % 8],
+            "linestyle": LINES[index % 4],
         }
-        for i, name in enumerate(names)
-    }
+    return {name: found[name] for name in names}
 
 
 def legend(figure: Figure, axis: Axes) -> None:
     """The names of `axis` beside the panels, where they cover no curve."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, handlelength=3)
 
 
 def band(
-    axis: Axes,
-    curves: Mapping[float, Sequence[float]],
-    label: str,
-    style: Mapping[str, Any],
-    *,
-    scale: float = 1.0,
+    axis: Axes, curve: Curve, label: str, style: Mapping[str, Any], *, scale: float = 1.0
 ) -> None:
-    """A curve of means with its 95 % bootstrap band; `curves` maps x to the values of all seeds."""
-    xs = sorted(curves)
-    means, lows, highs = np.array([bootstrap_mean(curves[x]) for x in xs]).T * scale
+    """A curve of means with the band of their 95 % t intervals."""
+    xs = sorted(curve)
+    means, lows, highs = np.array([mean_interval(curve[x]) for x in xs]).T * scale
     axis.plot(xs, means, label=label, markevery=max(1, len(xs) // 8), markersize=5, **style)
     axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def cross(
+    axis: Axes, x: Interval, y: Interval, label: str, style: Mapping[str, Any], *, scale: float = 1
+) -> None:
+    """A point with the intervals of both its coordinates; its legend entry is the point alone."""
+    (x_mean, x_low, x_high), (y_mean, y_low, y_high) = np.array([x, y]) * scale
+    axis.plot(x_mean, y_mean, label=label, markersize=7, **{**style, "linestyle": "none"})
+    line = {"color": style["color"], "linewidth": 1.2, "alpha": 0.7}
+    axis.plot([x_low, x_high], [y_mean, y_mean], **line)
+    axis.plot([x_mean, x_mean], [y_low, y_high], **line)
+
+
+def name_points(axis: Axes, names: Sequence[str]) -> None:
+    """Writes the names beside their points, in place of a legend, where these are many."""
+    if len(names) <= MOST_TOGETHER:
+        return
+    for line in axis.get_lines():
+        if line.get_label() in names:
+            (x,), (y,) = line.get_data()
+            axis.annotate(
+                str(line.get_label()), (x, y), xytext=(4, 4), textcoords="offset points",
+                color=line.get_color(), fontsize=7,
+            )  # fmt: skip
+
+
+def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> None:
+    """Writes a figure with a panel for each of `contents`, and a legend that covers none.
+
+    With more than eight methods every panel comes several times, each with some of the methods
+    beside the first: one row of panels for each group.
+    """
+    groups = grouped(names)
+    columns = len(contents) if len(groups) > 1 else full_columns(len(contents))
+    figure, axes = panels(len(contents) * len(groups), columns=columns)
+    style = styles(names)
+    for i, axis in enumerate(axes):
+        group, panel = groups[i // len(contents)], contents[i % len(contents)]
+        for name in group:
+            if panel.curves.get(name):
+                band(axis, panel.curves[name], name, style[name], scale=panel.scale)
+        axis.set(title=panel.title, **panel.settings)
+        if len(groups) > 1 and (i + 1) % columns == 0:
+            _group_legend(axis, group, style)
+    if len(groups) == 1:
+        _shared_legend(figure, axes, names, style)
+    save(figure, path)
+
+
+def grouped(names: Sequence[str]) -> list[list[str]]:
+    """The names in groups of eight at most; where there are several, each begins with the first."""
+    if len(names) <= MOST_TOGETHER:
+        return [list(names)]
+    first, others = names[0], names[1:]
+    count = math.ceil(len(others) / (MOST_TOGETHER - 1))
+    return [[first, *map(str, group)] for group in np.array_split(np.array(others), count)]
+
+
+def _handles(names: Iterable[str], style: Mapping[str, Any]) -> list[Line2D]:
+    return [Line2D([], [], label=name, markersize=5, **style[name]) for name in names]
+
+
+def _group_legend(axis: Axes, names: Sequence[str], style: Mapping[str, Any]) -> None:
+    axis.legend(
+        handles=_handles(names, style), fontsize=8, handlelength=3,
+        loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0,
+    )  # fmt: skip
+
+
+def _shared_legend(
+    figure: Figure, axes: Sequence[Axes], names: Sequence[str], style: Mapping[str, Any]
+) -> None:
+    """One legend, in an empty cell of the grid if there is one, else beside the panels."""
+    shown = {label for axis in axes for label in axis.get_legend_handles_labels()[1]}
+    handles = _handles([name for name in names if name in shown], style)
+    grid = axes[0].get_gridspec()
+    if grid is not None and len(axes) < grid.nrows * grid.ncols:
+        cell = figure.add_subplot(grid[grid.nrows - 1, grid.ncols - 1])
+        cell.axis("off")
+        cell.legend(handles=handles, loc="upper left", fontsize=9, handlelength=3)
+    else:
+        width, height = figure.get_size_inches()
+        longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+        figure.set_size_inches(width + 0.8 + 0.07 * longest, height)
+        figure.legend(handles=handles, loc="outside right upper", fontsize=8, handlelength=3)

@@ -27,14 +27,21 @@ from experiments import plots
 from experiments.collection import Collection, Run, collect, read_run
 from experiments.files import write_text
 from experiments.statistics import (
+    BOOTSTRAP_SEEDS,
+    FEW_SEEDS,
+    METHOD,
     Interval,
-    bootstrap_mean,
     interquartile_mean,
+    mean_interval,
+    mean_over_tasks,
     probability_of_improvement,
 )
 from experiments.targets import ConfigError, nearest_name
 
-_MOST_POINTS = 60  # of a curve, as every point is a bootstrap
+_MOST_POINTS = 60  # of a curve
+
+
+_BOOTSTRAP = f"95 % bootstrap interval (from {BOOTSTRAP_SEEDS} seeds up)"
 
 
 class Score(NamedTuple):
@@ -42,12 +49,17 @@ class Score(NamedTuple):
 
     Attributes:
       values: of every seed, by task; scaled to [0, 1] if there are several tasks.
+      mean: over seeds, then over tasks.
+      gain: the same of the differences to the baseline, paired by seed; None for the baseline, and
+        where the two have different seeds.
       middle: interquartile mean over seeds and tasks.
       better: probability that a seed is above one of the baseline (below, where less is better);
         None for the baseline itself and where the baseline has no such metric.
     """
 
     values: list[list[float]]
+    mean: Interval
+    gain: Interval | None
     middle: Interval
     better: Interval | None
 
@@ -61,11 +73,16 @@ def score(collection: Collection, metric: str, baseline: str, *, lower: bool) ->
     With several tasks the values of each are scaled to [0, 1]: the lowest of all methods and seeds
     is 0, the highest 1. `lower` tells that less is better.
     """
+    having = collection.having(metric)
+    keys = {
+        method: [[s.key for s in seeds if s.task == task] for task in collection.tasks]
+        for method, seeds in having.items()
+    }
     values = {
         method: [
             np.array([s.last(metric) for s in seeds if s.task == task]) for task in collection.tasks
         ]
-        for method, seeds in collection.having(metric).items()
+        for method, seeds in having.items()
     }
     if len(collection.tasks) > 1:
         for index in range(len(collection.tasks)):
@@ -76,11 +93,16 @@ def score(collection: Collection, metric: str, baseline: str, *, lower: bool) ->
     sign = -1 if lower else 1
     scores = {}
     for method, of_tasks in values.items():
-        better = None
+        better = gain = None
         if method != baseline and baseline in values:
-            pairs = zip(of_tasks, values[baseline], strict=True)
+            pairs = list(zip(of_tasks, values[baseline], strict=True))
             better = probability_of_improvement([(sign * x, sign * y) for x, y in pairs])
-        scores[method] = Score([x.tolist() for x in of_tasks], interquartile_mean(of_tasks), better)
+            if keys[method] == keys[baseline]:
+                gain = mean_over_tasks([x - y for x, y in pairs])
+        scores[method] = Score(
+            [x.tolist() for x in of_tasks], mean_over_tasks(of_tasks), gain,
+            interquartile_mean(of_tasks), better,
+        )  # fmt: skip
     return scores
 
 
@@ -100,56 +122,67 @@ def rank_correlation(collection: Collection, first: str, second: str) -> Interva
     x, y = (
         np.array([[s.last(metric) for s in each] for each in seeds]) for metric in (first, second)
     )
-    return bootstrap_mean([stats.spearmanr(a, b).statistic for a, b in zip(x.T, y.T, strict=True)])
+    return mean_interval([stats.spearmanr(a, b).statistic for a, b in zip(x.T, y.T, strict=True)])
 
 
 # Figures
 
 
 def plot_curves(collection: Collection, metrics: Sequence[str], path: Path) -> None:
-    """Mean and 95 % interval over seeds at every step that all seeds of a method have reached."""
-    style = plots.styles(collection.methods)
-    places = [(metric, task) for metric in metrics for task in collection.tasks]
-    figure, axes = plots.panels(len(places), columns=3)
-    for axis, (metric, task) in zip(axes, places, strict=True):
-        for method, seeds in collection.methods.items():
-            series = [s.series[metric] for s in seeds if s.task == task and metric in s.series]
-            shared = sorted(set.intersection(*map(set, series))) if series else []
-            if shared:
-                some = np.unique(np.linspace(0, len(shared) - 1, _MOST_POINTS).astype(int))
-                steps = [shared[i] for i in some]
-                curves = {float(step): [each[step] for each in series] for step in steps}
-                plots.band(axis, curves, method, style[method])
-        axis.set(title=f"{metric}, {task}" if task else metric, xlabel="step")
-    figure.suptitle("Mean and 95 % interval over seeds", fontsize="medium")
-    found = [axis.get_legend_handles_labels() for axis in axes]
-    handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
-    names = [method for method in collection.methods if method in handles]
-    columns = max(1, math.ceil(len(names) / 20))
-    width, height = figure.get_size_inches()  # the legend stands beside the panels
-    figure.set_size_inches(width + columns * (0.8 + 0.07 * max(map(len, names), default=0)), height)
-    figure.legend(
-        [handles[name] for name in names], names,
-        loc="outside right upper", ncols=columns, fontsize=8, handlelength=4,
-    )  # fmt: skip
-    plots.save(figure, path)
+    """Mean and interval over seeds at every step that all seeds of a method have reached."""
+
+    def curve(method: str, metric: str, task: str) -> dict[float, list[float]]:
+        seeds = collection.methods[method]
+        series = [s.series[metric] for s in seeds if s.task == task and metric in s.series]
+        shared = sorted(set.intersection(*map(set, series))) if series else []
+        if not shared:
+            return {}
+        some = np.unique(np.linspace(0, len(shared) - 1, _MOST_POINTS).astype(int))
+        return {float(shared[i]): [each[shared[i]] for each in series] for i in some}
+
+    contents = [
+        plots.Panel(
+            f"{plots.metric_title(metric)}, {task}" if task else plots.metric_title(metric),
+            {method: curve(method, metric, task) for method in collection.methods},
+            {"xlabel": "step", **plots.metric_settings(metric)},
+        )
+        for metric in metrics
+        for task in collection.tasks
+    ]
+    plots.plot_bands(contents, list(collection.methods), path)
 
 
 def plot_scores(
     collection: Collection, scores: Mapping[str, Mapping[str, Score]], path: Path
 ) -> None:
-    """For each metric a bar a method: the interval, the interquartile mean in it, the seeds."""
+    """For each metric a bar per method: the interval, the mean in it, the single seeds."""
     style = plots.styles(collection.methods)
     figure, axes = _bar_panels(len(scores), len(style))
     for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
-        middles = {method: each.middle for method, each in of_methods.items()}
-        _plot_bars(axis, style, middles)
+        _plot_bars(axis, style, {method: each.mean for method, each in of_methods.items()})
         for place, method in enumerate(style):
             if method in of_methods:
                 seeds = np.concatenate(of_methods[method].values)
                 axis.plot(seeds, np.full(len(seeds), place), "|", color="black", alpha=0.5)
-        axis.set_title(f"{metric}, scaled" if len(collection.tasks) > 1 else metric)
-    figure.suptitle("Interquartile mean, 95 % interval, single seeds", fontsize="medium")
+        title = plots.metric_title(metric)
+        axis.set_title(f"{title}, scaled" if len(collection.tasks) > 1 else title)
+    figure.suptitle(f"Mean, {METHOD}, single seeds", fontsize="medium")
+    plots.save(figure, path)
+
+
+def plot_gains(
+    collection: Collection, scores: Mapping[str, Mapping[str, Score]], baseline: str, path: Path
+) -> None:
+    """For each metric a bar per method: the gain over the baseline, paired by seed."""
+    style = plots.styles(collection.methods)
+    others = {method: style[method] for method in style if method != baseline} or style
+    figure, axes = _bar_panels(len(scores), len(others))
+    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
+        found = {method: each.gain for method, each in of_methods.items() if each.gain}
+        _plot_bars(axis, others, found)
+        axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        axis.set_title(plots.metric_title(metric))
+    figure.suptitle(f"Gain over {baseline}, paired by seed, {METHOD}", fontsize="medium")
     plots.save(figure, path)
 
 
@@ -169,13 +202,14 @@ def plot_improvement(
         _plot_bars(axis, others, found)
         axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
         sense = ", less is better" if metric in lower else ""
-        axis.set(title=f"{metric}{sense}", xlim=(-0.02, 1.02))
-    figure.suptitle(f"Probability of improvement over {baseline}, 95 % interval", fontsize="medium")
+        axis.set(title=f"{plots.metric_title(metric)}{sense}", xlim=(-0.02, 1.02))
+    figure.suptitle(f"Probability of improvement over {baseline}, {_BOOTSTRAP}", fontsize="medium")
     plots.save(figure, path)
 
 
 def _bar_panels(num_panels: int, num_bars: int) -> tuple[Figure, list[Axes]]:
-    return plots.panels(num_panels, columns=3, width=4.6, height=1.2 + 0.3 * num_bars)
+    columns = plots.full_columns(num_panels, most=3)
+    return plots.panels(num_panels, columns=columns, width=4.6, height=1.2 + 0.3 * num_bars)
 
 
 def _plot_bars(
@@ -186,7 +220,8 @@ def _plot_bars(
         if method in found and np.isfinite(found[method].mean):
             mean, low, high = found[method]
             color = style[method]["color"]
-            axis.barh(place, high - low, left=low, height=0.7, color=color, alpha=0.35)
+            if np.isfinite(high):
+                axis.barh(place, high - low, left=low, height=0.7, color=color, alpha=0.35)
             axis.plot([mean, mean], [place - 0.35, place + 0.35], color=color, linewidth=2.5)
     axis.use_sticky_edges = False  # room beside the outer bars
     axis.set_yticks(range(len(style)), list(style), fontsize=8)
@@ -215,13 +250,17 @@ def markdown(
     lines = [
         f"# {', '.join(names)}",
         "",
-        f"Interquartile means over seeds, and the probability that a seed is above one of "
-        f"{baseline} (below, where less is better), with 95 % bootstrap intervals.{scaled}",
+        f"Means over seeds; gains over {baseline}, paired by seed; interquartile means; and the "
+        f"probability that a seed is above one of {baseline} (below, where less is better). Means "
+        f"and gains have t intervals, the others bootstrap intervals from {BOOTSTRAP_SEEDS} seeds "
+        f"up.{scaled}",
         "",
         *(f"- {note}\n" for note in collection.notes),
         "![Learning curves](learning_curves.png)",
         "",
         "![Scores](scores.png)",
+        "",
+        f"![Gains over {baseline}](gains.png)",
         "",
         f"![Probability of improvement over {baseline}](improvement.png)",
     ]
@@ -229,18 +268,18 @@ def markdown(
         beats = f"{'below' if metric in lower else 'above'} {baseline}"
         lines += ["", f"## {metric}", ""]
         cells = [
-            [method, str(sum(map(len, each.values))), *_cells(each.middle),
-             f"{bootstrap_mean(np.concatenate(each.values)).mean:.4g}",
-             *(_cells(each.better) if each.better else ("", ""))]
+            [method, str(sum(map(len, each.values))), *_cells(each.mean),
+             *_optional_cells(each.gain), *_cells(each.middle), *_optional_cells(each.better)]
             for method, each in of_methods.items()
         ]  # fmt: skip
-        header = ["method", "seeds", "interquartile mean", "95 % interval", "mean",
-                  beats, "95 % interval"]  # fmt: skip
+        header = ["method", "seeds", "mean", METHOD, f"gain over {baseline}", METHOD,
+                  "interquartile mean", "95 % bootstrap interval",
+                  beats, "95 % bootstrap interval"]  # fmt: skip
         lines += _table(header, cells)
     if correlations:
         lines += ["", "## Rank correlation over methods, in each seed", ""]
         cells = [[name, *_cells(found)] for name, found in correlations.items()]
-        lines += _table(["metrics", "mean over seeds", "95 % interval"], cells)
+        lines += _table(["metrics", "mean over seeds", METHOD], cells)
     lines += ["", "## Runs", ""]
     cells = [
         [str(run.folder), str(run.config.get("seed")), "yes" if run.finished else "no",
@@ -256,7 +295,13 @@ def _last_steps(run: Run) -> dict[str, int]:
 
 
 def _cells(interval: Interval) -> tuple[str, str]:
+    if math.isfinite(interval.mean) and math.isnan(interval.low):
+        return f"{interval.mean:.4g}", "-"
     return f"{interval.mean:.4g}", f"{interval.low:.4g} to {interval.high:.4g}"
+
+
+def _optional_cells(interval: Interval | None) -> tuple[str, str]:
+    return _cells(interval) if interval else ("", "")
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -278,7 +323,9 @@ def report(
     tasks: str | None = None,
     correlation: Sequence[Sequence[str]] = (),
 ) -> list[str]:
-    """Writes learning_curves.png, scores.png, improvement.png and report.md; returns the notes.
+    """Writes learning_curves.png, scores.png, gains.png, improvement.png and report.md.
+
+    Returns the notes.
 
     Raises ConfigError for what was given wrong, OSError where `out` cannot be written.
     """
@@ -314,6 +361,16 @@ def report(
     for names, of_metrics in lacking.items():
         where = "in every task" if tasks else "yet"
         collection.notes.append(f"{names}: no {', '.join(of_metrics)} {where}")
+    few = [
+        method
+        for method, seeds in collection.methods.items()
+        if min(sum(s.task == task for s in seeds) or FEW_SEEDS for task in collection.tasks)
+        < FEW_SEEDS
+    ]
+    if few:
+        collection.notes.append(
+            f"fewer than {FEW_SEEDS} seeds, read the intervals with care: {', '.join(few)}"
+        )
     unfinished = [str(run.folder) for run in runs if not run.finished]
     if unfinished:
         collection.notes.append(f"not finished: {', '.join(unfinished)}")
@@ -326,6 +383,7 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     plot_curves(collection, curves or logged[:1], out / "learning_curves.png")
     plot_scores(collection, scores, out / "scores.png")
+    plot_gains(collection, scores, baseline, out / "gains.png")
     plot_improvement(collection, scores, baseline, lower, out / "improvement.png")
     write_text(out / "report.md", markdown(collection, runs, scores, baseline, lower, correlations))
     return collection.notes

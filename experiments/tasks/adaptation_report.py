@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments import plots
 from experiments.loop import Row, Summary, Table
-from experiments.statistics import Interval, bootstrap_mean
+from experiments.statistics import METHOD, mean_interval, seeds_label
 
 # Measure, heading, factor, digits. Sharpness is already in percent.
 COLUMNS = (
@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def summarize(rows: Sequence[Row], names: Sequence[str]) -> Summary:
-    """Mean and 95 % bootstrap interval over seeds, for every method and the pre-training if any.
+    """Mean and 95 % t interval over seeds, for every method and the pre-training if any.
 
     `values[method][measure]` holds `mean`, `low`, `high` and `seeds`, the single values. Under
     `difference` stands each seed's gain in target and unseen accuracy over the first method, which
@@ -40,60 +40,96 @@ def summarize(rows: Sequence[Row], names: Sequence[str]) -> Summary:
         for name in stages
     ]
     seeds = len(next(iter(finals[names[0]].values())))
-    title = f"Mean and 95 % bootstrap interval over seeds, {seeds} of them"
+    title = f"Mean and {METHOD} over {seeds_label(seeds)}"
     return Summary(values, Table(title, ("method", *(c[1] for c in COLUMNS)), cells))
 
 
 def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
-    """Writes learning_curves.png, target_and_unseen.png and, with attacks, trust_radius.png."""
+    """Writes learning_curves.png, gains.png, target_and_unseen.png and trust_radius.png.
+
+    The gains are over the first method; there are none with one method, and no radius without
+    attacks.
+    """
+    domains = ("target", "unseen", "source")
+    curves = {
+        domain: {name: plots.collect_curve(rows, name, f"accuracy/{domain}") for name in names}
+        for domain in domains
+    }
+    labels = {"xlabel": "fine-tuning step", "ylabel": "accuracy, %"}
+    titles = {domain: f"{domain.capitalize()} accuracy" for domain in domains}
+    starts = _finals(rows, "pretrain")
+    contents = []
+    for domain in domains:
+        known = curves[domain]
+        if starts:  # the curves begin at the pre-trained network
+            known = {n: {0.0: starts[f"final/{domain}"], **c} for n, c in known.items() if c}
+        contents.append(plots.Panel(titles[domain], known, labels, scale=100))
+    plots.plot_bands(contents, names, folder / "learning_curves.png")
+    if len(names) > 1:
+        contents = [
+            plots.Panel(
+                f"{titles[domain]}: gain over {names[0]}, paired by seed",
+                {
+                    name: plots.paired_gain(curves[domain][name], curves[domain][names[0]])
+                    for name in names[1:]
+                },
+                {**labels, "ylabel": "points"},
+                scale=100,
+            )
+            for domain in ("target", "unseen")
+        ]
+        plots.plot_bands(contents, names, folder / "gains.png")
+    _plot_target_and_unseen(rows, names, folder / "target_and_unseen.png")
+
+    radii = {
+        metric: {name: plots.collect_curve(rows, name, metric) for name in names}
+        for metric in ("trust/radius", "trust/used")
+    }
+    if any(radii["trust/radius"].values()):
+        contents = [
+            plots.Panel(
+                plots.metric_title(metric),
+                found,
+                {"xlabel": "fine-tuning step", **plots.metric_settings(metric)},
+            )
+            for metric, found in radii.items()
+        ]
+        plots.plot_bands(contents, names, folder / "trust_radius.png")
+
+
+def _plot_target_and_unseen(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
+    """Accuracy on the target against that on unseen domains, and the gains paired by seed."""
+    finals = {name: _finals(rows, name) for name in names}
     style = plots.styles(names)
-
-    figure, axes = plots.panels(3)
-    for axis, domain in zip(axes, ("target", "unseen", "source"), strict=True):
-        for name in names:
-            curves = _curves(rows, name, f"accuracy/{domain}")
-            plots.band(axis, curves, name, style[name], scale=100)
-        if starts := _finals(rows, "pretrain"):
-            start = bootstrap_mean(starts[f"final/{domain}"]).mean
-            axis.axhline(100 * start, color="grey", linestyle=":", label="pretrained")
-        axis.set(title=f"{domain} accuracy", xlabel="fine-tuning step", ylabel="accuracy, %")
-    plots.legend(figure, axes[0])
-    plots.save(figure, folder / "learning_curves.png")
-
-    figure, (axis,) = plots.panels(1, width=7.4, height=4.6)
-    for name in names:
-        target, unseen = (bootstrap_mean(_finals(rows, name)[f"final/{d}"])
-                          for d in ("target", "unseen"))  # fmt: skip
-        axis.errorbar(
-            100 * target.mean,
-            100 * unseen.mean,
-            xerr=_arms(target),
-            yerr=_arms(unseen),
-            label=name,
-            markersize=7,
-            capsize=2,
-            **{**style[name], "linestyle": "none"},
-        )
-    axis.set(
-        title="Adapted and kept (95 % intervals over seeds)",
-        xlabel="accuracy on the target domain, %",
-        ylabel="mean accuracy on unseen domains, %",
+    figure, axes = plots.panels(min(2, len(names)), width=5.2, height=4.6)
+    for axis, is_gain in zip(axes, (False, True), strict=False):
+        for name in names[is_gain:]:
+            values = [finals[name][f"final/{domain}"] for domain in ("target", "unseen")]
+            if is_gain:
+                firsts = [finals[names[0]][f"final/{domain}"] for domain in ("target", "unseen")]
+                values = [
+                    [a - b for a, b in zip(own, first, strict=True)]
+                    for own, first in zip(values, firsts, strict=True)
+                ]
+            plots.cross(axis, *map(mean_interval, values), name, style[name], scale=100)
+        plots.name_points(axis, names)
+    axes[0].set(
+        title="Accuracy",
+        xlabel="on the target domain, %",
+        ylabel="on unseen domains, %",
     )
-    plots.legend(figure, axis)
-    plots.save(figure, folder / "target_and_unseen.png")
-
-    attacking = [name for name in names if _curves(rows, name, "trust/radius")]
-    if not attacking:
-        return
-    figure, axes = plots.panels(2)
-    for axis, metric in zip(axes, ("trust/radius", "trust/used"), strict=True):
-        for name in attacking:
-            plots.band(axis, _curves(rows, name, metric), name, style[name])
-        axis.set(title=metric, xlabel="fine-tuning step")
-    axes[0].set(yscale="log", ylabel="radius of the last attacks")
-    axes[1].set(ylim=(0, 1.1), ylabel="distance / radius")
-    plots.legend(figure, axes[0])
-    plots.save(figure, folder / "trust_radius.png")
+    if len(axes) > 1:
+        for line in (axes[1].axhline, axes[1].axvline):
+            line(0, color="black", linewidth=0.8, linestyle=":")
+        axes[1].set(
+            title=f"Gain over {names[0]}, paired by seed",
+            xlabel="on the target domain, points",
+            ylabel="on unseen domains, points",
+        )
+    figure.suptitle(f"Mean and {METHOD}", fontsize="medium")
+    if len(names) <= plots.MOST_TOGETHER:
+        plots.legend(figure, axes[0])
+    plots.save(figure, path)
 
 
 def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
@@ -107,25 +143,10 @@ def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
     return dict(finals)
 
 
-def _curves(rows: Sequence[Row], stage: str, metric: str) -> dict[float, list[float]]:
-    """A metric of a stage by step: its value for each seed."""
-    curves: dict[float, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["stage"] == stage and row.get(metric, "") != "":
-            curves[float(row["step"])].append(float(row[metric]))
-    return dict(curves)
-
-
 def _entry(seeds: Sequence[float]) -> dict[str, float | list[float]]:
-    return {**bootstrap_mean(seeds)._asdict(), "seeds": list(seeds)}
+    return {**mean_interval(seeds)._asdict(), "seeds": list(seeds)}
 
 
 def _cell(seeds: Sequence[float], factor: float, digits: int) -> str:
-    mean, low, high = (f"{factor * value:.{digits}f}" for value in bootstrap_mean(seeds))
-    return f"{mean}\n{low}-{high}"
-
-
-def _arms(interval: Interval) -> list[list[float]]:
-    """Lengths of the error bars below and above, in percent."""
-    mean, low, high = (100 * value for value in interval)
-    return [[mean - low], [high - mean]]
+    mean, low, high = (f"{factor * value:.{digits}f}" for value in mean_interval(seeds))
+    return f"{mean}\n{low} to {high}"

@@ -220,19 +220,16 @@ class Equivalence:
         style = plots.styles(self.pairs)
         figure, (losses, differences) = plots.panels(2)
         for name in self.pairs:
-            own = [row for row in rows if row["stage"] == name]
-            curves: dict[str, dict[float, list[float]]] = {}
-            for row in own:
-                for metric in ("loss", "loss/control", "difference"):
-                    curve = curves.setdefault(metric, {})
-                    curve.setdefault(float(row["step"]), []).append(float(row[metric]))
-            line = {**style[name], "marker": ""}
-            plots.band(losses, curves["loss"], name, line)
+            loss, control, difference = (
+                plots.collect_curve(rows, name, metric)
+                for metric in ("loss", "loss/control", "difference")
+            )
+            plots.band(losses, loss, name, {**style[name], "marker": ""})
             points = {**style[name], "linestyle": ""}
-            plots.band(losses, curves["loss/control"], "_", points)  # not in the legend
-            plots.band(differences, curves["difference"], name, style[name])
-        losses.set(title="training loss\n(lines; marks: of the control)", yscale="log")
-        differences.set(title="distance of the weights,\nas a share of the way they came")
+            plots.band(losses, control, "_", points)  # not in the legend
+            plots.band(differences, difference, name, style[name])
+        losses.set(title="Training loss\n(lines; markers: the control)", yscale="log")
+        differences.set(title="Distance of the weights,\nas a share of the way they came")
         differences.set(yscale="log", ylim=(1e-10, 1))
         for axis in (losses, differences):
             axis.set(xlabel="step")

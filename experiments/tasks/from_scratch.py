@@ -103,67 +103,79 @@ class FromScratch:
         return stages
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Mean and interval of the test accuracy by method and noise level."""
-        from experiments.statistics import bootstrap_mean  # needs SciPy, at the end
+        """Mean and interval of the test accuracy by method and noise level; gains, paired."""
+        from experiments.plots import paired_gain  # Matplotlib and SciPy: at the end of a run
+        from experiments.statistics import METHOD, mean_interval, seeds_label
 
-        finals = {name: by_noise(rows, name, "final/accuracy") for name in self._names()}
-        values: dict[str, Any] = {}
-        for name, found in finals.items():
-            trained = by_noise(rows, name, "final/train")
-            values[name] = {
+        def entry(seeds: Sequence[float]) -> dict[str, Any]:
+            return {**mean_interval(seeds)._asdict(), "seeds": list(seeds)}
+
+        names = self._names()
+        tests = {name: by_noise(rows, name, "final/accuracy") for name in names}
+        trained = {name: by_noise(rows, name, "final/train") for name in names}
+        gains = {name: paired_gain(tests[name], tests[names[0]]) for name in names}
+        values: dict[str, Any] = {
+            name: {
                 f"{level:g}": {
-                    "test": {**bootstrap_mean(seeds)._asdict(), "seeds": seeds},
-                    "train": {**bootstrap_mean(trained[level])._asdict(), "seeds": trained[level]},
-                    "gain": bootstrap_mean(
-                        [a - b for a, b in zip(seeds, first, strict=True)]
-                    )._asdict(),
+                    "test": entry(seeds),
+                    "train": entry(trained[name][level]),
+                    "gain": entry(gains[name][level]),
                 }
-                for (level, seeds), first in zip(
-                    found.items(), finals[self._names()[0]].values(), strict=True
-                )
+                for level, seeds in tests[name].items()
             }
+            for name in names
+        }
+        highest = max(self.noise_levels)
         cells = [
-            [name, *("{:.1f}\n{:.1f}-{:.1f}".format(*_percent(bootstrap_mean(seeds)))
-                     for seeds in finals[name].values())]
-            for name in self._names()
-        ]  # fmt: skip
+            [
+                name,
+                *(_percent(seeds) for seeds in tests[name].values()),
+                *([_percent(gains[name][highest])] if name != names[0] else [""]),
+            ]
+            for name in names
+        ]
         levels = [f"noise {100 * level:g} %" for level in self.noise_levels]
-        columns = ("method", *(levels if len(levels) > 1 else ["test"]))
-        title = f"Test accuracy in %, mean and 95 % bootstrap interval over {self.num_seeds} seeds"
+        at_highest = f" at {100 * highest:g} %" if highest else ""
+        columns = (
+            "method", *(levels if len(levels) > 1 else ["test"]),
+            f"gain over {names[0]}{at_highest}, paired",
+        )  # fmt: skip
+        title = f"Test accuracy in %, mean and {METHOD} over {seeds_label(self.num_seeds)}"
         return Summary(values, Table(title, columns, cells))
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """learning_curves.png, at the highest noise; accuracy_by_noise.png for several levels."""
         from experiments import plots
 
-        style = plots.styles(self._names())
-        figure, axes = plots.panels(2)
+        names = self._names()
         highest = max(self.noise_levels)
         noisy = [row for row in rows if row["noise"] == highest]
         at_highest = f", noise {100 * highest:g} %" if highest else ""
-        for axis, metric in zip(axes, ("accuracy/test", "accuracy/train"), strict=True):
-            for name in self._names():
-                curves: dict[float, list[float]] = defaultdict(list)
-                for row in noisy:
-                    if row["stage"] == name and metric in row:
-                        curves[float(row["step"])].append(float(row[metric]))
-                plots.band(axis, curves, name, style[name], scale=100)
-            axis.set(title=f"{metric.partition('/')[2]}{at_highest}")
-            axis.set(xlabel="step", ylabel="accuracy, %")
-        plots.legend(figure, axes[0])
-        plots.save(figure, folder / "learning_curves.png")
+        test, train = (
+            {name: plots.collect_curve(noisy, name, f"accuracy/{split}") for name in names}
+            for split in ("test", "train")
+        )
+        settings = {"xlabel": "step", "ylabel": "accuracy, %"}
+        contents = [
+            plots.Panel(f"Test accuracy{at_highest}", test, settings, scale=100),
+            plots.Panel(f"Training accuracy{at_highest}", train, settings, scale=100),
+        ]
+        plots.plot_bands([*contents, *_gains(test, names, "step")], names,
+                         folder / "learning_curves.png")  # fmt: skip
         if len(self.noise_levels) == 1:
             return
 
-        figure, axes = plots.panels(2)
-        for axis, metric in zip(axes, ("final/accuracy", "final/train"), strict=True):
-            for name in self._names():
-                plots.band(axis, by_noise(rows, name, metric), name, style[name], scale=100)
-            axis.set(xlabel="share of labels drawn again", ylabel="accuracy, %")
-        axes[0].set(title="test, right labels")
-        axes[1].set(title="train, labels as given")
-        plots.legend(figure, axes[0])
-        plots.save(figure, folder / "accuracy_by_noise.png")
+        test, train = (
+            {name: by_noise(rows, name, metric) for name in names}
+            for metric in ("final/accuracy", "final/train")
+        )
+        settings["xlabel"] = "share of labels drawn again"
+        contents = [
+            plots.Panel("Test accuracy, right labels", test, settings, scale=100),
+            plots.Panel("Training accuracy, labels as given", train, settings, scale=100),
+        ]
+        plots.plot_bands([*contents, *_gains(test, names, settings["xlabel"])], names,
+                         folder / "accuracy_by_noise.png")  # fmt: skip
 
     def _names(self) -> list[str]:
         return list(self.only or self.methods)
@@ -314,5 +326,19 @@ def by_noise(rows: Sequence[Row], stage: str, metric: str) -> dict[float, list[f
     return dict(found)
 
 
-def _percent(interval: Sequence[float]) -> list[float]:
-    return [100 * value for value in interval]
+def _gains(
+    curves: Mapping[str, Mapping[float, Sequence[float]]], names: Sequence[str], xlabel: str
+) -> list[Any]:
+    """A panel of the gains over the first method, seed by seed; none for a single method."""
+    from experiments import plots
+
+    gains = {name: plots.paired_gain(curves[name], curves[names[0]]) for name in names[1:]}
+    title = f"Test accuracy: gain over {names[0]},\npaired by seed"
+    settings = {"xlabel": xlabel, "ylabel": "points"}
+    return [plots.Panel(title, gains, settings, scale=100)] if gains else []
+
+
+def _percent(seeds: Sequence[float]) -> str:
+    from experiments.statistics import mean_interval
+
+    return "{:.1f}\n{:.1f} to {:.1f}".format(*(100 * value for value in mean_interval(seeds)))

@@ -257,15 +257,15 @@ class Mirror:
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Means with intervals: last regret, regret by n, support and error by map."""
-        from experiments.statistics import bootstrap_mean  # needs SciPy, at the end
+        from experiments.statistics import mean_interval  # needs SciPy, at the end
 
-        def interval(stage: str, metric: str, step: int | None = None) -> dict[str, float]:
+        def interval(stage: str, metric: str, step: int | None = None) -> dict[str, Any]:
             values = [
                 float(row[metric])
                 for row in rows
                 if row["stage"] == stage and step in (None, row["step"])
             ]
-            return bootstrap_mean(values)._asdict()
+            return {**mean_interval(values)._asdict(), "seeds": values}
 
         players = (*ON_SIMPLEX, "uniform")
         values: dict[str, Any] = {
@@ -287,7 +287,7 @@ class Mirror:
         cells = [
             [
                 name,
-                "{:.0f} ({:.0f}-{:.0f})".format(*(100 * v for v in found["support"].values())),
+                f"{100 * found['support']['mean']:.0f}",
                 f"{found['error']['mean']:.3f}",
                 f"{found['norm_1']['mean']:.2f}",
                 f"{found['norm_max']['mean']:.2f}",
@@ -306,8 +306,9 @@ class Mirror:
         style = plots.styles(players)
         figure, (market, games, fits) = plots.panels(3)
         for name in players:
-            plots.band(market, _curve(rows, "portfolio", f"regret/{name}"), name, style[name])
-        market.set(title="portfolio: regret to the\nbest constant one, log growth", xlabel="day")
+            curve = plots.collect_curve(rows, "portfolio", f"regret/{name}")
+            plots.band(market, curve, name, style[name])
+        market.set(title="Portfolio: log growth behind\nthe best constant one", xlabel="day")
         sizes = sorted(self.sizes)
         for name in ON_SIMPLEX:
             found = {
@@ -317,28 +318,20 @@ class Mirror:
             plots.band(games, found, name, style[name])
             bounds = [theory_bound(name, n, self.rounds) for n in sizes]
             games.plot(sizes, bounds, color=style[name]["color"], linestyle=":", linewidth=1)
-        games.set(title="experts: regret\n(dotted: bounds of theory)", xlabel="n")
+        games.set(title="Experts: regret\n(dotted: bounds of theory)", xlabel="number of experts")
         games.set(xscale="log", yscale="log")
-        names, looks = list(self.solvers), plots.styles(("support", "error"))
-        for (metric, look), shift in zip(looks.items(), (-0.1, 0.1), strict=True):
+        names = list(self.solvers)
+        looks = (("support", "o", plots.COLORS[0]), ("error", "s", plots.COLORS[5]))
+        for (metric, marker, color), shift in zip(looks, (-0.1, 0.1), strict=True):
             values = np.array([
                 [float(r[metric]) for r in rows if r["stage"] == f"regression_{name}"]
                 for name in names
             ])  # fmt: skip
-            means = values.mean(1)
-            spread = np.stack([means - values.min(1), values.max(1) - means])
-            look = {**look, "linestyle": "", "label": metric, "capsize": 3}
-            fits.errorbar(np.arange(len(names)) + shift, means, spread, **look)
-        fits.set(title="regression: support found,\nerror of the solution (range over seeds)")
+            places = np.arange(len(names)) + shift
+            fits.vlines(places, values.min(1), values.max(1), color=color)
+            fits.plot(places, values.mean(1), marker, color=color, label=metric)
+        fits.set(title="Regression: support found,\nerror of the solution (range over seeds)")
         fits.set_xticks(range(len(names)), names, rotation=45, ha="right")
         fits.legend()
         plots.legend(figure, market)
         plots.save(figure, folder / "mirror_descent.png")
-
-
-def _curve(rows: Sequence[Row], stage: str, metric: str) -> dict[float, list[float]]:
-    curve: dict[float, list[float]] = {}
-    for row in rows:
-        if row["stage"] == stage:
-            curve.setdefault(float(row["step"]), []).append(float(row[metric]))
-    return curve

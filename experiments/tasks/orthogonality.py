@@ -158,9 +158,9 @@ class Orthogonality:
             seconds.plot(sizes, slope, color=style[name]["color"], linewidth=1, linestyle=":")
         errors.plot(sizes, np.sqrt(sizes), color="grey", linestyle="--", label="U = 0")
         errors.set(
-            title="distance from orthogonal\n(lines: quarter-circle law)", ylabel="||U'U - I||"
+            title="Distance from orthogonal\n(lines: quarter-circle law)", ylabel="||U'U - I||"
         )
-        seconds.set(title="time of an update\n(dotted: $n^2$, and $n^3$)", ylabel="seconds")
+        seconds.set(title="Time of an update\n(dotted: $n^2$, and $n^3$)", ylabel="seconds")
         for axis in (errors, seconds):
             axis.set(xscale="log", yscale="log", xlabel="n")
             axis.set_xticks(sizes, [str(size) for size in sizes])

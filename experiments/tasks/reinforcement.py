@@ -80,9 +80,11 @@ class Reinforcement:
     def summarize(self, rows: list[Row]) -> Summary:
         """Returns at the end by agent: of training, of an evaluation; who beats the first one."""
         from experiments.statistics import (
-            bootstrap_mean,
+            METHOD,
             interquartile_mean,
+            mean_interval,
             probability_of_improvement,
+            seeds_label,
         )
 
         names = list(self.only or self.agents)
@@ -92,7 +94,7 @@ class Reinforcement:
         cells = []
         for name, found in finals.items():
             training = found["final/training_return"]
-            means = {key: bootstrap_mean(each) for key, each in found.items()}
+            means = {key: mean_interval(each) for key, each in found.items()}
             middle = interquartile_mean([training])
             better = probability_of_improvement(
                 [(training, finals[names[0]]["final/training_return"])]
@@ -111,8 +113,8 @@ class Reinforcement:
                 f"{_seconds(rows, name):.0f}",
             ])  # fmt: skip
         title = (
-            f"{self.env}, {self.total_steps} steps, mean and 95 % bootstrap interval over "
-            f"{self.num_seeds} seeds"
+            f"{self.env}, {self.total_steps} steps, mean and {METHOD} over "
+            f"{seeds_label(self.num_seeds)}"
         )
         columns = ("agent", "return in training", "return without noise", *versus, "seconds")
         return Summary(values, Table(title, columns, cells))
@@ -122,28 +124,18 @@ class Reinforcement:
         from experiments import plots
 
         names = list(self.only or self.agents)
-        style = plots.styles(names)
-        figure, axes = plots.panels(1, width=6.0)
-        _curves(axes[0], rows, names, "episode/return", style)
-        axes[0].set(title=self.env, xlabel="steps", ylabel="return in training")
-        plots.legend(figure, axes[0])
-        plots.save(figure, folder / "learning_curves.png")
 
-        labels = {
-            "kl/new_old": "KL(new, old) of an iteration",
-            "trust/used": "distance / radius",
-            "entropy": "entropy of the policy",
-        }
+        def panel(metric: str, title: str) -> plots.Panel:
+            curves = {name: plots.collect_curve(rows, name, metric) for name in names}
+            settings = {"xlabel": "steps", **plots.metric_settings(metric)}
+            return plots.Panel(title, curves, settings)
+
+        returns = panel("episode/return", f"{self.env}: return in training")
+        plots.plot_bands([returns], names, folder / "learning_curves.png")
         known = {name for row in rows for name in row}  # SAC has no radius
-        labels = {metric: label for metric, label in labels.items() if metric in known}
-        figure, axes = plots.panels(len(labels))
-        for axis, (metric, label) in zip(axes, labels.items(), strict=True):
-            _curves(axis, rows, names, metric, style)
-            axis.set(xlabel="steps", title=label)
-            if metric != "entropy":
-                axis.set_yscale("log")
-        plots.legend(figure, axes[0])
-        plots.save(figure, folder / "trust_region.png")
+        metrics = [m for m in ("kl/new_old", "trust/used", "entropy") if m in known]
+        contents = [panel(metric, plots.metric_title(metric)) for metric in metrics]
+        plots.plot_bands(contents, names, folder / "trust_region.png")
 
 
 @dataclass(frozen=True)
@@ -270,18 +262,3 @@ def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
 
 def _seconds(rows: Sequence[Row], stage: str) -> float:
     return max(float(row.get("time/seconds", 0)) for row in rows if row["stage"] == stage)
-
-
-def _curves(
-    axis: Any, rows: Sequence[Row], names: Sequence[str], metric: str, style: Mapping[str, Any]
-) -> None:
-    """Mean and interval of a metric over steps, a curve an agent."""
-    from experiments import plots
-
-    for name in names:
-        curves: dict[float, list[float]] = defaultdict(list)
-        for row in rows:
-            if row["stage"] == name and metric in row:
-                curves[float(row["step"])].append(float(row[metric]))
-        if curves:
-            plots.band(axis, curves, name, style[name])

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from experiments import plots
 from experiments.loop import Row, Summary, Table
+from experiments.statistics import share_interval
 from experiments.tasks.two_minima import CORNER, FLAT, SHARP, Landscape, TwoMinima, Walk, measure
 
 # The two wells, and the walkers that end in them
@@ -23,7 +24,7 @@ class End(NamedTuple):
     Attributes:
       radius: of the method, 0 for the optimizer alone.
       flat: share of the walkers in the basin of the flat minimum.
-      interval: 95 % bootstrap interval of that share over walkers.
+      interval: 95 % Wilson interval of that share over walkers.
       loss: mean over walkers.
     """
 
@@ -39,16 +40,9 @@ def ends(task: TwoMinima, rows: list[Row]) -> dict[str, End]:
     for stage in task.stages():
         last = [r for r in rows if r["stage"] == stage.name and r["step"] == task.steps]
         flat, loss = (float(np.mean([row[name] for row in last])) for name in ("flat", "loss"))
-        interval = bootstrap(flat, task.num_seeds * task.num_starts, seed=task.seed)
-        found[stage.name] = End(stage.radius, flat, interval, loss)
+        _, *interval = share_interval(flat, task.num_seeds * task.num_starts)
+        found[stage.name] = End(stage.radius, flat, (interval[0], interval[1]), loss)
     return found
-
-
-def bootstrap(share: float, total: int, *, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of a share of `total` cases: resampling them is a binomial draw."""
-    draws = np.random.default_rng(seed).binomial(total, share, 10_000) / total
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def summarize(task: TwoMinima, rows: list[Row]) -> Summary:
@@ -58,7 +52,7 @@ def summarize(task: TwoMinima, rows: list[Row]) -> Summary:
         (name, f"{end.flat:.3f}", "{:.3f} to {:.3f}".format(*end.interval), f"{end.loss:.3f}")
         for name, end in found.items()
     ]
-    columns = ("method", "share", "95 % interval", "loss")
+    columns = ("method", "share", "95 % Wilson interval", "loss")
     table = Table("Walkers that end in the flat minimum", columns, lines)
     return Summary({name: end._asdict() for name, end in found.items()}, table)
 
@@ -89,8 +83,8 @@ def _plot_share(axis: Axes, task: TwoMinima, found: Mapping[str, End]) -> None:
         low, high = zip(*(point.interval for point in points), strict=True)
         axis.fill_between(radii, low, high, color=style[name]["color"], alpha=0.15, linewidth=0)
         axis.plot(radii, [point.flat for point in points], label=name, **style[name])
-    axis.set(xlabel="radius", ylabel="share", xlim=(0, None), ylim=(None, 1.01))
-    axis.set(title="Starts that end in the flat minimum (band: 95 % interval)")
+    axis.set(xlabel="radius rho", ylabel="share of the walkers", xlim=(0, None), ylim=(None, 1.01))
+    axis.set(title="Starts that end in the flat minimum (band: 95 % Wilson interval)")
     axis.legend()
 
 

@@ -81,6 +81,7 @@ def test_it_adapts(trained, tmp_path):
     task.plot(rows, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {
         "learning_curves.png",
+        "gains.png",
         "target_and_unseen.png",
         "trust_radius.png",
     }

@@ -73,7 +73,8 @@ def test_sam_memorises_less(tmp_path):
         np.mean(test["sam"][0.6]) - np.mean(test["adamw"][0.6])
     )
     assert [row[0] for row in table.rows] == ["adamw", "sam"]
-    assert len(table.columns) == 3
+    assert table.columns[1:3] == ("noise 0 %", "noise 60 %")
+    assert table.columns[3] == "gain over adamw at 60 %, paired"
     task.plot(rows, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"accuracy_by_noise.png", "learning_curves.png"}
 
@@ -143,6 +144,6 @@ def test_one_noise_level(tmp_path):
     """A table with one column of accuracies, and no plot over noise."""
     task = FromScratch(**SMALL | {"noise_levels": (0.0,), "steps": 200})
     rows, _ = train(task)
-    assert task.summarize(rows).table.columns == ("method", "test")
+    assert task.summarize(rows).table.columns == ("method", "test", "gain over adamw, paired")
     task.plot(rows, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"learning_curves.png"}

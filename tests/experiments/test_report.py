@@ -12,8 +12,7 @@ import yaml
 
 from experiments import report
 from experiments.collection import Collection
-from experiments.plots import styles
-from experiments.statistics import interquartile_mean
+from experiments.statistics import mean_interval
 from experiments.targets import ConfigError
 from experiments.trackers import Csv, Row
 
@@ -74,17 +73,19 @@ def test_seeds_of_all_runs_are_pooled(tmp_path: Path) -> None:
         "sam": [[0.5, 0.3, 0.4, 0.2, 0.6]],
     }
     notes = report.report([one, two], tmp_path / "out")
-    assert notes == []
+    assert notes == []  # five seeds each
     text = (tmp_path / "out" / "report.md").read_text()
-    middle = interquartile_mean([[0.5, 0.3, 0.4, 0.2, 0.6]])
+    gain = mean_interval([0.4, 0.1, -0.5, -0.05, 0.3])
     line = next(line for line in text.splitlines() if line.startswith("| sam |"))
     # Of 25 pairs sam wins 16, and two are ties.
-    cells = ["sam", "5", "0.4", f"{middle.low:.4g} to {middle.high:.4g}", "0.4", "0.68"]
-    assert [cell.strip() for cell in line.split("|")][1:7] == cells
-    for name in ("learning_curves", "scores", "improvement"):
+    # Student's interval of the five values by hand: 0.4 +- 2.776445 * 0.1581139 / sqrt 5.
+    cells = ["sam", "5", "0.4", "0.2037 to 0.5963", "0.05", f"{gain.low:.4g} to {gain.high:.4g}",
+             "0.4", "-", "0.68", "-"]  # fmt: skip
+    assert [cell.strip() for cell in line.split("|")][1:11] == cells
+    for name in ("learning_curves", "scores", "gains", "improvement"):
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 5
 
 
 def test_curves_are_means_over_the_seeds_of_all_runs(
@@ -93,7 +94,7 @@ def test_curves_are_means_over_the_seeds_of_all_runs(
     one = write_run(tmp_path / "one", {"sam": [1.0, 2.0]}, num_steps=500)
     two = write_run(tmp_path / "two", {"sam": [3.0]}, num_steps=400, seed=1, finished=False)
     drawn = []
-    monkeypatch.setattr(report.plots, "band", lambda _, curves, *__: drawn.append(curves))
+    monkeypatch.setattr(report.plots, "band", lambda _, curves, *__, **___: drawn.append(curves))
     report.plot_curves(collect(one, two), ["accuracy"], tmp_path / "curves.png")
     (curves,) = drawn
     assert curves[1] == [1, 2, 3]
@@ -141,14 +142,15 @@ def test_a_run_that_is_going_on(tmp_path: Path) -> None:
         file.write("sam,3,0,0.12")  # half a line
     assert values([done, going]) == {"sam": [[0.6, 0.7]], "tram": [[0.8, 0.9]]}
     assert values([done, going], "accuracy")["sam"] == [[1.2, 1.4, 1.0, 1.0]]
-    assert report.report([done, going], tmp_path / "out") == [f"not finished: {going}"]
+    few = "fewer than 5 seeds, read the intervals with care: sam, tram"
+    assert report.report([done, going], tmp_path / "out") == [few, f"not finished: {going}"]
     assert "| sam 2 |" in (tmp_path / "out" / "report.md").read_text()
     # Alone it has no final metrics: the first one is reported, at its last step.
     report.report([going], tmp_path / "alone")
     assert "## accuracy\n" in (tmp_path / "alone" / "report.md").read_text()
     # A method without the metric is named.
     notes = report.report([done, going], tmp_path / "out", metrics=["final/x", "accuracy"])
-    assert notes == [f"not finished: {going}"]
+    assert notes == [few, f"not finished: {going}"]
     later = write_run(tmp_path / "later", {"new": [1.0]}, seed=2, finished=False)
     assert report.report([done, later], tmp_path / "out")[0] == "new: no final/x yet"
 
@@ -179,7 +181,7 @@ def test_tasks_are_scaled_and_aggregated(tmp_path: Path) -> None:
     assert scores["b"].better is not None
     assert scores["b"].better.mean == pytest.approx((3.5 / 4 + 1) / 2)
     notes = report.report([one, two], tmp_path / "out", tasks="task.domain")
-    assert notes == ["c: no final/x in every task"]
+    assert notes[0] == "c: no final/x in every task"
     assert "(near, far) are scaled to [0, 1]" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -215,7 +217,7 @@ def test_rank_correlation_over_methods(tmp_path: Path) -> None:
         for seed, value in zip(collection.methods[method], y, strict=True):
             seed.series["final/y"] = {2: value}
     found = report.rank_correlation(collection, "final/x", "final/y")
-    np.testing.assert_allclose(found, (-0.25, -1.0, 0.5), atol=1e-12)
+    np.testing.assert_allclose(found, mean_interval([0.5, -1]), atol=1e-12)
     pairs = [("final/x", "accuracy"), ("accuracy", "final/x")]
     report.report([run], tmp_path / "out", correlation=pairs)
     text = (tmp_path / "out" / "report.md").read_text()
@@ -229,7 +231,7 @@ def test_a_diverged_seed_is_not_hidden(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", {"a": [1.0, 2.0], "b": [math.nan, 1.0]})
     report.report([folder], tmp_path / "out")
     assert (
-        "| b | 2 | nan | nan to nan | nan | nan | nan to nan |"
+        "| b | 2 | nan | nan to nan | nan | nan to nan | nan | nan to nan | nan | nan to nan |"
         in (tmp_path / "out" / "report.md").read_text()
     )
 
@@ -299,14 +301,10 @@ def test_command_line(
     write_run(Path("run"), {"a": [1.0], "b": [2.0]})
     monkeypatch.setattr(sys, "argv", ["report", "run", "--baseline", "b"])
     report.main()
-    assert capsys.readouterr() == ("report/report.md\n", "")
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [
+        "fewer than 5 seeds, read the intervals with care: a, b",
+        "report/report.md",
+    ]
+    assert output.err == ""
     assert "| above b |" in Path("report/report.md").read_text()
-
-
-def test_styles_tell_all_methods_apart() -> None:
-    for count in (8, 20, 32):
-        found = [tuple(style.values()) for style in styles(map(str, range(count))).values()]
-        for i, style in enumerate(found):
-            for other in found[:i]:
-                assert sum(a == b for a, b in zip(style, other, strict=True)) <= 1
-    assert len({style["color"] for style in styles("abcdefgh").values()}) == 8

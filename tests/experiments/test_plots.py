@@ -1,0 +1,105 @@
+"""Styles that belong to a method, grids without gaps, and what is drawn."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import plots
+from experiments.statistics import mean_interval
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[plots.Figure]:
+    figures: list[plots.Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def curves(names: list[str]) -> dict[str, plots.Curve]:
+    return {name: {0.0: [1.0, 2.0], 1.0: [2.0, 4.0]} for name in names}
+
+
+def test_a_method_looks_the_same_in_every_figure() -> None:
+    alone = plots.styles(["tram"])["tram"]
+    assert plots.styles(["adamw", "sam", "tram"])["tram"] == alone
+    assert plots.styles(["attack=sam", "tram", "new"])["tram"] == alone
+    new = plots.styles(["new"])["new"]
+    assert plots.styles(["adamw", "new", "tram"])["new"] == new
+
+
+def test_no_two_methods_of_a_figure_look_the_same() -> None:
+    for names in (map(str, range(64)), [name for row in plots._METHODS for name in row]):
+        found = [tuple(style.values()) for style in plots.styles(names).values()]
+        assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "methods").glob("*.yaml")), ids=lambda p: p.stem)
+def test_methods_of_an_experiment_have_a_style_of_their_own(path: Path) -> None:
+    names = [name for name in yaml.safe_load(path.read_text()) if name != "defaults"]
+    assert set(names) <= set(plots._PLACES)
+    if len(names) <= plots.MOST_TOGETHER:
+        assert len({style["color"] for style in plots.styles(names).values()}) == len(names)
+
+
+def test_agents_of_an_experiment_have_colours_of_their_own() -> None:
+    for names in (
+        ["mdpo", "trpo", "ppo"],
+        ["mdpo", "mdpo_tsallis_1_4", "mdpo_tsallis", "mdpo_one_step", "mdpo_forward", "sac"],
+    ):
+        assert set(names) <= set(plots._PLACES)
+        assert len({style["color"] for style in plots.styles(names).values()}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 3), (6, 3), (7, 4), (9, 3), (10, 2)]
+)
+def test_full_grids(count: int, columns: int) -> None:
+    assert plots.full_columns(count) == columns
+
+
+def test_more_than_eight_methods_are_spread_over_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"m{i}" for i in range(17)]
+    figures = drawn(monkeypatch)
+    plots.plot_bands([plots.Panel("a", curves(names)), plots.Panel("b", curves(names))], names,
+                     Path("x.png"))  # fmt: skip
+    axes = figures[0].axes
+    assert len(axes) == 6
+    seen = [axis.get_legend_handles_labels()[1] for axis in axes]
+    assert all(labels[0] == "m0" and len(labels) <= 8 for labels in seen)
+    assert {name for labels in seen for name in labels} == set(names)
+
+
+def test_legends_have_no_error_bars_and_cover_no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = drawn(monkeypatch)
+    contents = [plots.Panel(str(i), curves(["a", "b"])) for i in range(5)]
+    plots.plot_bands(contents, ["a", "b"], Path("x.png"))
+    *panels, cell = figures[0].axes  # the legend fills the empty cell of the grid
+    assert len(panels) == 5
+    assert not cell.axison
+    assert [text.get_text() for text in cell.get_legend().get_texts()] == ["a", "b"]
+    assert all(axis.get_legend() is None for axis in panels)
+
+
+def test_many_points_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"m{i}" for i in range(9)]
+    _, (axis,) = plots.panels(1)
+    for name, style in plots.styles(names).items():
+        plots.cross(axis, mean_interval([1, 2]), mean_interval([3, 4]), name, style)
+    plots.name_points(axis, names)
+    assert [text.get_text() for text in axis.texts] == names
+    assert axis.get_legend_handles_labels()[1] == names  # one entry each
+
+
+def test_gains_are_paired_by_seed() -> None:
+    gain = plots.paired_gain({0: [1.0, 5.0], 1: [2.0]}, {0: [0.5, 5.5], 1: [1.0, 2.0]})
+    assert gain == {0: [0.5, -0.5]}
+
+
+def test_metrics_have_titles_in_words_and_one_scale() -> None:
+    assert plots.metric_title("trust/radius") == "Radius of the trust region"
+    assert plots.metric_title("final/unseen") == "Final unseen"
+    assert plots.metric_title("value/explained") == "Value explained"
+    assert plots.metric_settings("trust/radius") == {"yscale": "log"}
+    assert plots.metric_settings("accuracy/test") == {}
