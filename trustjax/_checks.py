@@ -36,6 +36,13 @@ def check_number(
         raise ValueError(f"{name} must be > {above:g}, got {value}")
 
 
+def check_count(name: str, value: Any, *, at_least: int | None = None) -> None:
+    """Raises ValueError unless `value` is None or an int (no bool, no 2.0), `at_least` so large."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+        raise ValueError(f"{name} must be an int, got {value!r}")
+    check_number(name, value, at_least=at_least)
+
+
 def check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
     """Raises ValueError unless `value` is one of the names in `allowed`."""
     if value not in allowed:

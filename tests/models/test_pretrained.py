@@ -5,6 +5,8 @@ tests/golden/make_vit.py made the checkpoints and the numbers with transformers.
 
 import dataclasses
 import json
+import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -139,6 +142,91 @@ def test_normalization_of_the_folder(tmp_path: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(entries))
     preprocess = pretrained_vit(folder).preprocess
     assert preprocess == Preprocessing((16, 16), 3, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+
+
+def pixels_in(folder: Path, pixels: np.ndarray) -> np.ndarray:
+    preprocess = pretrained_vit(folder).preprocess
+    assert isinstance(preprocess, Preprocessing)
+    return np.asarray(preprocess(jnp.asarray(pixels)))
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({}, lambda x: (x / 255 - 0.5) / 0.5),
+        ({"do_rescale": True, "rescale_factor": None}, lambda x: (x / 255 - 0.5) / 0.5),
+        ({"do_normalize": False}, lambda x: x / 255),
+        ({"do_rescale": False, "do_normalize": False}, lambda x: x),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [63.75] * 3},
+         lambda x: (x - 127.5) / 63.75),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1] * 3},
+         lambda x: x / 127.5 - 1),
+        ({"do_normalize": False, "image_std": [0.0] * 3}, lambda x: x / 255),
+    ],
+)  # fmt: skip
+def test_pixels_are_what_the_image_processor_makes(
+    entries: dict[str, Any], expected: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    """(factor * pixels - mean) / std, on pixels 0..255, given as uint8 or in [0, 1]."""
+    folder = copy(tmp_path)
+    preprocessor(entries)(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    for given in (pixels, pixels.astype(np.float32) / 255):
+        found = pixels_in(folder, given)
+        np.testing.assert_allclose(found, expected(pixels.astype(float)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("resample", [0, 1, 2, 3])
+def test_resizing_is_that_of_pillow(resample: int, tmp_path: Path) -> None:
+    """Which rounds to 8 bits after each of two passes."""
+    folder = copy(tmp_path)
+    preprocessor({"resample": resample, "do_normalize": False, "size": 16})(folder)
+    for height, width in ((40, 9), (5, 33), (16, 7)):
+        # Not so far apart that Pillow would clip between its two passes.
+        pixels = np.random.default_rng(height).integers(80, 176, (1, height, width, 3), np.uint8)
+        expected = Image.fromarray(pixels[0]).resize((16, 16), resample)
+        found = pixels_in(folder, pixels)[0]
+        np.testing.assert_allclose(255 * found, np.asarray(expected), atol=1.51)
+    save_pretrained(
+        tmp_path / "again", pretrained_vit(folder), pretrained_vit(folder).load_pretrained()
+    )
+    assert pretrained_vit(tmp_path / "again").preprocess == pretrained_vit(folder).preprocess
+
+
+def test_a_checkpoint_that_does_not_resize(tmp_path: Path) -> None:
+    folder = copy(tmp_path)
+    preprocessor({"do_resize": False, "size": {"shortest_edge": 8}})(folder)
+    assert pixels_in(folder, np.zeros((1, 16, 16, 1), np.uint8)).shape == (1, 16, 16, 3)
+    with pytest.raises(ValueError, match=r"images must be 16 x 16, .*, got 16 x 8"):
+        pixels_in(folder, np.zeros((1, 16, 8, 3), np.uint8))
+
+
+def test_integer_images_are_bytes() -> None:
+    """Of a whole network too; other integers have no known range."""
+    model = pretrained_vit(CLASSIFIER)
+    params = model.load_pretrained()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    apply = jax.jit(lambda x: model.apply({"params": params}, x))
+    np.testing.assert_allclose(apply(pixels), apply(pixels.astype(np.float32) / 255), atol=1e-5)
+    for dtype in (np.int32, np.uint16, bool):
+        with pytest.raises(ValueError, match=r"images must be floats in \[0, 1\], or uint8 0..255"):
+            apply(pixels.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (0.5,)}, r"mean must be 3 finite float32 numbers, got \(0.5,\)"),
+        ({"mean": (0.0, 0.0, math.nan)}, "mean must be 3 finite float32 numbers"),
+        ({"std": (1.0, 1.0, 0.0)}, "std must be 3 finite float32 numbers above 0, got"),
+        ({"std": (1.0, 1.0, -1.0)}, "std must be 3 finite float32 numbers above 0, got"),
+        ({"std": (1.0, 1.0, math.inf)}, "std must be 3 finite float32 numbers above 0, got"),
+        ({"method": "area"}, "method must be one of 'nearest', 'linear'"),
+    ],
+)
+def test_wrong_preprocessing(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(Preprocessing((2, 2), 3, (0.5,) * 3, (0.5,) * 3), **changes)
 
 
 # Fine-tuning
@@ -275,6 +363,19 @@ def test_models_that_cannot_be_saved(variables_of: VariablesOf, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_params_that_cannot_be_saved_in_the_dtype(tmp_path: Path) -> None:
+    model = pretrained_vit(CLASSIFIER)
+    for value, dtype in ((math.nan, "float32"), (math.inf, "bfloat16"), (1e5, "float16")):
+        params = model.load_pretrained()
+        params["head"]["bias"] = np.full(5, value, np.float32)
+        with pytest.raises(ValueError, match=f"params must be finite in {dtype}: head/bias is not"):
+            save_pretrained(tmp_path, model, params, dtype=dtype)
+    params["head"]["bias"] = np.zeros(5, np.complex64)
+    with pytest.raises(ValueError, match="params must be floats, but head/bias is complex64"):
+        save_pretrained(tmp_path, model, params)
+    assert not list(tmp_path.iterdir())
+
+
 # What is refused
 
 
@@ -308,6 +409,19 @@ def cut_in_half(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
 
 
+def preprocessor(entries: Mapping[str, Any]) -> Callable[[Path], Any]:
+    """Writes it to a folder."""
+    return lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps(entries))
+
+
+def folder_instead(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+
+    return change
+
+
 BIAS = "vit.encoder.layer.1.output.dense.bias"
 
 
@@ -321,17 +435,32 @@ BIAS = "vit.encoder.layer.1.output.dense.bias"
         (change_config({"image_size": [16, 8]}), r"image_size must be int above 0, got \[16, 8\]"),
         (change_config({"qkv_bias": 1}), "qkv_bias must be bool, got 1"),
         (change_config({"num_hidden_layers": True}), "num_hidden_layers must be int above 0"),
-        (change_config({"num_attention_heads": 5}), "config.json: width must be a multiple of"),
-        (change_config({"image_size": 18}), "config.json: patch_size must divide the image"),
-        (change_config({"id2label": {"0": "a"}}),
-         r"model.safetensors: tensor 'classifier.weight' must have shape \(1, 32\), got \(5, 32\)"),
-        (change_config({"intermediate_size": 64}),
-         r"tensor 'vit.encoder.layer.0.intermediate.dense.bias' must have shape \(64,\), "
-         r"got \(48,\).*; and 3 more"),
-        (change_config({"num_hidden_layers": 3}),
-         r"tensor 'vit.encoder.layer.2.[\w.]+' of shape \(32,\) is missing"),
-        (change_config({"num_hidden_layers": 1}),
-         r"tensor 'vit.encoder.layer.1.[\w.]+' of shape \(32,\) belongs to no part of this ViT"),
+        (change_config({"num_attention_heads": 5}),
+         "config.json: num_attention_heads must be a divisor of hidden_size = 32, got 5"),
+        (change_config({"num_attention_heads": 2**31}), "num_attention_heads must be a divisor"),
+        # Compared with the tensors before anything is built: these would take for ever.
+        (change_config({"num_hidden_layers": 2**31}),
+         "config.json: num_hidden_layers must be 2, as in the tensors, got 2147483648"),
+        (change_config({"hidden_size": 2**31}), "config.json: hidden_size must be 32, as in"),
+        (change_config({"hidden_size": 10**1000}), r"hidden_size must be 32, .* got 10000.*\.\.\."),
+        (change_config({"image_size": 2**62}), "config.json: image_size must be 16, as in"),
+        (change_config({"image_size": 18}), "config.json: image_size must be 16, as in .* got 18"),
+        (change_config({"patch_size": 2}), "config.json: patch_size must be 4, as in"),
+        (change_config({"num_channels": 1}), "config.json: num_channels must be 3, as in"),
+        (change_config({"num_hidden_layers": 3}), "num_hidden_layers must be 2, as in"),
+        (change_config({"num_hidden_layers": 1}), "num_hidden_layers must be 2, as in"),
+        (change_config({"num_hidden_layers": -1}), "num_hidden_layers must be int above 0, got -1"),
+        (change_config({"num_hidden_layers": 2.0}), "num_hidden_layers must be int above 0"),
+        (change_config({"intermediate_size": 64}), "intermediate_size must be 48, as in .* got 64"),
+        (change_config({"qkv_bias": False}), "qkv_bias must be True, as in the tensors, got False"),
+        (change_config({"id2label": {"0": "a"}}), r"len\(id2label\) must be 5, as in .* got 1"),
+        (change_config({"id2label": "abcde"}), "id2label must be an object, got 'abcde'"),
+        (change_config({"id2label": None}), "config.json: num_labels must be 5, as in .* got 2"),
+        (change_config({"id2label": {}, "num_labels": "5"}), "num_labels must be int above 0"),
+        *((change_config({"layer_norm_eps": value}), "layer_norm_eps must be a float32 above 0")
+          for value in (0, -1e-6, math.nan, math.inf, "1e-6", True, 10**400, 1e-300)),
+        (change_config({"hidden_act": ["gelu"]}), r"hidden_act must be str, got \['gelu'\]"),
+        (change_config({"model_type": "a\nb", "architectures": "c\nd" * 999}), "model_type must"),
         (change_tensors(lambda t: t.pop(BIAS)), rf"tensor '{BIAS}' of shape \(32,\) is missing"),
         (change_tensors(lambda t: t.update({"vit.embeddings.mask_token": t[BIAS]})),
          "tensor 'vit.embeddings.mask_token' of shape .* belongs to no part of this ViT"),
@@ -345,8 +474,32 @@ BIAS = "vit.encoder.layer.1.output.dense.bias"
         (lambda folder: (folder / "config.json").write_text("{"), "json must be a JSON file"),
         (lambda folder: (folder / "config.json").write_text("[]"),
          "config.json must be a JSON object, got list"),
-        (lambda folder: (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5]}'),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "must be a JSON file"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff{}"), "must be a JSON file"),
+        (folder_instead("config.json"), "json must be a JSON file: it is a folder or a device"),
+        (folder_instead("preprocessor_config.json"), "json must be a JSON file: it is a folder"),
+        (folder_instead("model.safetensors"), "must hold model.safetensors or"),
+        (lambda folder: (folder / "preprocessor_config.json").symlink_to("nothing"),
+         "preprocessor_config.json must be a JSON file: no such file"),
+        (lambda folder: os.mkfifo(folder / "preprocessor_config.json"), "must be a JSON file"),
+        (preprocessor({"image_mean": [0.5]}),
          r"preprocessor_config.json: image_mean must be 3 numbers, got \[0.5\]"),
+        (preprocessor({"image_mean": 0.5}), "image_mean must be 3 numbers, got 0.5"),
+        (preprocessor({"image_mean": [0.5, 0.5, True]}), "image_mean must be 3 numbers, got"),
+        (preprocessor({"image_mean": [0.5, 0.5, 10**400]}), "image_mean must be 3 numbers, got"),
+        *((preprocessor({"image_std": [0.5, 0.5, value]}), "image_std must be 3 numbers above 0")
+          for value in (0, -1, math.nan, math.inf, 1e-300, "1")),
+        *((preprocessor({"rescale_factor": value}), "rescale_factor must be a float32 above 0, got")
+          for value in (0, -1, math.nan, math.inf, "1", [1], 10**400, False)),
+        (preprocessor({"rescale_factor": 1e-37, "image_mean": [1e20] * 3}),
+         "rescale_factor, image_mean, image_std: mean must be 3 finite float32 numbers"),
+        *((preprocessor({name: "no"}), f"{name} must be true or false, got 'no'")
+          for name in ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_pad")),
+        (preprocessor({"do_center_crop": True}), "do_center_crop must be false, got True"),
+        *((preprocessor({"resample": value}), r"resample must be one of 0 \(nearest\), 1")
+          for value in (4, 5, -1, 2.0, True, "bilinear", [2])),
+        *((preprocessor({"size": value}), "size must be 16 x 16, image_size in config.json, got")
+          for value in (8, {"height": 16, "width": 8}, {"shortest_edge": 16}, "16", [16, 16])),
     ],
 )  # fmt: skip
 def test_folders_that_are_refused(
@@ -357,6 +510,111 @@ def test_folders_that_are_refused(
     with pytest.raises(CheckpointError, match=message) as error:
         pretrained_vit(folder)
     assert str(error.value).startswith(str(folder))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def with_header(header: Mapping[str, Any], data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\0" * 7, (2**42).to_bytes(8, "little") + b"{}", b"\xff" * 8 + b"{}",
+        with_header({"a": entry([2], 0, 8)}),  # no data
+        with_header({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),  # they overlap
+        with_header({"a": entry([2], 0, 8), "b": entry([2], 12, 20)}, bytes(20)),  # a hole
+        with_header({"a": entry([3], 0, 8)}, bytes(8)),
+        with_header({"a": entry([2], 0, 8, "F16")}, bytes(8)),
+        with_header({"a": entry([2], 0, 8, "F99")}, bytes(8)),
+        with_header({"a": entry([2**40], 0, 2**42)}),
+        with_header({"a": entry([2**62, 2**62], 0, 8)}, bytes(8)),
+        with_header({"a": entry([-2], 0, 8)}, bytes(8)),
+        with_header({"a": entry([2], 8, 0)}, bytes(8)),
+        with_header({"a": 3}), with_header({"__metadata__": {"a": 3}}),
+        b"\x04\0\0\0\0\0\0\0[[[[", b"\x02\0\0\0\0\0\0\0[]",
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_damaged_safetensors(content: bytes, tmp_path: Path) -> None:
+    folder = copy(tmp_path)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors must be a whole") as error:
+        pretrained_vit(folder)
+    assert str(error.value).startswith(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("vit.embeddings.position_embeddings", (0, 17, 32), "must have 3 axes, none of length 0"),
+        ("vit.embeddings.position_embeddings", (17, 32), "must have 3 axes"),
+        ("vit.embeddings.position_embeddings", (1, 18, 32), r"must have shape \(1, 17, 32\)"),
+        ("classifier.weight", (160,), "must have 2 axes"),
+        ("vit.encoder.layer.0.intermediate.dense.weight", (), "must have 2 axes"),
+        ("vit.embeddings.cls_token", (32,), r"must have shape \(1, 1, 32\), got \(32,\)"),
+    ],
+)
+def test_shapes_that_cannot_be(
+    name: str, shape: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    folder = copy(tmp_path)
+    change_tensors(lambda t: t.update({name: np.zeros(shape, np.float32)}))(folder)
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' {message}"):
+        pretrained_vit(folder)
+
+
+def test_large_sizes_are_not_built(tmp_path: Path) -> None:
+    """Of tensors without data the file may be small, and the shapes huge."""
+    folder = copy(tmp_path)
+    name = "vit.embeddings.position_embeddings"
+    change_tensors(lambda t: t.update({name: np.zeros((0, 2**40 + 1, 32), np.float32)}))(folder)
+    change_config({"image_size": 4 * 2**20})(folder)
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' must have 3 axes, none of length"):
+        pretrained_vit(folder)
+
+
+@each_case
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_must_be_finite(
+    value: float, case: str, dtype: str, channels: int, tmp_path: Path
+) -> None:
+    folder = copy(tmp_path, case)
+    file = min(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    name = max(name for name in tensors if name.endswith("weight"))
+    tensors[name].flat[-1] = value
+    save_file(tensors, file)
+    model = pretrained_vit(folder)
+    with pytest.raises(CheckpointError, match=f"{file}: tensor '{name}' is not finite"):
+        model.load_pretrained()
+
+
+def test_tensor_in_two_shards(tmp_path: Path) -> None:
+    folder = copy(tmp_path, "sharded_float16")
+    first, second = sorted(folder.glob("*.safetensors"))
+    tensors = load_file(first)
+    name = min(tensors)
+    save_file({**load_file(second), name: tensors[name] + 1}, second)
+    with pytest.raises(CheckpointError, match=f"{second}: tensor '{name}' is in {first.name} too"):
+        pretrained_vit(folder)
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """The hub's cache holds a snapshot as links to its blobs."""
+    (tmp_path / "links").mkdir()
+    for file in CLASSIFIER.iterdir():
+        (tmp_path / "links" / file.name).symlink_to(file)
+    assert pretrained_vit(tmp_path / "links").clone(folder="") == pretrained_vit(CLASSIFIER).clone(
+        folder=""
+    )
 
 
 def test_activation_of_the_pooler(tmp_path: Path) -> None:
@@ -366,7 +624,11 @@ def test_activation_of_the_pooler(tmp_path: Path) -> None:
         pretrained_vit(folder)
 
 
-@pytest.mark.parametrize("name", ["../model-00001-of-00002.safetensors", 3])
+@pytest.mark.parametrize(
+    "name",
+    ["../model-00001-of-00002.safetensors", 3, "/etc/passwd", "..", "", "a\0.safetensors",
+     "config.json", "sub/model.safetensors", ["a"], None, "model.safetensors\n"],
+)  # fmt: skip
 def test_shards_stay_in_the_folder(name: Any, tmp_path: Path) -> None:
     folder = copy(tmp_path, "sharded_float16")
     index = folder / "model.safetensors.index.json"
@@ -390,7 +652,14 @@ def test_missing_shard(tmp_path: Path) -> None:
         ({"num_classes": 0}, "num_classes must be >= 1, got 0"),
         ({"image_size": 18}, "image_size must be a positive multiple of .* 4, got 18"),
         ({"image_size": 0}, "image_size must be a positive multiple of .* 4, got 0"),
+        ({"image_size": 16.0}, "image_size must be an int, got 16.0"),
+        ({"image_size": "16"}, "image_size must be an int, got '16'"),
+        ({"num_classes": 2.5}, "num_classes must be an int, got 2.5"),
+        ({"num_classes": True}, "num_classes must be an int, got True"),
         ({"frozen_blocks": 3}, "frozen_blocks must be <= 2, got 3"),
+        ({"frozen_blocks": 1.5}, "frozen_blocks must be an int, got 1.5"),
+        ({"frozen_blocks": -1}, "frozen_blocks must be >= 0, got -1"),
+        ({"dropout": -0.1}, "dropout must be >= 0, got -0.1"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -420,9 +689,10 @@ def test_hub_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         pretrained_vit("someone/vit")
 
 
-def test_neither_a_folder_nor_a_hub_id() -> None:
+@pytest.mark.parametrize("given", ["/nowhere/at/all", 3, None, "", "a\0b", "~nobody-here/x"])
+def test_neither_a_folder_nor_a_hub_id(given: Any) -> None:
     with pytest.raises(CheckpointError, match="pretrained must be a folder or a hub id"):
-        pretrained_vit("/nowhere/at/all")
+        pretrained_vit(given)
 
 
 @pytest.mark.parametrize("package", ["safetensors", "huggingface_hub"])

@@ -1,6 +1,6 @@
 """Flax linen classifiers: `model.apply(variables, images)` gives logits, nothing else is asked."""
 
-from trustjax.models.checkpoint import CheckpointError as CheckpointError
+from trustjax.models._config import CheckpointError as CheckpointError
 from trustjax.models.checkpoint import save_pretrained as save_pretrained
 from trustjax.models.conv import ResNet as ResNet
 from trustjax.models.mlp import MLP as MLP

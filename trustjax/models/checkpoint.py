@@ -4,7 +4,7 @@ A checkpoint is a folder with
   config.json                sizes, in the words of transformers' ViTConfig
   model.safetensors          the tensors of ViTModel or ViTForImageClassification; or shards of them
                              and model.safetensors.index.json; float32, bfloat16 or float16
-  preprocessor_config.json   mean and standard deviation of the pixels, if they are not 0.5
+  preprocessor_config.json   what is done to the pixels; without it mean and deviation are 0.5
 The layers are those of `trustjax.models.ViT`, under the names and in the layout of
 `trustjax.models._layout`. Files that hold pickles, pytorch_model.bin, are not read: unpickling runs
 whatever code is in them.
@@ -13,7 +13,9 @@ whatever code is in them.
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from trustjax._checks import check_choice
-from trustjax._files import experiments_extra
+from trustjax._files import experiments_extra, one_line, read_json
+from trustjax.models._config import (
+    RESAMPLE,
+    CheckpointError,
+    check_sizes,
+    labels_field,
+    read_config,
+    read_preprocessor,
+)
 from trustjax.models._layout import Names, their_name, their_shape, to_ours, to_theirs
 from trustjax.models.vit import Preprocessing, PyTree, ViT
 
@@ -34,25 +44,6 @@ _CONFIG = "config.json"
 _PREPROCESSOR = "preprocessor_config.json"
 FILES = [_CONFIG, _PREPROCESSOR, _WEIGHTS, _INDEX, "model-*-of-*.safetensors"]
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-# What ViTConfig takes where config.json does not say.
-_CONFIG_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "image_size": 224,
-    "patch_size": 16,
-    "num_channels": 3,
-    "layer_norm_eps": 1e-12,
-    "qkv_bias": True,
-    "hidden_act": "gelu",
-    "pooler_act": "tanh",
-}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read; the message names the file, and the tensor if there is."""
 
 
 def save_pretrained(
@@ -71,8 +62,8 @@ def save_pretrained(
       dtype: of the stored tensors: "float32", "bfloat16" or "float16".
 
     Raises:
-      ValueError: a model that transformers' ViT cannot be, parameters that are not the model's, or
-        an unknown dtype.
+      ValueError: a model that transformers' ViT cannot be, parameters that are not the model's, not
+        real or not finite in `dtype`, or an unknown dtype.
       ImportError: a package of the `experiments` extra is missing.
     """
     check_choice("dtype", dtype, _DTYPES.values())
@@ -87,6 +78,9 @@ def save_pretrained(
     flat = {names: np.asarray(leaf) for names, leaf in _flatten(params).items()}
     size, channels = _image_shape(model, flat)
     shapes = _shapes(model.clone(preprocess=None), (1, size, size, channels))
+    for names, leaf in flat.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"params must be floats, but {'/'.join(names)} is {leaf.dtype}")
     found = {names: leaf.shape for names, leaf in flat.items()}
     if found != shapes:
         wrong = sorted(n for n in shapes | found if shapes.get(n) != found.get(n))
@@ -97,13 +91,14 @@ def save_pretrained(
         )
 
     prefix = "vit." if model.num_classes else ""
-    tensors = {
-        # Of transposed views, safetensors would write the bytes in the wrong order.
-        their_name(names, prefix): np.ascontiguousarray(
-            to_theirs(names, leaf, model.patch_size), dtype
-        )
-        for names, leaf in flat.items()
-    }
+    tensors = {}
+    for names, leaf in flat.items():
+        with np.errstate(over="ignore"):  # found by the check that follows
+            # Of transposed views, safetensors would write the bytes in the wrong order.
+            tensor = np.ascontiguousarray(to_theirs(names, leaf, model.patch_size), dtype)
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"params must be finite in {dtype}: {'/'.join(names)} is not")
+        tensors[their_name(names, prefix)] = tensor
     preprocess = model.preprocess
     if not isinstance(preprocess, Preprocessing):
         preprocess = Preprocessing((size, size), channels, (0.0,) * channels, (1.0,) * channels)
@@ -141,31 +136,39 @@ class Checkpoint(NamedTuple):
     tensors: Mapping[Names, _Stored]
 
     def read(self, names: Names) -> npt.NDArray[np.float32]:
-        """One parameter in our layout."""
-
-        from safetensors import safe_open
-
+        """One parameter in our layout; raises CheckpointError where it is not finite."""
         stored = self.tensors[names]
-        with safe_open(stored.file, "np") as file:
+        with _open(stored.file) as file:
             tensor: npt.NDArray[np.float32] = file.get_tensor(stored.name).astype(np.float32)
+        if not np.isfinite(tensor).all():
+            raise CheckpointError(f"{stored.file}: tensor {stored.name!r} is not finite")
         return to_ours(names, tensor)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads the config and the headers, and checks that they fit."""
-    config = _read_config(folder / _CONFIG)
-    found = {stored.name: stored for stored in _headers(folder)}
+    path = folder / _CONFIG
+    config = read_config(path)
+    found = _headers(folder)
     prefix = "vit." if any(name.startswith("vit.") for name in found) else ""
     has_head = "classifier.weight" in found
     has_pooler = f"{prefix}pooler.dense.weight" in found
-    if has_pooler and config["pooler_act"] != "tanh":
-        raise CheckpointError(
-            f"{folder / _CONFIG}: pooler_act must be 'tanh', got {config['pooler_act']!r}"
-        )
+    # Before anything is built by the config, or a wrong one could take for ever.
+    check_sizes(path, config, _sizes(folder, found, prefix))
+    if has_head:
+        labels, num_classes = labels_field(path, config)
+        rows = _shape(folder, found, "classifier.weight", 2)[0]
+        check_sizes(path, {labels: num_classes}, {labels: rows})
+    if has_pooler:
+        width = _shape(folder, found, f"{prefix}pooler.dense.weight", 2)[0]
+        check_sizes(path, config, {"pooler_output_size": width})
+        if config["pooler_act"] != "tanh":
+            raise CheckpointError(
+                f"{path}: pooler_act must be 'tanh', got {config['pooler_act']!r}"
+            )
     size, channels = config["image_size"], config["num_channels"]
-    mean, std = _read_normalization(folder / _PREPROCESSOR, channels)
     fields = {
-        "num_classes": _number_of_labels(config) if has_head else 0,
+        "num_classes": num_classes if has_head else 0,
         "patch_size": config["patch_size"],
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
@@ -173,21 +176,52 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
         "layer_norm_epsilon": config["layer_norm_eps"],
         "qkv_bias": config["qkv_bias"],
-        "representation_width": config.get("pooler_output_size") or config["hidden_size"]
-        if has_pooler
-        else None,
-        "preprocess": Preprocessing((size, size), channels, mean, std),
+        "representation_width": config["pooler_output_size"] if has_pooler else None,
+        "preprocess": read_preprocessor(folder / _PREPROCESSOR, size, channels),
     }
-    try:
-        shapes = _shapes(model := ViT(**fields), (1, size, size, channels))
-    except ValueError as error:  # sizes that do not divide each other
-        raise CheckpointError(f"{folder / _CONFIG}: {error}") from error
+    shapes = _shapes(model := ViT(**fields), (1, size, size, channels))
     expected = {
         their_name(names, prefix): (names, their_shape(names, shape, model.patch_size))
         for names, shape in shapes.items()
     }
     _check_tensors(folder, {name: shape for name, (_, shape) in expected.items()}, found)
     return Checkpoint(fields, {names: found[name] for name, (names, _) in expected.items()})
+
+
+def _sizes(folder: Path, found: Mapping[str, _Stored], prefix: str) -> dict[str, Any]:
+    """What the fields of config.json must be, by the tensors."""
+    embeddings = f"{prefix}embeddings."
+    layer = f"{prefix}encoder.layer."
+    layers = {
+        index
+        for name in found
+        if name.startswith(layer) and (index := name.removeprefix(layer).split(".")[0]).isdecimal()
+    }
+    width, channels, patch, _ = _shape(
+        folder, found, f"{embeddings}patch_embeddings.projection.weight", 4
+    )
+    tokens = _shape(folder, found, f"{embeddings}position_embeddings", 3)[1]
+    return {
+        "hidden_size": width,
+        "num_channels": channels,
+        "patch_size": patch,
+        "num_hidden_layers": len(layers),
+        "intermediate_size": _shape(folder, found, f"{layer}0.intermediate.dense.weight", 2)[0],
+        "qkv_bias": f"{layer}0.attention.attention.query.bias" in found,
+        "image_size": math.isqrt(tokens - 1) * patch,
+    }
+
+
+def _shape(folder: Path, found: Mapping[str, _Stored], name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that every such checkpoint has."""
+    if name not in found:
+        raise CheckpointError(f"{folder}: tensor {name!r} is missing")
+    file, _, shape, _ = found[name]
+    if len(shape) != rank or 0 in shape:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} must have {rank} axes, none of length 0, got shape {shape}"
+        )
+    return shape
 
 
 def _check_tensors(
@@ -213,30 +247,45 @@ def _check_tensors(
         )
 
 
-def _headers(folder: Path) -> list[_Stored]:
-    """All tensors in the folder, from the headers of its files."""
+def _headers(folder: Path) -> dict[str, _Stored]:
+    """All tensors in the folder by name, from the headers of its files."""
+    tensors: dict[str, _Stored] = {}
+    for path in _weight_files(folder):
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                if name in tensors:
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r} is in {tensors[name].file.name} too"
+                    )
+                header = file.get_slice(name)
+                tensors[name] = _Stored(path, name, tuple(header.get_shape()), header.get_dtype())
+    return tensors
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """A safetensors file; raises CheckpointError for one that is damaged."""
     with experiments_extra():
         from safetensors import SafetensorError, safe_open
-    tensors = []
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, "np") as file:
-                for name in file.keys():  # noqa: SIM118
-                    header = file.get_slice(name)
-                    shape = tuple(header.get_shape())
-                    tensors.append(_Stored(path, name, shape, header.get_dtype()))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} must be a whole safetensors file: {error}") from error
-    return tensors
+    if not path.is_file():  # a pipe would be read for ever
+        raise CheckpointError(f"{path} must be a whole safetensors file: it is not a file")
+    try:
+        with safe_open(path, "np") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        problem = one_line(error)
+        raise CheckpointError(f"{path} must be a whole safetensors file: {problem}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
-    if (folder / _INDEX).is_file():
-        shards = _read_json(folder / _INDEX).get("weight_map")
+    if (folder / _INDEX).exists():
+        shards = read_json(folder / _INDEX, CheckpointError).get("weight_map")
         if not isinstance(shards, dict) or not all(map(_is_file_name, shards.values())):
-            raise CheckpointError(f"{folder / _INDEX}: weight_map must give tensors file names")
+            raise CheckpointError(
+                f"{folder / _INDEX}: weight_map must give tensors file names *.safetensors"
+            )
         return [folder / name for name in sorted(set(shards.values()))]
     pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
     hint = f"; {pickles} is not read: pickles can run any code" if pickles else ""
@@ -244,61 +293,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _is_file_name(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).name == value
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """config.json with ViTConfig's defaults; raises CheckpointError if it is not a ViT's."""
-    config = _read_json(path)
-    if config.get("model_type") != "vit":
-        raise CheckpointError(
-            f"{path}: model_type must be 'vit', got {config.get('model_type')!r} "
-            f"(architectures {config.get('architectures')})"
-        )
-    config = _CONFIG_DEFAULTS | config
-    for name, default in _CONFIG_DEFAULTS.items():
-        kinds = (int, float) if isinstance(default, float) else (type(default),)
-        value = config[name]
-        number = type(default) in (int, float)  # not by isinstance, as bool is a kind of int
-        if type(value) not in kinds or (number and value <= 0):
-            kind = f"{type(default).__name__}{' above 0' if number else ''}"
-            raise CheckpointError(f"{path}: {name} must be {kind}, got {value!r}")
-    if config["hidden_act"] != "gelu":
-        raise CheckpointError(f"{path}: hidden_act must be 'gelu', got {config['hidden_act']!r}")
-    return config
-
-
-def _number_of_labels(config: Mapping[str, Any]) -> int:
-    """As transformers counts them: its default is two."""
-    labels = config.get("id2label")
-    return len(labels) if labels else int(config.get("num_labels", 2))
-
-
-def _read_normalization(path: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel; 0.5 where the file or the entry is missing."""
-    config = _read_json(path) if path.is_file() else {}
-    found = []
-    for name in ("image_mean", "image_std"):
-        values = config.get(name, [0.5] * channels)
-        if (
-            not isinstance(values, list)
-            or len(values) != channels
-            or not all(isinstance(value, int | float) for value in values)
-        ):
-            raise CheckpointError(f"{path}: {name} must be {channels} numbers, got {values!r}")
-        found.append(tuple(map(float, values)))
-    mean, std = found
-    return mean, std
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} must be a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must be a JSON object, got {type(content).__name__}")
-    return content
+    """Of a file in the folder itself, which may be a link, as those in the hub's cache are."""
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]+\.safetensors", value) is not None
 
 
 # ---- the model's side
@@ -310,11 +306,16 @@ def _flatten(params: PyTree) -> dict[Names, Any]:
 
 
 def _shapes(model: ViT, images: tuple[int, ...]) -> dict[Names, tuple[int, ...]]:
-    """The shapes of all parameters, for images of this shape."""
+    """The shapes of all parameters, for images of this shape; one block is traced for all."""
+    one = model.clone(depth=min(model.depth, 1), frozen_blocks=None)
     variables = jax.eval_shape(
-        model.init, jax.random.key(0), jax.ShapeDtypeStruct(images, jnp.float32)
+        one.init, jax.random.key(0), jax.ShapeDtypeStruct(images, jnp.float32)
     )
-    return {names: leaf.shape for names, leaf in _flatten(variables["params"]).items()}
+    shapes = {names: leaf.shape for names, leaf in _flatten(variables["params"]).items()}
+    block = {names[1:]: shape for names, shape in shapes.items() if names[0] == "block_0"}
+    for index in range(1, model.depth):
+        shapes |= {(f"block_{index}", *names): shape for names, shape in block.items()}
+    return shapes
 
 
 def _image_shape(model: ViT, flat: Mapping[Names, Any]) -> tuple[int, int]:
@@ -360,9 +361,9 @@ def _their_preprocessor(preprocess: Preprocessing) -> dict[str, Any]:
     height, width = preprocess.size
     return {
         "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
+        "do_resize": preprocess.resize,
         "size": {"height": height, "width": width},
-        "resample": 2,  # bilinear
+        "resample": next(n for n, method in RESAMPLE.items() if method == preprocess.method),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

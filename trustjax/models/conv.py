@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from trustjax._checks import check_choice
+from trustjax.models._images import unit_range
 
 
 def lax_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -125,13 +126,15 @@ class ResNet(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Logits float32 [batch, num_classes] of images [batch, height, width, channels].
 
+        Images are floats, or uint8 0..255, which are divided by 255.
         With `return_features` also what enters the head, [batch, widths[-1]] of `dtype`.
         """
         if images.ndim != 4:
             raise ValueError(
                 f"images must be [batch, height, width, channels], got shape {images.shape}"
             )
-        x = _Convolution(self.widths[0], 1, self.convolution, self.dtype, name="stem")(images)
+        x = unit_range(images)
+        x = _Convolution(self.widths[0], 1, self.convolution, self.dtype, name="stem")(x)
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks_per_stage):
                 stride = 2 if stage > 0 and block == 0 else 1

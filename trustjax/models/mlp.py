@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from trustjax._checks import check_choice
+from trustjax.models._images import unit_range
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -49,12 +50,13 @@ class MLP(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Logits float32 [batch, num_classes] of images [batch, ...].
 
+        Images are floats, or uint8 0..255, which are divided by 255.
         With `return_features` also what enters the head, [batch, hidden[-1]] of `dtype`.
         """
         activation = (
             ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
         )
-        x = images.reshape(images.shape[0], -1).astype(self.dtype)
+        x = unit_range(images).reshape(images.shape[0], -1).astype(self.dtype)
         for index, width in enumerate(self.hidden):
             x = activation(nn.Dense(width, dtype=self.dtype, name=f"dense_{index}")(x))
             x = nn.Dropout(self.dropout)(x, deterministic=not train)

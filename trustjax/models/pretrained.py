@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
-from trustjax._checks import check_number
-from trustjax._files import experiments_extra
-from trustjax.models.checkpoint import FILES, CheckpointError, open_checkpoint
+from trustjax._checks import check_count
+from trustjax._files import local_folder
+from trustjax.models._config import CheckpointError
+from trustjax.models.checkpoint import FILES, open_checkpoint
 from trustjax.models.vit import Preprocessing, PyTree, ViT
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class PretrainedViT(ViT):
@@ -87,8 +85,9 @@ def pretrained_vit(
       ValueError: an argument out of range.
       ImportError: a package of the `experiments` extra is missing.
     """
-    check_number("num_classes", num_classes, at_least=1)
-    folder = _local_folder(pretrained)
+    check_count("num_classes", num_classes, at_least=1)
+    check_count("image_size", image_size)
+    folder = local_folder("pretrained", pretrained, CheckpointError, "model", allow_patterns=FILES)
     fields = dict(open_checkpoint(folder).fields)
     if num_classes is not None and num_classes != fields["num_classes"]:
         fields |= {"num_classes": num_classes, "representation_width": None}
@@ -149,27 +148,6 @@ def build_vit(
         dtype,
         frozen_blocks=frozen_blocks,
     )
-
-
-def _local_folder(pretrained: str | os.PathLike[str]) -> Path:
-    """The folder itself, or the local copy of a hub model."""
-    folder = Path(pretrained).expanduser()
-    if folder.is_dir():
-        return folder
-    if not _HUB_ID.fullmatch(str(pretrained)):
-        raise CheckpointError(
-            f"pretrained must be a folder or a hub id owner/name; no folder {str(pretrained)!r}"
-        )
-    with experiments_extra():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-    try:
-        return Path(snapshot_download(str(pretrained), allow_patterns=FILES))
-    except (OSError, HFValidationError) as error:  # every network and hub error is an OSError
-        raise CheckpointError(
-            f"pretrained must be a folder or a hub id: no folder {str(pretrained)!r} here, and the "
-            f"Hugging Face hub gave no model of that name (offline? then give a folder): {error}"
-        ) from error
 
 
 def interpolate_positions(

@@ -15,9 +15,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import check_choice, check_count, check_number
+from trustjax.models._images import unit_range
 
 PyTree = Any
 
@@ -26,32 +28,62 @@ PyTree = Any
 class Preprocessing:
     """Makes images what a pre-trained network was trained on.
 
-    Resizes bilinearly, repeats a grey channel, then takes (image - mean) / std.
+    Resizes, repeats a grey channel, then takes (image - mean) / std.
 
     Attributes:
       size: height and width.
       channels: number of channels.
       mean: of each channel, on images in [0, 1].
       std: standard deviation of each channel.
+      method: of `jax.image.resize`; what "cubic" and "lanczos3" give beyond [0, 1] is clipped, as
+        in 8-bit images.
+      resize: False raises an error for images of another size instead.
+
+    Raises ValueError unless each channel has a finite mean and a positive finite std, in float32.
     """
 
     size: tuple[int, int]
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    method: str = "linear"
+    resize: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_choice("method", self.method, ("nearest", "linear", "cubic", "lanczos3"))
+        float32 = np.finfo(np.float32)
+        high = float(float32.max)
+        for name, low in (("mean", -high), ("std", float(float32.tiny))):
+            values = getattr(self, name)
+            if len(values) != self.channels or not all(low <= value <= high for value in values):
+                raise ValueError(
+                    f"{name} must be {self.channels} finite float32 numbers"
+                    f"{' above 0' if name == 'std' else ''}, got {values}"
+                )
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Floats [batch, any height, any width, 1 or channels] -> [batch, *size, channels].
+        """Images [batch, any height, any width, 1 or channels] -> [batch, *size, channels].
 
-        Raises ValueError for images of another rank or number of channels.
+        Floats in [0, 1], or uint8 0..255. Raises ValueError for images of another type, rank or
+        number of channels, or of another size with `resize=False`.
         """
+        images = unit_range(images)
         if images.ndim != 4 or images.shape[-1] not in (1, self.channels):
             raise ValueError(
                 f"images must be [batch, height, width, channels] with 1 or {self.channels} "
                 f"channels, got shape {images.shape}"
             )
-        batch, *_, channels = images.shape
-        images = jax.image.resize(images, (batch, *self.size, channels), "linear")
+        batch, *size, channels = images.shape
+        if tuple(size) != self.size:
+            if not self.resize:
+                raise ValueError(
+                    f"images must be {self.size[0]} x {self.size[1]}, as the checkpoint does not "
+                    f"resize them, got {size[0]} x {size[1]}"
+                )
+            images = jax.image.resize(images, (batch, *self.size, channels), self.method)
+            if self.method in ("cubic", "lanczos3"):
+                images = images.clip(0, 1)
         mean, std = (jnp.asarray(each, images.dtype) for each in (self.mean, self.std))
         return (images - mean) / std
 
@@ -90,6 +122,18 @@ class _Block(nn.Module):
         return tokens
 
 
+# The attributes of `ViT` that count something, and from where.
+_COUNTS = {
+    "num_classes": 0,
+    "patch_size": 1,
+    "width": 1,
+    "depth": 0,
+    "num_heads": 1,
+    "representation_width": 1,
+    "frozen_blocks": 0,
+}
+
+
 class ViT(nn.Module):
     """Vision transformer classifier.
 
@@ -112,8 +156,8 @@ class ViT(nn.Module):
         them; null trains all. `trainable` says the same to optimizers.
       preprocess: what is done to the images first, such as `trustjax.models.Preprocessing`.
 
-    Raises ValueError for an unknown pool, sizes that do not divide each other, or more frozen
-    blocks than there are.
+    Raises ValueError for an unknown pool, numbers out of range, sizes that do not divide each
+    other, or more frozen blocks than there are.
     """
 
     num_classes: int
@@ -134,9 +178,12 @@ class ViT(nn.Module):
     def __post_init__(self) -> None:
         """Checks what does not depend on the images."""
         check_choice("pool", self.pool, ("cls", "mean"))
-        check_number("patch_size", self.patch_size, at_least=1)
-        check_number("num_heads", self.num_heads, at_least=1)
-        check_number("frozen_blocks", self.frozen_blocks, at_least=0, at_most=self.depth)
+        for name, at_least in _COUNTS.items():
+            check_count(name, getattr(self, name), at_least=at_least)
+        check_number("frozen_blocks", self.frozen_blocks, at_most=self.depth)
+        check_number("mlp_ratio", self.mlp_ratio, above=0)
+        check_number("dropout", self.dropout, at_least=0, at_most=1)
+        check_number("layer_norm_epsilon", self.layer_norm_epsilon, at_least=0)
         if self.width % self.num_heads:
             raise ValueError(
                 f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
@@ -149,9 +196,11 @@ class ViT(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Logits float32 [batch, num_classes] of images [batch, height, width, channels].
 
-        With `return_features` also what enters the head, [batch, width] of `dtype`. The position
-        embeddings fix the image size that parameters are good for.
+        Images are floats, or uint8 0..255, which are divided by 255. With `return_features` also
+        what enters the head, [batch, width] of `dtype`. The position embeddings fix the image size
+        that parameters are good for.
         """
+        images = unit_range(images)
         if self.preprocess is not None:
             images = self.preprocess(images)
         x = nn.Dense(self.width, dtype=self.dtype, name="patch_embedding")(

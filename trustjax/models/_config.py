@@ -1,0 +1,166 @@
+"""The JSON files of a checkpoint, checked: the sizes, and what is done to the images first."""
+
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trustjax._files import read_json
+from trustjax.models.vit import Preprocessing
+
+# What ViTConfig takes where config.json does not say.
+_CONFIG_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "layer_norm_eps": 1e-12,
+    "qkv_bias": True,
+    "hidden_act": "gelu",
+    "pooler_act": "tanh",
+}
+# Pillow's numbers of the ways to resize, by their names in JAX. Box (4) and Hamming (5) are not
+# there.
+RESAMPLE = {0: "nearest", 1: "lanczos3", 2: "linear", 3: "cubic"}
+_FLOAT32 = np.finfo(np.float32)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message names the file, and the field or tensor."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json with ViTConfig's defaults; raises CheckpointError if it is not a ViT's."""
+    config = read_json(path, CheckpointError)
+    if config.get("model_type") != "vit":
+        kind, architectures = config.get("model_type"), config.get("architectures")
+        raise _wrong(path, "model_type", "'vit'", kind, f" (architectures {_short(architectures)})")
+    config = _CONFIG_DEFAULTS | config
+    for name, default in _CONFIG_DEFAULTS.items():
+        value = config[name]
+        if type(default) is float:
+            if not _is_number(value, at_least=float(_FLOAT32.tiny)):
+                raise _wrong(path, name, "a float32 above 0", value)
+        elif type(default) is int:
+            _check_size(path, name, value)
+        elif type(value) is not type(default):
+            raise _wrong(path, name, type(default).__name__, value)
+    if config["hidden_act"] != "gelu":
+        raise _wrong(path, "hidden_act", "'gelu'", config["hidden_act"])
+    if config["hidden_size"] % config["num_attention_heads"]:
+        must = f"a divisor of hidden_size = {_short(config['hidden_size'])}"
+        raise _wrong(path, "num_attention_heads", must, config["num_attention_heads"])
+    if config.get("pooler_output_size") is None:
+        config["pooler_output_size"] = config["hidden_size"]
+    _check_size(path, "pooler_output_size", config["pooler_output_size"])
+    return config
+
+
+def labels_field(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
+    """What gives the number of classes, and the number, as transformers counts them."""
+    labels = config.get("id2label")
+    if labels is not None and not isinstance(labels, dict):
+        raise _wrong(path, "id2label", "an object", labels)
+    if labels:
+        return "len(id2label)", len(labels)
+    number = config.get("num_labels", 2)
+    _check_size(path, "num_labels", number)
+    return "num_labels", number
+
+
+def check_sizes(path: Path, config: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Raises CheckpointError unless the fields of config.json are those of the tensors."""
+    for name, size in sizes.items():
+        if config[name] != size:
+            raise _wrong(path, name, f"{size}, as in the tensors", config[name])
+
+
+def read_preprocessor(path: Path, size: int, channels: int) -> Preprocessing:
+    """What preprocessor_config.json does to images; without the file, mean and deviation are 0.5.
+
+    transformers computes (factor * pixels - mean) / std of pixels 0..255; on images in [0, 1] that
+    is (images - mean / s) / (std / s) with s = 255 * factor. Without `do_rescale` the factor is 1,
+    without `do_normalize` mean and std are 0 and 1.
+    """
+    # A broken link is there too: nothing is taken for absent but what is absent.
+    there = path.exists() or path.is_symlink()
+    given = read_json(path, CheckpointError) if there else {}
+    config = {name: value for name, value in given.items() if value is not None}
+
+    def flag(name: str, default: bool) -> bool:
+        value = config.get(name, default)
+        if not isinstance(value, bool):
+            raise _wrong(path, name, "true or false", value)
+        return value
+
+    for name in ("do_center_crop", "do_pad"):
+        if flag(name, False):
+            raise _wrong(path, name, "false", True, ": images are resized as a whole")
+    resize = flag("do_resize", True)
+    sides = config.get("size", size)
+    if resize and sides not in (size, {"height": size, "width": size}):
+        raise _wrong(path, "size", f"{size} x {size}, image_size in config.json", sides)
+    resample = config.get("resample", 2)
+    if type(resample) is not int or resample not in RESAMPLE:
+        must = "one of " + ", ".join(f"{number} ({name})" for number, name in RESAMPLE.items())
+        raise _wrong(path, "resample", must, resample)
+
+    scale = 255.0
+    if flag("do_rescale", True):
+        factor = config.get("rescale_factor", 1 / 255)
+        if not _is_number(factor, at_least=float(_FLOAT32.tiny)):
+            raise _wrong(path, "rescale_factor", "a float32 above 0", factor)
+        scale *= factor
+    mean, std = [0.0] * channels, [1.0] * channels
+    if flag("do_normalize", True):
+        mean = _channels(path, "image_mean", config, channels, at_least=-float(_FLOAT32.max))
+        std = _channels(path, "image_std", config, channels, at_least=float(_FLOAT32.tiny))
+    try:
+        return Preprocessing(
+            (size, size),
+            channels,
+            tuple(each / scale for each in mean),
+            tuple(each / scale for each in std),
+            RESAMPLE[resample],
+            resize,
+        )
+    except ValueError as error:  # numbers that only together leave the range of float32
+        raise CheckpointError(f"{path}: rescale_factor, image_mean, image_std: {error}") from error
+
+
+def _channels(
+    path: Path, name: str, config: Mapping[str, Any], channels: int, *, at_least: float
+) -> list[float]:
+    values = config.get(name, [0.5] * channels)
+    if (
+        not isinstance(values, list)
+        or len(values) != channels
+        or not all(_is_number(value, at_least=at_least) for value in values)
+    ):
+        above = " above 0" if at_least > 0 else ""
+        raise _wrong(path, name, f"{channels} numbers{above}", values)
+    return [float(value) for value in values]
+
+
+def _check_size(path: Path, name: str, value: Any) -> None:
+    if type(value) is not int or value <= 0:  # not by isinstance, as bool is a kind of int
+        raise _wrong(path, name, "int above 0", value)
+
+
+def _is_number(value: Any, *, at_least: float) -> bool:
+    """Whether it is a finite number of float32's range; ints of any length, not bools or NaN."""
+    return type(value) in (int, float) and at_least <= value <= float(_FLOAT32.max)
+
+
+def _wrong(path: Path, name: str, must: str, got: Any, more: str = "") -> CheckpointError:
+    return CheckpointError(f"{path}: {name} must be {must}, got {_short(got)}{more}")
+
+
+def _short(value: Any) -> str:
+    """Its repr, in one line and of bounded length."""
+    return reprlib.repr(value)

@@ -1,0 +1,17 @@
+"""The images that all classifiers take."""
+
+import jax
+import jax.numpy as jnp
+
+
+def unit_range(images: jax.Array) -> jax.Array:
+    """Floats as they are, uint8 images of 0..255 as float32 in [0, 1].
+
+    Networks are trained on images in [0, 1] (`trustjax.data.Batches`), and data sets hold uint8.
+    Raises ValueError for other integers and bools, whose range is not known.
+    """
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floats in [0, 1], or uint8 0..255, got {images.dtype}")
+    return images
