@@ -10,6 +10,7 @@ The layers are those of `trustjax.models.ViT`, under the names and in the layout
 whatever code is in them.
 """
 
+import functools
 import json
 import math
 import os
@@ -307,15 +308,20 @@ def _flatten(params: PyTree) -> dict[Names, Any]:
 
 def _shapes(model: ViT, images: tuple[int, ...]) -> dict[Names, tuple[int, ...]]:
     """The shapes of all parameters, for images of this shape; one block is traced for all."""
-    one = model.clone(depth=min(model.depth, 1), frozen_blocks=None)
-    variables = jax.eval_shape(
-        one.init, jax.random.key(0), jax.ShapeDtypeStruct(images, jnp.float32)
-    )
-    shapes = {names: leaf.shape for names, leaf in _flatten(variables["params"]).items()}
+    one = model.clone(depth=min(model.depth, 1), frozen_blocks=None, preprocess=None)
+    shapes = dict(_traced_shapes(one, images))
     block = {names[1:]: shape for names, shape in shapes.items() if names[0] == "block_0"}
     for index in range(1, model.depth):
         shapes |= {(f"block_{index}", *names): shape for names, shape in block.items()}
     return shapes
+
+
+@functools.lru_cache(maxsize=4)  # a checkpoint is opened for its model and for its weights
+def _traced_shapes(model: ViT, images: tuple[int, ...]) -> Mapping[Names, tuple[int, ...]]:
+    variables = jax.eval_shape(
+        model.init, jax.random.key(0), jax.ShapeDtypeStruct(images, jnp.float32)
+    )
+    return {names: leaf.shape for names, leaf in _flatten(variables["params"]).items()}
 
 
 def _image_shape(model: ViT, flat: Mapping[Names, Any]) -> tuple[int, int]:
