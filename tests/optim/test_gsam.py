@@ -134,6 +134,24 @@ def test_radius_moves_between_its_ends_as_the_rate_does():
     assert float(state.radius) == pytest.approx(0.1, rel=1e-5)
 
 
+@pytest.mark.parametrize("peak", [0.1, 0.3])
+def test_radius_stays_between_its_ends(peak):
+    """Through a warm-up from 0, below the lowest rate, and a peak beyond the highest."""
+    warm = optax.warmup_cosine_decay_schedule(0.0, peak, 5, 20, 0.0)
+    ends = {"learning_rate_max": 0.1, "learning_rate_min": 0.01}
+    rho = radius_schedule(warm, rho_min=0.01, rho_max=0.1, **ends)
+    radii = np.array([rho(step) for step in range(22)])
+    assert radii.min() == radii[0] == np.float32(0.01)
+    assert radii.max() == radii[5] == np.float32(0.1)
+    expected = 0.01 + 0.09 * (np.array([warm(step) for step in range(22)]) - 0.01) / 0.09
+    inside = (expected > 0.01) & (expected < 0.1)
+    np.testing.assert_allclose(radii[inside], expected[inside], rtol=1e-5)
+    # A rate without an end below it, all the way from the lowest to the highest float.
+    for rate in (-np.inf, -1.0, 1e30, np.inf):
+        at = radius_schedule(lambda _, rate=rate: rate, rho_min=0.01, rho_max=0.1, **ends)(0)
+        assert at == np.float32(0.01 if rate < 0 else 0.1)
+
+
 def test_constant_rate_has_the_largest_radius():
     constant = optax.constant_schedule(0.1)
     ends = {"learning_rate_max": 0.1, "learning_rate_min": 0.1}

@@ -206,6 +206,42 @@ def test_tram_per_shard(way, reference, x64):
     assert np.abs(whole[0] - expected[0]).max() > 1e-3
 
 
+ATTACKS_PER_SHARD = {
+    "sam": functools.partial(sam, 0.5),
+    "asam": functools.partial(asam, 0.5),
+    "gsam": functools.partial(gsam, 0.5),
+    "fisher_sam": functools.partial(fisher_sam, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS_PER_SHARD)
+@pytest.mark.parametrize("way", ["shard_map", "vmap"])
+def test_all_shards_fall_back_when_one_breaks(way, name, x64):
+    """One of four second passes is not finite: all take the mean of the first gradients."""
+    w, x, y = m_sharpness_problem()
+    x = x.at[0].add(100.0)
+
+    def fragile(params, x, y):
+        # Breaks far from w, and only where the first example is.
+        steep = jnp.where(jnp.any(params != w) & (jnp.max(x) > 50), jnp.inf, 1.0)
+        return loss(params, x, y) * steep
+
+    make = ATTACKS_PER_SHARD[name]
+    tx = make(axis_name="data")
+    gradient, state = WAYS[way](tx, fragile, 4)(w, tx.init(w), x, y)
+    np.testing.assert_allclose(gradient, jax.grad(loss)(w, x, y), rtol=1e-11)
+    assert state.nonfinite_count == 1
+    tx = make(axis_name="data", on_nonfinite="propagate")
+    gradient, state = WAYS[way](tx, fragile, 4)(w, tx.init(w), x, y)
+    assert np.all(~np.isfinite(gradient))
+    assert state.nonfinite_count == 1
+    # A shard whose own first gradient is broken breaks all, as without an attack.
+    tx = make(axis_name="data")
+    gradient, state = WAYS[way](tx, loss, 4)(w, tx.init(w), x.at[0].set(jnp.nan), y)
+    assert np.all(np.isnan(gradient))
+    assert state.nonfinite_count == 0
+
+
 NEIGHBOURS = {
     "gsam": functools.partial(gsam, 0.5),
     "fisher_sam": functools.partial(fisher_sam, 0.5),

@@ -569,7 +569,82 @@ def test_no_divergence_is_a_step_of_the_base_optimizer(name):
     assert optax.tree.get(state, "radius") == 0.0
 
 
+# ---- a second pass that is not finite
+
+
+def broken(tree, value=np.nan):
+    """`tree` with one number of it replaced."""
+    return {**tree, "out": {**tree["out"], "bias": jnp.array([0.5, value, 1.0], jnp.float32)}}
+
+
+def with_second_gradient(row, gradient, updates=None, **options):
+    """The result and the state where the gradient at the attacked weights is `gradient`."""
+    tx = row.factory(**{row.number: row.values[0]}, **options)
+    arguments = extra_args(PARAMS) | {"grad_fn": lambda params, where=None: gradient}
+    updates = gradient_of(PARAMS, X) if updates is None else updates
+    return tx.update(updates, tx.init(as_arrays(START)), PARAMS, **arguments)
+
+
+@attacks
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_second_pass_falls_back_to_the_first_gradient(row, value):
+    """Bit for bit, and counted; or it is passed on, and counted as well."""
+    first, second = gradient_of(PARAMS, X), broken(gradient_of(START, X), value)
+    gradient, state = with_second_gradient(row, second)
+    jax.tree.map(np.testing.assert_array_equal, gradient, first)
+    assert state.nonfinite_count == 1
+    gradient, state = with_second_gradient(row, second, on_nonfinite="propagate")
+    assert not np.isfinite(gradient["out"]["bias"][1])
+    assert state.nonfinite_count == 1
+    _, state = with_second_gradient(row, gradient_of(START, X))
+    assert state.nonfinite_count == 0
+
+
+@attacks
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_first_gradient_stays_broken(row, value):
+    first = broken(gradient_of(PARAMS, X), value)
+    for second in (first, jax.tree.map(lambda p: jnp.full_like(p, np.nan), PARAMS)):
+        gradient, state = with_second_gradient(row, second, first)
+        assert not np.isfinite(gradient["out"]["bias"][1])
+        assert state.nonfinite_count == 0
+
+
+@attacks
+def test_a_radius_that_is_not_a_number_stays_so(row):
+    """It makes an attack that is not, at a zero gradient as well."""
+    tx = row.factory(**{row.number: lambda count: jnp.float32(np.nan)})
+
+    def update(first):
+        arguments = extra_args(PARAMS) | {"grad_fn": itself, "fisher_grads": first}
+        return tx.update(first, tx.init(as_arrays(START)), PARAMS, **arguments)
+
+    for first in (gradient_of(PARAMS, X), jax.tree.map(jnp.zeros_like, PARAMS)):
+        for gradient, state in (update(first), jax.jit(update)(first)):
+            assert np.isnan(state.radius)
+            assert np.isnan(state.distance)
+            assert any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(gradient))
+            assert state.nonfinite_count == 0
+
+
+@attacks
+def test_an_unknown_choice_is_refused(row):
+    with pytest.raises(ValueError, match="on_nonfinite must be one of 'clean', 'propagate', got"):
+        row.factory(on_nonfinite="skip")
+
+
 # ---- errors
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_per_shard_cannot_alternate(name):
+    """The attacked weights are the trainer's, one for all shards."""
+    tx = alternating(TRANSFORMS[name].factory(axis_name="data"), optax.sgd(0.1))
+    arguments = extra_args(PARAMS)
+    del arguments["grad_fn"]
+    words = "cannot stand in alternating" if name == "gsam" else "axis_name='data'.*alternating"
+    with pytest.raises(ValueError, match=words):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, **arguments)
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, "alternating"])

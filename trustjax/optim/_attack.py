@@ -1,7 +1,7 @@
 """What all attacks share: an ascent step of a given radius, and the gradient it leads to."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from trustjax.geometry.norm import global_norm, is_floating, reduction_dtype, wi
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
 GradFn = Callable[[PyTree], PyTree]
+OnNonfinite = Literal["clean", "propagate"]
+ON_NONFINITE = ("clean", "propagate")
 
 
 def check_whole_tree(name: str, params: PyTree) -> None:
@@ -28,9 +30,31 @@ def check_whole_tree(name: str, params: PyTree) -> None:
 
 
 def second_pass_arguments(
-    name: str, params: PyTree | None, grad_fn: GradFn | None, *, in_two_calls: bool = True
+    name: str,
+    params: PyTree | None,
+    grad_fn: GradFn | None,
+    axis_name: AxisName | None,
+    *,
+    attack_only: bool,
+    in_two_calls: bool = True,
 ) -> tuple[PyTree, GradFn]:
-    """Both as given; raises ValueError, with the call to write, if one is None."""
+    """`params` and `grad_fn` as given; raises ValueError, with the call to write, if one is None.
+
+    `attack_only` is how `alternating` asks for the attack, which not every attack can answer.
+    """
+    if attack_only and not in_two_calls:
+        raise ValueError(
+            f"{name} joins the two gradients of a step, so it cannot stand in alternating, which "
+            f"spreads them over two calls: use optax.chain({name}(...), base) and pass grad_fn"
+        )
+    if attack_only and axis_name is not None:
+        raise ValueError(
+            f"{name} got axis_name={axis_name!r}, with which every shard attacks on its own and "
+            "the gradients there are averaged; in alternating all shards take their second "
+            "gradient at the trainer's weights, which are one for all. Leave axis_name out and "
+            "average the gradients before update, for one attack of the whole batch; for an attack "
+            f"per shard use optax.chain({name}(..., axis_name=...), base) and pass grad_fn"
+        )
     if params is None or grad_fn is None:
         missing = "params" if params is None else "grad_fn"
         way_out = (
@@ -109,10 +133,11 @@ def normalized(tree: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """The quotient by a scalar, a norm; 0 where that is 0, and NaN where it is NaN."""
+    """The quotient by a scalar, a norm; 0 where that is 0, and NaN where one of them is NaN."""
     zero = denominator == 0
     quotient = numerator / jnp.where(zero, jnp.ones_like(denominator), denominator)
-    return jnp.where(zero, jnp.zeros_like(quotient), quotient)
+    # Not a bare 0, which would lose a NaN of the numerator.
+    return jnp.where(zero, 0 * quotient, quotient)
 
 
 def second_gradient(
@@ -121,10 +146,17 @@ def second_gradient(
     attack: PyTree,
     updates: PyTree,
     axis_name: AxisName | None,
-) -> PyTree:
-    """The gradient at `params + attack` in the dtypes of `updates`, averaged over `axis_name`.
+    on_nonfinite: OnNonfinite,
+    join: Callable[[PyTree, PyTree], PyTree] = lambda attacked, clean: attacked,
+) -> tuple[PyTree, jax.Array]:
+    """The gradient to descend on, in the dtypes of `updates`, and whether the second pass broke.
 
-    No gradient flows through the attack: the second-order terms are dropped, as in the papers.
+    That is `join` of the gradient at `params + attack` and the one at `params`, which is
+    `updates`, averaged over `axis_name`. No gradient flows through the attack: the second-order
+    terms are dropped, as in the papers.
+
+    The second pass broke where its gradient is not finite although the first gradient and the
+    attack are. Then "clean" gives `updates`, and "propagate" what came out. All shards do the same.
     """
     attack = jax.lax.stop_gradient(attack)
     moved = map_attack(lambda e, p: (widened(p) + e).astype(p.dtype), attack, params)
@@ -139,8 +171,28 @@ def second_gradient(
             f"{structure}; it returned {jax.tree.structure(gradient)}"
         )
     # Containers may differ: nnx.grad returns Variables, nnx.Optimizer passes on their arrays.
-    gradient = jax.tree.unflatten(structure, leaves)
-    return like(averaged(gradient, axis_name), updates)
+    gradient = join(jax.tree.unflatten(structure, leaves), updates)
+    sound = _on_all_shards(_is_finite((updates, attack)), axis_name)
+    # In the dtypes of the result, whose range may be smaller.
+    broke = sound & ~_on_all_shards(_is_finite(like(gradient, updates)), axis_name)
+    if on_nonfinite == "clean":
+        gradient = jax.tree.map(
+            lambda g, u: jnp.where(broke, u.astype(g.dtype), g) if is_floating(g) else g,
+            gradient,
+            updates,
+        )
+    return like(averaged(gradient, axis_name), updates), broke
+
+
+def _is_finite(tree: PyTree) -> jax.Array:
+    """bool [], whether all numbers of the floating leaves are finite."""
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+def _on_all_shards(condition: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    share: jax.Array = averaged(condition.astype(jnp.float32), axis_name)
+    return share == 1
 
 
 def like(gradient: PyTree, updates: PyTree) -> PyTree:
@@ -173,17 +225,27 @@ class AttackState(Protocol):
     def distance(self) -> jax.Array:
         """float [], how far it went."""
 
+    @property
+    def nonfinite_count(self) -> jax.Array:
+        """int32 [], second passes that broke (see `second_gradient`)."""
+
 
 def initial(params: PyTree) -> dict[str, jax.Array]:
     """The fields of `AttackState` before the first step, in the dtype of reductions."""
-    zero = jnp.zeros([], reduction_dtype(params))
-    return {"count": jnp.zeros([], jnp.int32), "radius": zero, "distance": jnp.copy(zero)}
+    dtype = reduction_dtype(params)
+    return {
+        "count": jnp.zeros([], jnp.int32),
+        "radius": jnp.zeros([], dtype),
+        "distance": jnp.zeros([], dtype),
+        "nonfinite_count": jnp.zeros([], jnp.int32),
+    }
 
 
 def following(
     state: AttackState,
     radius: jax.typing.ArrayLike,
     distance: jax.Array,
+    broke: jax.Array,
     axis_name: AxisName | None,
 ) -> dict[str, jax.Array]:
     """The fields of `AttackState` after a step; the distance is averaged over the shards."""
@@ -191,6 +253,9 @@ def following(
         "count": optax.safe_increment(state.count),
         "radius": jnp.asarray(radius).astype(state.radius.dtype),
         "distance": averaged(distance.astype(state.distance.dtype), axis_name),
+        "nonfinite_count": jnp.where(
+            broke, optax.safe_increment(state.nonfinite_count), state.nonfinite_count
+        ),
     }
 
 

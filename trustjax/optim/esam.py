@@ -27,7 +27,7 @@ from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
 from trustjax.geometry.norm import global_norm, widened
 from trustjax.optim import _attack
-from trustjax.optim._attack import Mask, PyTree
+from trustjax.optim._attack import Mask, OnNonfinite, PyTree
 
 
 class ESAMState(NamedTuple):
@@ -38,12 +38,15 @@ class ESAMState(NamedTuple):
       key: uint32 [2], data of the random key of the next step.
       radius: float [], rho / beta of the last step: how long an attack may be.
       distance: float [], length of the last attack in its (scaled) norm, at most that.
+      nonfinite_count: int32 [], steps whose second gradient was not finite although the first one
+        was (see `on_nonfinite` of `sam`).
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
     key: jax.Array
     radius: jax.Array
     distance: jax.Array
+    nonfinite_count: jax.Array
 
 
 def esam(
@@ -57,6 +60,7 @@ def esam(
     seed: jax.typing.ArrayLike = 0,
     mask: Mask | None = None,
     axis_name: AxisName | None = None,
+    on_nonfinite: OnNonfinite = "clean",
 ) -> optax.GradientTransformationExtraArgs:
     r"""`sam` that attacks a random part of the leaves and descends on a part of the examples.
 
@@ -91,14 +95,15 @@ def esam(
       seed: integer, where the draws begin.
       mask: the leaves to attack at all, as in `sam`.
       axis_name: as in `sam`; each shard selects its own examples.
+      on_nonfinite: as in `sam`.
 
     Returns:
       A transform whose state is `ESAMState`. In `alternating`, which leaves the second gradient to
       the trainer, gamma must be 1.
 
     Raises:
-      ValueError: a number out of range, an unknown `form`; `update` without an argument listed
-        above; parameters hidden by `optax.masked` or `optax.partition`.
+      ValueError: a number out of range, an unknown `form` or `on_nonfinite`; `update` without an
+        argument listed above; parameters hidden by `optax.masked` or `optax.partition`.
 
     Source: arXiv:2110.03141, Algorithm 1; beta and gamma as the released script has them for
     ResNet-18 on CIFAR.
@@ -118,6 +123,7 @@ def esam(
     check_number("gamma", gamma, above=0.0, at_most=1.0)
     check_number("eta", eta, at_least=0.0)
     check_choice("form", form, ("paper", "released"))
+    check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
     takes_all = not isinstance(gamma, jax.core.Tracer) and bool(np.all(np.asarray(gamma) >= 0.99))
 
     def init_fn(params: PyTree) -> ESAMState:
@@ -137,7 +143,9 @@ def esam(
         **extra_args: object,
     ) -> tuple[PyTree, ESAMState]:
         del extra_args
-        params, second_pass = _attack.second_pass_arguments("esam", params, grad_fn)
+        params, second_pass = _attack.second_pass_arguments(
+            "esam", params, grad_fn, axis_name, attack_only=attack_only
+        )
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key))
         radius = jnp.asarray(_attack.value_at(rho, state.count), state.radius.dtype)
         radius = radius / jnp.asarray(beta, radius.dtype)
@@ -166,8 +174,10 @@ def esam(
                 )
             before = losses_fn(params) if losses is None else losses
             second_pass = _on_selected(second_pass, losses_fn, before, gamma, where, form)
-        result = _attack.second_gradient(second_pass, params, attack, updates, axis_name)
-        scalars = _attack.following(state, radius, distance, axis_name)
+        result, broke = _attack.second_gradient(
+            second_pass, params, attack, updates, axis_name, on_nonfinite
+        )
+        scalars = _attack.following(state, radius, distance, broke, axis_name)
         return result, ESAMState(key=jax.random.key_data(key), **scalars)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

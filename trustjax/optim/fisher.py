@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trustjax._checks import check_number
+from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
 from trustjax.geometry.norm import is_floating, vector_norm, widened
 from trustjax.optim import _attack
-from trustjax.optim._attack import GradFn, Mask, PyTree
+from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
 
 
 class FisherState(NamedTuple):
@@ -30,11 +30,14 @@ class FisherState(NamedTuple):
       count: int32 [], steps so far.
       radius: float [], gamma of the last step.
       distance: float [], length of the last attack in the Fisher norm: gamma, or 0.
+      nonfinite_count: int32 [], steps whose second gradient was not finite although the first one
+        was (see `on_nonfinite` of `sam`).
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
     radius: jax.Array
     distance: jax.Array
+    nonfinite_count: jax.Array
 
 
 def fisher_sam(
@@ -43,6 +46,7 @@ def fisher_sam(
     *,
     mask: Mask | None = None,
     axis_name: AxisName | None = None,
+    on_nonfinite: OnNonfinite = "clean",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradient by the one at weights attacked inside an ellipse of the Fisher metric.
 
@@ -57,17 +61,18 @@ def fisher_sam(
       eta: weight of the Fisher matrix in the metric, >= 0; 0 gives SAM.
       mask: the leaves to attack, as in `sam`.
       axis_name: as in `sam`.
+      on_nonfinite: as in `sam`.
 
     Returns:
       A transform whose state is `FisherState`.
 
     Raises:
-      ValueError: a negative number; `update` without `params` or `grad_fn`; parameters hidden by
-        `optax.masked` or `optax.partition`.
+      ValueError: a negative number, an unknown `on_nonfinite`; `update` without `params` or
+        `grad_fn`; parameters hidden by `optax.masked` or `optax.partition`.
 
     Source: arXiv:2206.04920; gamma and eta as in the experiments of arXiv:2310.03646.
     """
-    return _attack_in_ellipse("fisher_sam", gamma, eta, mask, axis_name, noised=False)
+    return _attack_in_ellipse("fisher_sam", gamma, eta, mask, axis_name, on_nonfinite, noised=False)
 
 
 def tram_fisher(
@@ -76,6 +81,7 @@ def tram_fisher(
     *,
     mask: Mask | None = None,
     axis_name: AxisName | None = None,
+    on_nonfinite: OnNonfinite = "clean",
 ) -> optax.GradientTransformationExtraArgs:
     r"""`fisher_sam` with the Fisher matrix of noised inputs.
 
@@ -96,7 +102,7 @@ def tram_fisher(
     Source: arXiv:2310.03646, Eq. 8-9 and Algorithm 2, with the square root that makes the ellipse
     have radius gamma, which the printed Eq. 8 lacks.
     """
-    return _attack_in_ellipse("tram_fisher", gamma, eta, mask, axis_name, noised=True)
+    return _attack_in_ellipse("tram_fisher", gamma, eta, mask, axis_name, on_nonfinite, noised=True)
 
 
 def _attack_in_ellipse(
@@ -105,11 +111,13 @@ def _attack_in_ellipse(
     eta: jax.typing.ArrayLike,
     mask: Mask | None,
     axis_name: AxisName | None,
+    on_nonfinite: OnNonfinite,
     *,
     noised: bool,
 ) -> optax.GradientTransformationExtraArgs:
     check_number("gamma", gamma, at_least=0.0)
     check_number("eta", eta, at_least=0.0)
+    check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
     def init_fn(params: PyTree) -> FisherState:
         _attack.check_whole_tree(name, params)
@@ -122,10 +130,13 @@ def _attack_in_ellipse(
         *,
         grad_fn: GradFn | None = None,
         fisher_grads: PyTree | None = None,
+        attack_only: bool = False,
         **extra_args: object,
     ) -> tuple[PyTree, FisherState]:
         del extra_args
-        params, grad_fn = _attack.second_pass_arguments(name, params, grad_fn)
+        params, grad_fn = _attack.second_pass_arguments(
+            name, params, grad_fn, axis_name, attack_only=attack_only
+        )
         if noised:
             _attack.require(name, fisher_grads=fisher_grads)
         else:
@@ -137,8 +148,11 @@ def _attack_in_ellipse(
             jax.tree.map(lambda p, f: _fisher_scaling(p, f, eta), params, fisher_grads),
             radius,
         )
-        gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
-        return gradient, FisherState(**_attack.following(state, radius, distance, axis_name))
+        gradient, broke = _attack.second_gradient(
+            grad_fn, params, attack, updates, axis_name, on_nonfinite
+        )
+        scalars = _attack.following(state, radius, distance, broke, axis_name)
+        return gradient, FisherState(**scalars)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -25,10 +25,10 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_choice, check_number
-from trustjax._sharding import AxisName, averaged
+from trustjax._sharding import AxisName
 from trustjax.geometry.norm import is_floating, reduction_dtype, widened
 from trustjax.optim import _attack
-from trustjax.optim._attack import GradFn, Mask, PyTree
+from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
 
 
 class GSAMState(NamedTuple):
@@ -38,11 +38,14 @@ class GSAMState(NamedTuple):
       count: int32 [], steps so far.
       radius: float [], rho of the last step.
       distance: float [], length of the last attack in its (scaled) norm: rho, or 0.
+      nonfinite_count: int32 [], steps whose second gradient was not finite although the first one
+        was (see `on_nonfinite` of `sam`).
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
     radius: jax.Array
     distance: jax.Array
+    nonfinite_count: jax.Array
 
 
 def gsam(
@@ -54,6 +57,7 @@ def gsam(
     eta: jax.typing.ArrayLike = 0.0,
     mask: Mask | None = None,
     axis_name: AxisName | None = None,
+    on_nonfinite: OnNonfinite = "clean",
 ) -> optax.GradientTransformationExtraArgs:
     r"""`sam` that also closes the gap between the attacked and the clean loss.
 
@@ -74,14 +78,16 @@ def gsam(
       eta: as in `sam`.
       mask: the leaves to attack, as in `sam`; the gradients are split over all leaves.
       axis_name: as in `sam`; each shard splits its own gradients, and the results are averaged.
+      on_nonfinite: as in `sam`; the joined gradient has to be finite.
 
     Returns:
       A transform whose state is `GSAMState`. It cannot stand in `alternating`, where no one sees
       both gradients.
 
     Raises:
-      ValueError: a negative number, an unknown `descend`; `update` without `params` or `grad_fn`,
-        or inside `alternating`; parameters hidden by `optax.masked` or `optax.partition`.
+      ValueError: a negative number, an unknown `descend` or `on_nonfinite`; `update` without
+        `params` or `grad_fn`, or inside `alternating`; parameters hidden by `optax.masked` or
+        `optax.partition`.
 
     Source: arXiv:2203.08065, Algorithm 1; alpha = 0.4 as in the example of juntang-zhuang/GSAM.
 
@@ -97,6 +103,7 @@ def gsam(
     check_number("alpha", alpha, at_least=0.0)
     check_number("eta", eta, at_least=0.0)
     check_choice("descend", descend, ("attacked", "clean"))
+    check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
     def init_fn(params: PyTree) -> GSAMState:
         _attack.check_whole_tree("gsam", params)
@@ -112,26 +119,26 @@ def gsam(
         **extra_args: object,
     ) -> tuple[PyTree, GSAMState]:
         del extra_args
-        if attack_only:
-            raise ValueError(
-                "gsam joins the two gradients of a step, so it cannot stand in alternating, which "
-                "spreads them over two calls: use optax.chain(gsam(...), base) and pass grad_fn"
-            )
-        params, grad_fn = _attack.second_pass_arguments("gsam", params, grad_fn, in_two_calls=False)
+        params, grad_fn = _attack.second_pass_arguments(
+            "gsam", params, grad_fn, axis_name, attack_only=attack_only, in_two_calls=False
+        )
         radius = _attack.value_at(rho, state.count)
         attack, distance = _attack.ascent(
             _attack.attacked_gradient(updates, params, mask),
             _attack.scaling(params, adaptive, eta),
             radius,
         )
-        attacked = _attack.second_gradient(grad_fn, params, attack, updates, axis_name=None)
         weight = jnp.asarray(_attack.value_at(alpha, state.count))
-        if descend == "attacked":
-            gradient = _plus(attacked, -weight, _perpendicular(updates, attacked))
-        else:
-            gradient = _plus(updates, weight, _perpendicular(attacked, updates))
-        gradient = _attack.like(averaged(gradient, axis_name), updates)
-        return gradient, GSAMState(**_attack.following(state, radius, distance, axis_name))
+
+        def join(attacked: PyTree, clean: PyTree) -> PyTree:
+            if descend == "attacked":
+                return _plus(attacked, -weight, _perpendicular(clean, attacked))
+            return _plus(clean, weight, _perpendicular(attacked, clean))
+
+        gradient, broke = _attack.second_gradient(
+            grad_fn, params, attack, updates, axis_name, on_nonfinite, join
+        )
+        return gradient, GSAMState(**_attack.following(state, radius, distance, broke, axis_name))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -148,6 +155,9 @@ def radius_schedule(
 
     .. math:: \rho_t = \rho_{min} + (\rho_{max} - \rho_{min})
               \frac{lr_t - lr_{min}}{lr_{max} - lr_{min}}
+
+    Rates outside of their ends, such as those of a warm-up from 0, give the radius of the nearer
+    end.
 
     Args:
       learning_rate: the schedule of the base optimizer.
@@ -185,7 +195,9 @@ def radius_schedule(
         span = rate_max - rate_min
         constant = span == 0
         share = (learning_rate(count) - rate_min) / jnp.where(constant, jnp.ones_like(span), span)
-        return low + (high - low) * jnp.where(constant, jnp.ones_like(share), share)
+        share = jnp.where(constant, jnp.ones_like(share), share)
+        # Rounding may carry the sum over its upper end, though not the share.
+        return jnp.clip(low + (high - low) * jnp.clip(share, 0, 1), low, high)
 
     return schedule
 

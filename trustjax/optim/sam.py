@@ -25,7 +25,7 @@ from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
 from trustjax.geometry.norm import global_norm
 from trustjax.optim import _attack
-from trustjax.optim._attack import GradFn, Mask, PyTree
+from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
 
 
 class SAMState(NamedTuple):
@@ -36,11 +36,14 @@ class SAMState(NamedTuple):
       radius: float [], rho of the last step.
       distance: float [], length of the last attack in its (scaled) norm: rho, or 0 where the
         gradient was zero.
+      nonfinite_count: int32 [], steps whose second gradient was not finite although the first one
+        was (see `on_nonfinite` of `sam`).
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
     radius: jax.Array
     distance: jax.Array
+    nonfinite_count: jax.Array
 
 
 def sam(
@@ -51,6 +54,7 @@ def sam(
     norm: Literal["l2", "linf"] = "l2",
     mask: Mask | None = None,
     axis_name: AxisName | None = None,
+    on_nonfinite: OnNonfinite = "clean",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradient by the gradient at the attacked weights.
 
@@ -74,15 +78,20 @@ def sam(
         The others stay out of the norm; their gradient is still the one at the attacked point.
       axis_name: mesh axis or axes over which the second gradient is averaged, for m-sharpness
         under `jax.shard_map` or `jax.vmap`: pass `update` the local gradient, and each shard
-        attacks on its own.
+        attacks on its own. Not for `alternating`, whose attacked weights are one for all shards.
+      on_nonfinite: what to descend on where the gradient at the attacked weights holds nan or inf
+        although the first gradient and the radius are finite: "clean", the first gradient, which is
+        a step of the base optimizer; or "propagate", what came out. Both count the event in the
+        state. What is broken at the weights themselves stays broken. "clean" keeps the first
+        gradient in memory during the second pass.
 
     Returns:
       A transform whose state is `SAMState`. Leaves of any floating dtype; norms and attacks are
       computed in float32 at least, and the result has the dtypes of the incoming gradient.
 
     Raises:
-      ValueError: a negative `rho` or `eta`, an unknown `norm`; `update` without `params` or
-        `grad_fn`; parameters hidden by `optax.masked` or `optax.partition`.
+      ValueError: a negative `rho` or `eta`, an unknown `norm` or `on_nonfinite`; `update` without
+        `params` or `grad_fn`; parameters hidden by `optax.masked` or `optax.partition`.
 
     Source: SAM, arXiv:2010.01412, Eq. 2-3; ASAM, arXiv:2102.11600.
 
@@ -98,6 +107,7 @@ def sam(
     check_number("rho", rho, at_least=0.0)
     check_number("eta", eta, at_least=0.0)
     check_choice("norm", norm, ASCENTS)
+    check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
     def init_fn(params: PyTree) -> SAMState:
         _attack.check_whole_tree("sam", params)
@@ -109,18 +119,23 @@ def sam(
         params: PyTree | None = None,
         *,
         grad_fn: GradFn | None = None,
+        attack_only: bool = False,
         **extra_args: object,
     ) -> tuple[PyTree, SAMState]:
         del extra_args
-        params, grad_fn = _attack.second_pass_arguments("sam", params, grad_fn)
+        params, grad_fn = _attack.second_pass_arguments(
+            "sam", params, grad_fn, axis_name, attack_only=attack_only
+        )
         radius = _attack.value_at(rho, state.count)
         attack, distance = ASCENTS[norm](
             _attack.attacked_gradient(updates, params, mask),
             _attack.scaling(params, adaptive, eta),
             radius,
         )
-        gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
-        return gradient, SAMState(**_attack.following(state, radius, distance, axis_name))
+        gradient, broke = _attack.second_gradient(
+            grad_fn, params, attack, updates, axis_name, on_nonfinite
+        )
+        return gradient, SAMState(**_attack.following(state, radius, distance, broke, axis_name))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -132,6 +147,7 @@ def asam(
     norm: Literal["l2", "linf"] = "l2",
     mask: Mask | None = None,
     axis_name: AxisName | None = None,
+    on_nonfinite: OnNonfinite = "clean",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adaptive SAM: `sam` in a ball scaled by the weights, indifferent to rescaled layers.
 
@@ -142,7 +158,15 @@ def asam(
 
     Source: arXiv:2102.11600; eta = 0.01 as in the paper (the released command line uses 0).
     """
-    return sam(rho, adaptive=True, eta=eta, norm=norm, mask=mask, axis_name=axis_name)
+    return sam(
+        rho,
+        adaptive=True,
+        eta=eta,
+        norm=norm,
+        mask=mask,
+        axis_name=axis_name,
+        on_nonfinite=on_nonfinite,
+    )
 
 
 def _sign_ascent(

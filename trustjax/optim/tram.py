@@ -27,7 +27,7 @@ from trustjax._sharding import AxisName, averaged
 from trustjax.geometry import divergence as rulers
 from trustjax.geometry.norm import global_norm, is_floating, widened
 from trustjax.optim import _attack
-from trustjax.optim._attack import GradFn, Mask, PyTree
+from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
 
 Divergence = Callable[[Any, Any, jax.Array | None], jax.Array]
 OutputFn = Callable[[PyTree], Any]
@@ -41,12 +41,15 @@ class TRAMState(NamedTuple):
       reference: the reference parameters, like the parameters; None for reference="noise".
       radius: float [], the radius of the last step: the divergence d, scaled and clipped.
       distance: float [], length of the last attack in the scaled norm.
+      nonfinite_count: int32 [], steps whose second gradient was not finite although the first one
+        was (see `on_nonfinite` of `sam`).
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
     reference: PyTree | None
     radius: jax.Array
     distance: jax.Array
+    nonfinite_count: jax.Array
 
 
 def tram(
@@ -62,6 +65,7 @@ def tram(
     refresh_every: jax.typing.ArrayLike = 1,
     mask: Mask | None = None,
     axis_name: AxisName | None = None,
+    on_nonfinite: OnNonfinite = "clean",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradient by the one at weights attacked as far as the function has moved.
 
@@ -104,12 +108,14 @@ def tram(
       mask: the leaves to attack, as in `sam`.
       axis_name: axes over which the second gradient is averaged, for a divergence and an attack
         per shard, as in `sam`.
+      on_nonfinite: as in `sam`; a radius that is not finite stays so, and so does the gradient.
 
     Returns:
       A transform whose state is `TRAMState`; `optax.tree.get(state, "radius")` reads d.
 
     Raises:
-      ValueError: an unknown `reference`, `divergence` or `ascent`, a number out of range;
+      ValueError: an unknown `reference`, `divergence`, `ascent` or `on_nonfinite`, a number out of
+        range;
         `update` without an argument listed above; parameters hidden by `optax.masked` or
         `optax.partition`.
 
@@ -133,6 +139,7 @@ def tram(
     """
     check_choice("reference", reference, ("previous", "initial", "ema", "noise"))
     check_choice("ascent", ascent, ASCENTS)
+    check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
     if not callable(divergence):
         check_choice("divergence", divergence, DIVERGENCES)
     for name, value in {"eta": eta, "scale": scale, "max_radius": max_radius}.items():
@@ -159,10 +166,13 @@ def tram(
         output_fn: OutputFn | None = None,
         noisy_outputs: Any = None,
         where: jax.Array | None = None,
+        attack_only: bool = False,
         **extra_args: object,
     ) -> tuple[PyTree, TRAMState]:
         del extra_args
-        params, grad_fn = _attack.second_pass_arguments("tram", params, grad_fn)
+        params, grad_fn = _attack.second_pass_arguments(
+            "tram", params, grad_fn, axis_name, attack_only=attack_only
+        )
         if outputs is None and output_fn is not None:
             outputs = output_fn(params)
         if reference == "noise":
@@ -193,8 +203,10 @@ def tram(
             _attack.scaling(params, adaptive, eta),
             radius,
         )
-        gradient = _attack.second_gradient(grad_fn, params, attack, updates, axis_name)
-        scalars = _attack.following(state, mean_radius, distance, axis_name)
+        gradient, broke = _attack.second_gradient(
+            grad_fn, params, attack, updates, axis_name, on_nonfinite
+        )
+        scalars = _attack.following(state, mean_radius, distance, broke, axis_name)
         return gradient, TRAMState(reference=new_reference, **scalars)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -227,7 +239,7 @@ def _released_ascent(
     norm = global_norm(_attack.map_attack(lambda g, t: g * t, gradient, scale))
     factor = jnp.asarray(radius, norm.dtype) / (norm + 1e-12)
     # At zero gradient the guard alone would throw the weights far away.
-    factor = jnp.where(norm == 0, jnp.zeros_like(factor), factor)
+    factor = jnp.where(norm == 0, 0 * factor, factor)
     steps = _attack.map_attack(lambda g, t: jnp.ones_like(g) * t, gradient, scale)
     attack = _attack.map_attack(lambda s, t: s * t * factor.astype(s.dtype), steps, scale)
     return attack, factor * global_norm(steps)
