@@ -206,6 +206,37 @@ def test_moving_average_by_hand(x64):
         average = 0.7 * average + 0.3 * w
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_average_moves_in_every_dtype(dtype):
+    """95 % of the way after 3000 steps of decay 0.999; the model sees its own dtype."""
+    tx, start = tram("ema"), jnp.ones(4, dtype)
+    seen = set()
+
+    def output_fn(params):
+        seen.add(str(params.dtype))
+        return params[None]
+
+    def step(state, _):
+        extra_args = {"grad_fn": lambda p: p, "output_fn": output_fn}
+        return tx.update(start, state, 2 * start, **extra_args)[1], None
+
+    run = jax.jit(lambda: jax.lax.scan(step, tx.init(start), length=3000)[0])
+    average = run().reference
+    assert average.dtype == "float32"
+    assert seen == {dtype}
+    np.testing.assert_allclose(average, 2 - 0.999**3000, rtol=1e-3)
+
+
+def test_dtype_of_the_average():
+    start = {"w": jnp.ones(2, jnp.bfloat16), "count": jnp.array(3)}
+    dtypes = lambda tx: jax.tree.map(lambda leaf: str(leaf.dtype), tx.init(start).reference)
+    assert dtypes(tram("ema")) == {"w": "float32", "count": "int32"}
+    assert dtypes(tram("ema", accumulator_dtype=jnp.float16)) == {"w": "float16", "count": "int32"}
+    assert dtypes(tram("previous"))["w"] == dtypes(tram("initial"))["w"] == "bfloat16"
+    with jax.enable_x64(True):
+        assert tram("ema").init(jnp.ones(2, "float64")).reference.dtype == "float64"
+
+
 def test_micro_batches(x64):
     """refresh_every=k before MultiSteps(base, k): every call sees the previous step's weights."""
     base = optax.MultiSteps(optax.sgd(0.1), 3).gradient_transformation()
@@ -360,6 +391,8 @@ def test_nothing_is_differentiated_through_the_radius(x64):
         (lambda: tram("ema", decay=1.5), "decay must be <= 1, got 1.5"),
         (lambda: tram("ema", decay=-0.5), "decay must be >= 0, got -0.5"),
         (lambda: tram(refresh_every=0), "refresh_every must be >= 1, got 0"),
+        (lambda: tram("ema", accumulator_dtype=int), "accumulator_dtype must be a floating dtype"),
+        (lambda: tram("noise", accumulator_dtype="float32"), "average of .*got reference='noise'"),
     ],
 )
 def test_bad_arguments(make, words):

@@ -11,7 +11,18 @@ import optax
 import pytest
 from problems import SOFTMAX, array, assert_close, cross_entropies, logits, softmax_loss
 
-from trustjax.optim import esam, fisher_sam, gsam, sam, tram, tram_fisher, two_pass_step
+from trustjax.optim import (
+    alternating,
+    asam,
+    esam,
+    fisher_sam,
+    gsam,
+    natural_gradient,
+    sam,
+    tram,
+    tram_fisher,
+    two_pass_step,
+)
 
 RANDOM = np.random.default_rng(0)
 X, Z = RANDOM.normal(size=(2, 16, 8)).astype(np.float32)
@@ -244,6 +255,191 @@ def test_gradients_of_all_passes_are_mapped(x64):
     jax.tree.map(close, tripled.opt_state["same"], plain.opt_state["same"])
     close(tripled.loss, plain.loss)
     close(tripled.params - w, 3 * (plain.params - w))
+
+
+# ---- through the wrappers of Optax
+
+
+def attacked_sgd():
+    return optax.chain(sam(0.05), optax.sgd(SOFTMAX["learning_rate"]))
+
+
+def always(step):
+    return step >= 0
+
+
+# Those through which a step is that of the bare chain; the table of docs/methods/sam.md.
+TRANSPARENT = {
+    "chain": lambda: optax.chain(attacked_sgd()),
+    "named_chain": lambda: optax.named_chain(("attack", sam(0.05)), ("base", optax.sgd(0.1))),
+    "apply_if_finite": lambda: optax.apply_if_finite(attacked_sgd(), 3),
+    "conditionally_transform": lambda: optax.conditionally_transform(attacked_sgd(), always),
+    "conditionally_mask": lambda: optax.conditionally_mask(attacked_sgd(), always),
+    "inject_hyperparams": lambda: optax.chain(
+        optax.inject_hyperparams(sam)(rho=0.05), optax.sgd(0.1)
+    ),
+    "inject_hyperparams_of_a_chain": lambda: optax.inject_hyperparams(
+        lambda rate: optax.chain(sam(0.05), optax.sgd(rate))
+    )(rate=0.1),
+    "partition_behind": lambda: optax.chain(
+        sam(0.05), optax.partition({"all": optax.sgd(0.1)}, "all")
+    ),
+    "reduce_on_plateau": lambda: optax.chain(
+        attacked_sgd(), optax.contrib.reduce_on_plateau(patience=3)
+    ),
+    "multi_steps_of_one": lambda: optax.MultiSteps(attacked_sgd(), 1),
+    "multi_steps_as_a_transform": lambda: optax.MultiSteps(
+        attacked_sgd(), 1
+    ).gradient_transformation(),
+    "multi_steps_that_skip": lambda: optax.MultiSteps(
+        attacked_sgd(), 1, should_skip_update_fn=optax.skip_not_finite
+    ),
+    "multi_steps_in_a_chain": lambda: optax.chain(
+        optax.clip(1e3), all_arguments(optax.MultiSteps(attacked_sgd(), 1))
+    ),
+    "multi_steps_behind": lambda: optax.chain(
+        sam(0.05), optax.MultiSteps(optax.sgd(0.1), 1).gradient_transformation()
+    ),
+}
+
+
+def all_arguments(wrapped):
+    return optax.GradientTransformationExtraArgs(wrapped.init, wrapped.update)
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_wrappers_pass_arguments_on(name):
+    params, *_ = softmax_steps(softmax_loss, TRANSPARENT[name](), 1, donate=())
+    np.testing.assert_allclose(np.ravel(params), SOFTMAX["steps"]["sam"]["new_w"], rtol=1e-5)
+
+
+def test_accumulation_around_the_attack():
+    """Two calls make one step: with the mean gradient, attacked in the last of them."""
+    tx = optax.MultiSteps(attacked_sgd(), 2)
+    w, state = array(SOFTMAX["w"]), tx.init(array(SOFTMAX["w"]))
+    loss_fn = lambda w, shift: softmax_loss(w) + shift * jnp.sum(jnp.sin(w))
+    step = jax.jit(two_pass_step(loss_fn, tx))
+    held, state, _, _ = step(w, state, 0.0)
+    np.testing.assert_array_equal(held, w)
+    actual, _, _, _ = step(held, state, 0.3)
+    mean = (jax.grad(loss_fn)(w, 0.0) + jax.grad(loss_fn)(w, 0.3)) / 2
+    attacked = w + 0.05 * mean / jnp.linalg.norm(mean)
+    np.testing.assert_allclose(actual, w - 0.1 * jax.grad(loss_fn)(attacked, 0.3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrapper"),
+    [
+        (
+            lambda: optax.chain(
+                optax.clip(1.0), optax.MultiSteps(attacked_sgd(), 2).gradient_transformation()
+            ),
+            "MultiSteps",
+        ),
+        (
+            lambda: optax.contrib.split_real_and_imaginary(attacked_sgd()),
+            "split_real_and_imaginary",
+        ),
+    ],
+    ids=["multi_steps", "split_real_and_imaginary"],
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_the_wrapper_that_drops_arguments_is_named(make, wrapper, wrap):
+    w, tx = array(SOFTMAX["w"]), make()
+    words = f"sam needs grad_fn.* two_pass_step passed grad_fn, but .* to {wrapper} only where"
+    with pytest.raises(ValueError, match=words):
+        wrap(two_pass_step(softmax_loss, tx))(w, tx.init(w))
+
+
+def test_arguments_without_a_source_are_named_alone():
+    w, tx = array(SOFTMAX["w"]), optax.chain(tram(), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="needs outputs and output_fn") as error:
+        two_pass_step(softmax_loss, tx)(w, tx.init(w))
+    assert "two_pass_step passed" not in str(error.value)
+
+
+def test_a_transform_gets_the_keywords_it_names():
+    def update(updates, state, params=None, *, value):
+        return jax.tree.map(lambda g: -value * g, updates), state
+
+    plain = optax.GradientTransformation(lambda _: (), update)
+    w = array(SOFTMAX["w"])
+    params = two_pass_step(softmax_loss, plain)(w, ()).params
+    np.testing.assert_allclose(params, w - SOFTMAX["loss"] * jax.grad(softmax_loss)(w), rtol=1e-5)
+
+
+# ---- the attack comes first
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.chain(optax.adamw(1e-3), sam(0.05)),
+        lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1), tram()),
+        lambda: optax.chain(optax.chain(optax.adamw(1e-3), asam(0.05))),
+        lambda: optax.apply_if_finite(optax.chain(optax.adamw(1e-3), gsam(0.05)), 3),
+        lambda: optax.MultiSteps(optax.chain(optax.adamw(1e-3), fisher_sam(0.05)), 2),
+        lambda: optax.chain(optax.sgd(0.1), optax.inject_hyperparams(sam)(rho=0.05)),
+        lambda: sam(0.05),
+    ],
+    ids=["chain", "tram", "nested", "apply_if_finite", "multi_steps", "inject", "alone"],
+)
+def test_an_attack_at_the_end_is_refused(make):
+    """Its gradient would be added to the weights as it is."""
+    w, tx = array(SOFTMAX["w"]), make()
+    with pytest.raises(ValueError, match="the last transform of tx is an attack"):
+        jax.jit(two_pass_step(softmax_loss, tx))(w, tx.init(w))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.chain(optax.clip_by_global_norm(1.0), sam(0.05), optax.sgd(0.1)),
+        lambda: optax.chain(optax.chain(optax.zero_nans(), sam(0.05)), optax.scale(-0.1)),
+        lambda: alternating(sam(0.05), optax.sgd(0.1)),
+        # A step that the user's own wrapper makes of the gradient.
+        lambda: optax.GradientTransformationExtraArgs(
+            sam().init,
+            lambda *args, **extra_args: (
+                lambda gradient, state: (jax.tree.map(lambda g: -0.1 * g, gradient), state)
+            )(*sam().update(*args, **extra_args)),
+        ),
+    ],
+    ids=["clip", "nested", "alternating", "own"],
+)
+def test_other_places_are_not(make):
+    w, tx = array(SOFTMAX["w"]), make()
+    step = two_pass_step(softmax_loss, tx)
+    jax.eval_shape(step, w, tx.init(w))
+
+
+# ---- natural gradient
+
+
+@pytest.mark.parametrize("source", ["output_fn", "outputs"])
+def test_natural_gradient_has_its_functions(source):
+    """The divergence is the mean KL from the outputs at the old parameters."""
+    radius = 0.01
+    tx = natural_gradient(radius)
+    loss_fn = lambda w: (softmax_loss(w), {"outputs": logits(w)} if source == "outputs" else {})
+    functions = {"output_fn": logits} if source == "output_fn" else {}
+    w = array(SOFTMAX["w"])
+    step = jax.jit(two_pass_step(loss_fn, tx, **functions))
+    new, state, loss, _ = step(w, tx.init(w))
+    assert state.accepted
+    old, now = jax.nn.log_softmax(logits(w)), jax.nn.log_softmax(logits(new))
+    moved = np.mean(np.sum(np.exp(old) * (old - now), -1))
+    np.testing.assert_allclose(state.distance, moved, rtol=1e-3)
+    assert 0.5 * radius < moved <= 1.01 * radius
+    assert softmax_loss(new) < loss
+    # Another divergence is another step.
+    other, *_ = jax.jit(two_pass_step(loss_fn, tx, divergence="l2", **functions))(w, tx.init(w))
+    assert np.abs(other - new).max() > 1e-3
+
+
+def test_unknown_divergence():
+    with pytest.raises(ValueError, match=r"divergence must be one of 'kl', .*, got 'KL'"):
+        two_pass_step(softmax_loss, optax.sgd(0.1), divergence="KL")
 
 
 # ---- what it costs

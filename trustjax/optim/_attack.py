@@ -1,7 +1,7 @@
 """What all attacks share: an ascent step of a given radius, and the gradient it leads to."""
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,14 @@ Mask = PyTree | Callable[[PyTree], PyTree]
 GradFn = Callable[[PyTree], PyTree]
 OnNonfinite = Literal["clean", "propagate"]
 ON_NONFINITE = ("clean", "propagate")
+
+
+class MissingArgumentError(ValueError):
+    """`update` was called without arguments that the transform needs."""
+
+    def __init__(self, message: str, names: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 def check_whole_tree(name: str, params: PyTree) -> None:
@@ -61,10 +69,13 @@ def second_pass_arguments(
             ". A trainer that can only call tx.update(grads, state, params) takes "
             f"trustjax.optim.alternating({name}(...), base)"
         )
-        raise ValueError(
+        raise MissingArgumentError(
             f"{name} needs {missing}: call tx.update(grads, state, params, "
             "grad_fn=lambda p: jax.grad(loss)(p, batch)) with the batch and the random key of the "
-            f"first gradient{way_out if in_two_calls else ''}"
+            "first gradient. Flax's TrainState.apply_gradients and optax.MultiSteps in a chain do "
+            "not pass it on: docs/methods/sam.md has what to write instead"
+            f"{way_out if in_two_calls else ''}",
+            (missing,),
         )
     check_whole_tree(name, params)
     return params, grad_fn
@@ -75,9 +86,10 @@ def require(name: str, **arguments: Any) -> None:
     missing = [argument for argument, value in arguments.items() if value is None]
     if missing:
         call = ", ".join(f"{argument}=..." for argument in ("grad_fn", *arguments))
-        raise ValueError(
+        raise MissingArgumentError(
             f"{name} needs {' and '.join(missing)}: call "
-            f"tx.update(grads, state, params, {call}); trustjax.optim.two_pass_step does"
+            f"tx.update(grads, state, params, {call}); trustjax.optim.two_pass_step does",
+            tuple(missing),
         )
 
 
@@ -210,6 +222,7 @@ def map_attack(function: Callable[..., Any], attack: PyTree, *trees: PyTree) -> 
     )
 
 
+@runtime_checkable
 class AttackState(Protocol):
     """What the states of all attacks hold."""
 

@@ -9,6 +9,7 @@ import optax
 from trustjax.geometry.norm import is_floating
 from trustjax.optim import _attack
 from trustjax.optim._attack import PyTree
+from trustjax.optim._extra_args import with_extra_args
 
 
 class AlternatingState(NamedTuple):
@@ -43,7 +44,10 @@ def alternating(
         gradient as it is (not `gsam`); what else it needs (`outputs`, `output_fn`, ...) goes
         through the extra arguments of odd calls. Or a plain transform, whose update is the attack
         as it is, sign included.
-      base: the optimizer of the descent.
+      base: the optimizer of the descent. Gradients that are not finite are refused by
+        `alternating(optax.apply_if_finite(attack, n), optax.apply_if_finite(base, n))`, which
+        keeps odd and even calls apart; around `alternating` a refused call would shift them. The
+        attack's `on_nonfinite` does not see the second gradient, which goes to `base`.
 
     Returns:
       A transform whose state is `AlternatingState`.
@@ -63,8 +67,7 @@ def alternating(
     >>> print(w)
     [ 1.9799019  -0.89509714]
     """
-    attack = optax.with_extra_args_support(attack)
-    base = optax.with_extra_args_support(base)
+    attack, base = with_extra_args(attack), with_extra_args(base)
 
     def init_fn(params: PyTree) -> AlternatingState:
         _attack.check_whole_tree("alternating", params)

@@ -38,7 +38,8 @@ class TRAMState(NamedTuple):
 
     Attributes:
       count: int32 [], steps so far.
-      reference: the reference parameters, like the parameters; None for reference="noise".
+      reference: the reference parameters, like the parameters, those of reference="ema" in float32
+        at least (`accumulator_dtype`); None for reference="noise".
       radius: float [], the radius of the last step: the divergence d, scaled and clipped.
       distance: float [], length of the last attack in the scaled norm.
       nonfinite_count: int32 [], steps whose second gradient was not finite although the first one
@@ -62,6 +63,7 @@ def tram(
     max_radius: optax.ScalarOrSchedule | None = None,
     ascent: Literal["paper", "released"] = "paper",
     decay: jax.typing.ArrayLike = 0.999,
+    accumulator_dtype: jax.typing.DTypeLike | None = None,
     refresh_every: jax.typing.ArrayLike = 1,
     mask: Mask | None = None,
     axis_name: AxisName | None = None,
@@ -101,6 +103,10 @@ def tram(
         fall along it, and :math:`\|\epsilon / w\| \neq d`. Here it is masked like the other.
       decay: share of the old average kept by reference="ema", in [0, 1]; 0 is "previous", 1 is
         "initial".
+      accumulator_dtype: floating dtype in which reference="ema" is kept, and only that; None for
+        float32, or float64 where the parameters are. In bfloat16 an average with a large `decay`
+        never moves: what it takes in is less than half of its last digit. The model sees the
+        average in the dtypes of its parameters.
       refresh_every: calls between refreshes of the reference. With k micro-batches per step
         (`optax.MultiSteps(base, k)` after this transform) set k; the reference is then the weights
         of the previous step, and not the present ones in k - 1 of k calls. A call whose divergence
@@ -115,7 +121,7 @@ def tram(
 
     Raises:
       ValueError: an unknown `reference`, `divergence`, `ascent` or `on_nonfinite`, a number out of
-        range;
+        range, an `accumulator_dtype` that is not floating or has no average to keep;
         `update` without an argument listed above; parameters hidden by `optax.masked` or
         `optax.partition`.
 
@@ -146,6 +152,12 @@ def tram(
         check_number(name, value, at_least=0.0)
     check_number("decay", decay, at_least=0.0, at_most=1.0)
     check_number("refresh_every", refresh_every, at_least=1)
+    if accumulator_dtype is not None and reference != "ema":
+        raise ValueError(
+            f"accumulator_dtype is of the average of reference='ema', got reference={reference!r}"
+        )
+    if accumulator_dtype is not None and not jnp.issubdtype(accumulator_dtype, jnp.floating):
+        raise ValueError(f"accumulator_dtype must be a floating dtype, got {accumulator_dtype!r}")
     measure = divergence if callable(divergence) else DIVERGENCES[divergence]
     # How much of the present weights enters the reference at a refresh.
     intake = {"previous": 1.0, "initial": 0.0, "ema": 1.0 - decay, "noise": 0.0}[reference]
@@ -154,7 +166,14 @@ def tram(
         _attack.check_whole_tree("tram", params)
         # A copy, so that params and state can both be donated.
         copy = None if reference == "noise" else jax.tree.map(jnp.copy, params)
+        if reference == "ema":
+            copy = jax.tree.map(accumulator, copy)
         return TRAMState(reference=copy, **_attack.initial(params))
+
+    def accumulator(leaf: jax.Array) -> jax.Array:
+        if not is_floating(leaf):
+            return leaf
+        return widened(leaf) if accumulator_dtype is None else leaf.astype(accumulator_dtype)
 
     def update_fn(
         updates: PyTree,
@@ -181,7 +200,7 @@ def tram(
         else:
             _attack.require(f"tram({reference!r})", outputs=outputs, output_fn=output_fn)
             assert output_fn is not None
-            reference_outputs = output_fn(state.reference)
+            reference_outputs = output_fn(_attack.like(state.reference, params))
 
         radius = measure(*jax.lax.stop_gradient((reference_outputs, outputs)), where)
         radius = radius * jnp.asarray(_attack.value_at(scale, state.count), radius.dtype)
@@ -224,9 +243,9 @@ def _refreshed(
 
     def refresh(old: jax.Array, new: jax.Array) -> jax.Array:
         if not is_floating(old) or (isinstance(intake, float) and intake == 1.0):
-            return jnp.where(due, new, old)
+            return jnp.where(due, new.astype(old.dtype), old)
         wide = widened(old)
-        mixed = wide + jnp.asarray(intake, wide.dtype) * (widened(new) - wide)
+        mixed = wide + jnp.asarray(intake, wide.dtype) * (new.astype(wide.dtype) - wide)
         return jnp.where(due, mixed.astype(old.dtype), old)
 
     return jax.tree.map(refresh, reference, params)

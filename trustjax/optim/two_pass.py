@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from trustjax.optim._attack import PyTree, example_mean
+from trustjax._checks import check_choice
+from trustjax.optim._attack import AttackState, MissingArgumentError, PyTree, example_mean
+from trustjax.optim._extra_args import dropped_by, with_extra_args
+from trustjax.optim.tram import DIVERGENCES, Divergence
 
 
 class StepResult(NamedTuple):
@@ -32,6 +35,7 @@ def two_pass_step(
     output_fn: Callable[..., Any] | None = None,
     noisy_output_fn: Callable[..., Any] | None = None,
     noisy_loss_fn: Callable[..., jax.Array] | None = None,
+    divergence: str | Divergence = "kl",
     map_grads: Callable[[PyTree], PyTree] = lambda grads: grads,
 ) -> Callable[..., StepResult]:
     """Makes a train step that gives any optimizer what it asks for: a plain one, `sam`, `tram`, ...
@@ -40,10 +44,11 @@ def two_pass_step(
     the same batch statistics. `aux`, with the new batch statistics in it, comes from the first pass
     alone: what the pass at the attacked weights would update is dropped.
 
-    The optimizer gets as extra arguments `grad_fn`, `value`, `grad`, `value_fn`, and where there is
-    a source for them `outputs`, `where`, `losses`, `losses_fn`, `output_fn`, `noisy_outputs`,
-    `fisher_grads`. Compile the step with `jax.jit`: what the optimizer does not use is then not
-    computed.
+    The optimizer gets as extra arguments `grad_fn`, `value`, `grad`, `value_fn`, `loss_fn`, and
+    where there is a source for them `outputs`, `where`, `losses`, `losses_fn`, `output_fn`,
+    `noisy_outputs`, `fisher_grads`, `divergence_fn`; so `natural_gradient` runs here as well. They
+    reach it through every wrapper whose `update` takes keywords, `optax.MultiSteps` too. Compile
+    the step with `jax.jit`: what the optimizer does not use is then not computed.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns the loss [] or a pair (loss, aux). Where aux is a
@@ -56,11 +61,19 @@ def two_pass_step(
       noisy_output_fn: the same on noised inputs, for `tram("noise")`.
       noisy_loss_fn: `noisy_loss_fn(params, *args)` returns the loss [] on noised inputs, for
         `tram_fisher`.
+      divergence: for `natural_gradient`: the divergence of the present outputs from those at the
+        old parameters, a name or a callable as in `tram`. Outputs are those of `output_fn`, or
+        without it aux["outputs"].
       map_grads: what is done to the gradients of all passes before the optimizer sees them, such as
         a mean over devices or a cut to a largest norm.
 
     Returns:
       `step(params, opt_state, *args) -> StepResult`, pure; `jax.jit(step, donate_argnums=(0, 1))`.
+
+    Raises:
+      ValueError: an unknown `divergence`; in a step, an attack that is the last of a chain, whose
+        gradient would be added to the parameters as it is; an argument that the optimizer needs
+        and that has no source, or that a wrapper around it dropped.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from trustjax.optim import tram
@@ -79,13 +92,24 @@ def two_pass_step(
     >>> for key in jax.random.split(jax.random.key(0), 3):
     ...     params, opt_state, loss, aux = step(params, opt_state, batch, key)
     """
-    tx = optax.with_extra_args_support(tx)
+    if not callable(divergence):
+        check_choice("divergence", divergence, DIVERGENCES)
+    measure = divergence if callable(divergence) else DIVERGENCES[divergence]
+    is_optax = getattr(tx.update, "__module__", "").startswith(("optax.", "trustjax."))
+    tx = with_extra_args(tx)
 
     def loss_and_aux(params: PyTree, *args: Any) -> tuple[jax.Array, Any]:
         result = loss_fn(params, *args)
         return result if isinstance(result, tuple) else (result, None)
 
     def step(params: PyTree, opt_state: optax.OptState, *args: Any) -> StepResult:
+        # A wrapper of the user's own may make a step of the gradient without a state to show.
+        if is_optax and _ends_in_attack(opt_state):
+            raise ValueError(
+                "the last transform of tx is an attack, which returns a gradient: added to the "
+                "parameters it would raise the loss. An attack comes first and the optimizer "
+                "after it: optax.chain(sam(...), optax.adamw(...))"
+            )
         grad_and_loss = jax.value_and_grad(loss_and_aux, has_aux=True)
         (loss, aux), grads = grad_and_loss(params, *args)
         grads = map_grads(grads)
@@ -102,6 +126,8 @@ def two_pass_step(
             output_fn: object = None,
             noisy_outputs: object = None,
             fisher_grads: object = None,
+            loss_fn: object = None,
+            divergence_fn: object = None,
         ) -> jax.Array:
             return loss_and_aux(params, *args)[0]
 
@@ -117,6 +143,7 @@ def two_pass_step(
             "value": loss,
             "grad": grads,
             "value_fn": value_fn,
+            "loss_fn": lambda p: loss_and_aux(p, *args)[0],
         }
         if isinstance(aux, Mapping):
             known = ("outputs", "where", "losses")
@@ -130,7 +157,39 @@ def two_pass_step(
         if noisy_loss_fn is not None:
             extra_args["fisher_grads"] = map_grads(jax.grad(noisy_loss_fn)(params, *args))
 
-        updates, opt_state = tx.update(grads, opt_state, params, **extra_args)
+        if output_fn is not None or "outputs" in extra_args:
+
+            def outputs_of(params: PyTree) -> Any:
+                if output_fn is not None:
+                    return output_fn(params, *args)
+                return loss_and_aux(params, *args)[1]["outputs"]
+
+            old = outputs_of(params) if output_fn is not None else aux["outputs"]
+            old, where = jax.lax.stop_gradient(old), extra_args.get("where")
+            extra_args["divergence_fn"] = lambda p: measure(old, outputs_of(p), where)
+
+        try:
+            updates, opt_state = tx.update(grads, opt_state, params, **extra_args)
+        except MissingArgumentError as error:
+            wrapper = dropped_by(error)
+            if wrapper is None or not set(error.names) <= extra_args.keys():
+                raise
+            raise ValueError(
+                f"{error}. two_pass_step passed {' and '.join(error.names)}, but Optax passes "
+                f"extra arguments to {wrapper} only where it is an "
+                "optax.GradientTransformationExtraArgs: where its update takes keywords write "
+                "optax.GradientTransformationExtraArgs(wrapped.init, wrapped.update)"
+            ) from error
         return StepResult(optax.apply_updates(params, updates), opt_state, loss, aux)
 
     return step
+
+
+def _ends_in_attack(state: optax.OptState) -> bool:
+    """Whether the last transform of a chain is an attack: a chain's state is a tuple of theirs."""
+    if isinstance(state, AttackState):
+        return True
+    if type(state) is tuple and state:
+        return _ends_in_attack(state[-1])
+    wrapped = getattr(state, "inner_state", getattr(state, "inner_opt_state", None))
+    return wrapped is not None and _ends_in_attack(wrapped)
