@@ -169,7 +169,7 @@ def trust_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     distance = optax.tree.get(opt_state, "distance")
     if radius is None or distance is None:
         return {}
-    used = jnp.where(radius > 0, distance / jnp.where(radius > 0, radius, 1.0), 0.0)
+    used = jnp.where(radius == 0, 0.0, distance / jnp.where(radius == 0, 1.0, radius))
     return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
 
 

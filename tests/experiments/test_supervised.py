@@ -14,7 +14,9 @@ from experiments.tasks.supervised import (
     apply_eval,
     classification_step,
     initial_variables,
+    trust_metrics,
 )
+from trustjax.agents.algorithm import trust
 from trustjax.losses import mesa_penalty, r3f_penalty, trpo_penalty
 from trustjax.models import MLP
 from trustjax.optim import esam, sam
@@ -130,3 +132,13 @@ def test_esam_gets_losses_of_examples():
     )
     assert gap(first[0], first[1]) > 1e-3
     assert gap(first[1], first[2]) > 1e-3
+
+
+@pytest.mark.parametrize(("radius", "used"), [(0.5, 1.0), (0.0, 0.0), (np.nan, np.nan)])
+def test_share_of_a_radius_that_is_not_a_number(radius, used):
+    """It is not 0, as if nothing had moved."""
+    state = sam().init(jnp.ones(2))
+    number = jnp.float32(radius)
+    metrics = trust_metrics((state._replace(radius=number, distance=number),))
+    np.testing.assert_equal(float(metrics["trust/used"]), used)
+    np.testing.assert_equal(float(trust(number, number)["trust/used"]), used)

@@ -198,7 +198,7 @@ def specs(axis_name: str, batch_axes: int) -> tuple[PartitionSpec, PartitionSpec
 
 def trust(radius: jax.Array, distance: jax.Array) -> Metrics:
     """How far an iteration was allowed to go, how far it went, and the ratio; 0 if not at all."""
-    used = jnp.where(radius > 0, distance / jnp.where(radius > 0, radius, 1), 0)
+    used = jnp.where(radius == 0, 0, distance / jnp.where(radius == 0, 1, radius))
     return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
 
 
