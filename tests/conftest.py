@@ -4,6 +4,7 @@ compiles quickly rather than well, as tests compile more than they compute."""
 import importlib.metadata
 import os
 from collections.abc import Iterator
+from typing import Any
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -32,3 +33,17 @@ def x64() -> Iterator[None]:
     """Double precision for one test, for golden values given to many digits."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """Names of the programs that are compiled from here on."""
+    names: list[str] = []
+
+    def listener(event: str, duration: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(details.get("fun_name", "?"))
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listener)

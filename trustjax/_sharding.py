@@ -4,15 +4,23 @@ from typing import Any
 
 import jax
 
-from trustjax.geometry.norm import is_floating
+from trustjax.geometry.norm import is_complex, is_floating
 
 PyTree = Any
 AxisName = str | tuple[str, ...]
 
 
 def averaged(tree: PyTree, axis_name: AxisName | None) -> PyTree:
-    """The mean over the shards, if there are any."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    """The mean over the shards, if there are any, in one reduction; integers and keys stay."""
+    if axis_name is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    has_mean = [is_floating(leaf) or is_complex(leaf) for leaf in leaves]
+    means = iter(
+        jax.lax.pmean([x for x, has in zip(leaves, has_mean, strict=True) if has], axis_name)
+    )
+    found = [next(means) if has else x for x, has in zip(leaves, has_mean, strict=True)]
+    return jax.tree.unflatten(structure, found)
 
 
 def as_local_as(other: PyTree, params: PyTree) -> PyTree:

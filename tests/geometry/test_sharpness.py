@@ -31,11 +31,21 @@ def test_at_a_maximum_it_is_zero():
     assert float(value) == 0.0
 
 
+def test_calls_outside_of_jit_do_not_compile_again(compiled):
+    x = jnp.ones(3)
+    epsilon_sharpness(jnp.sum, x)
+    assert compiled
+    compiled.clear()
+    epsilon_sharpness(lambda w: jnp.sum(w), x)
+    assert not compiled
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"epsilon": 0.0}, "epsilon must be > 0"),
         ({"num_steps": 0}, "num_steps must be >= 1"),
+        ({"params": jnp.ones(2, jnp.complex64)}, "real and float32 at least, got a leaf of comp"),
         ({"params": jnp.ones(2, jnp.bfloat16)}, "float32 at least, got a leaf of bfloat16"),
     ],
 )

@@ -113,3 +113,31 @@ def test_params_are_required():
     w, tx = array(QUADRATIC["w"]), alternating(sam(), optax.sgd(0.01))
     with pytest.raises(ValueError, match=r"alternating needs params: call tx\.update\(grads, sta"):
         tx.update(w, tx.init(w))
+
+
+def test_calls_outside_of_jit_do_not_compile_again(compiled):
+    w = jnp.array([2.0, -1.0])
+    tx = alternating(sam(0.05), optax.sgd(0.01))
+    state, grad = tx.init(w), jax.grad(quadratic)
+
+    def pair(w, state):
+        for _ in range(2):
+            updates, state = tx.update(grad(w), state, w)
+            w = optax.apply_updates(w, updates)
+        return w, state
+
+    w, state = pair(w, state)
+    assert compiled
+    compiled.clear()
+    pair(w, state)
+    assert not compiled
+
+
+def test_complex_leaf_that_the_attack_leaves_alone_is_stepped():
+    params = {"w": jnp.array([2.0, -1.0]), "z": jnp.array([1 + 1j], jnp.complex64)}
+    tx = alternating(sam(0.05, mask={"w": True, "z": False}), optax.sgd(0.1))
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["z"], 0.9 * np.array([1 + 1j]), rtol=1e-6)

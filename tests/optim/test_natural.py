@@ -235,6 +235,119 @@ def test_radius_may_be_a_schedule():
         assert state.radius == pytest.approx(expected)
 
 
+# ---- tolerance, small steps, calls outside of jit
+
+
+def regression(start=(0.0, 0.0, 0.0)):
+    """A loss of three weights, and the divergence of outputs from those at given weights."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(32, 3)), jnp.float32)
+    y = x @ jnp.array([1.0, -2.0, 0.5])
+    divergence = lambda old: lambda w: 0.5 * jnp.mean(jnp.square(x @ w - x @ old))
+    return jnp.array(start), lambda w: jnp.mean(jnp.square(x @ w - y)), divergence
+
+
+def test_it_converges_with_the_defaults():
+    """With ten tries it stalled at a loss of 6e-5: the full step is as long near the minimum."""
+    w, loss_fn, divergence = regression()
+    tx = natural_gradient(0.01)
+
+    @jax.jit
+    def step(w, state):
+        updates, state = tx.update(
+            jax.grad(loss_fn)(w), state, w, loss_fn=loss_fn, divergence_fn=divergence(w)
+        )
+        return w + updates, state
+
+    state = tx.init(w)
+    for _ in range(40):
+        w, state = step(w, state)
+        assert state.accepted
+    assert loss_fn(w) < 1e-8
+
+
+@pytest.mark.parametrize("height", [0.0, 1e8])
+def test_an_unchanged_loss_did_not_fall(height):
+    """Also where the fall is less than a rounding error of the loss."""
+    at = jnp.asarray(START, jnp.float32)
+    flat = lambda params: height + 0 * params[0] if height == 0 else height + loss(params)
+    step, state = stepped(natural_gradient(RADIUS), at, loss_fn=loss, divergence_fn=quadratic)
+    assert state.accepted
+    tx = natural_gradient(RADIUS, accept_ratio=0.0)
+    step, state = jax.jit(functools.partial(tx.update, loss_fn=flat, divergence_fn=quadratic))(
+        jax.grad(loss)(at), tx.init(at), at
+    )
+    np.testing.assert_array_equal(step, 0)
+    assert not state.accepted
+
+
+def test_solver_tolerance(x64):
+    """It reaches the solver; the default is 1e-10."""
+    products = lambda **options: int(
+        policy_step(natural_gradient(1e-4, damping=1e-3, cg_steps=50, **options), policy())[1][5]
+    )
+    assert 1 == products(cg_tolerance=0.99) < products(cg_tolerance=1e-2) < products()
+    assert products() == products(cg_tolerance=1e-10)
+
+
+def test_calls_outside_of_jit_do_not_compile_again(compiled):
+    """The same functions, and new ones of the same shapes, which every batch brings."""
+    w, loss_fn, divergence = regression()
+    tx = natural_gradient(0.01)
+    gradient, state = jax.grad(loss_fn)(w), tx.init(w)
+    same = divergence(w)
+
+    def call(divergence_fn):
+        tx.update(gradient, state, w, loss_fn=loss_fn, divergence_fn=divergence_fn)
+
+    call(same)
+    assert compiled
+    compiled.clear()
+    call(same)
+    call(divergence(w))
+    assert not compiled
+
+
+def test_leaves_without_a_gradient_stay():
+    w, loss_fn, divergence = regression()
+    others = {"n": jnp.array(7), "flag": jnp.array(True), "empty": jnp.ones((0, 5)), "none": None}
+    params = {"w": w, "key": jax.random.key(0)} | others
+    tx = natural_gradient(0.01)
+    arguments = {
+        "loss_fn": lambda p: loss_fn(p["w"]),
+        "divergence_fn": lambda p: divergence(w)(p["w"]),
+    }
+    expected, _ = tx.update(
+        jax.grad(loss_fn)(w), tx.init(w), w, loss_fn=loss_fn, divergence_fn=divergence(w)
+    )
+    for of_n in (np.zeros([], jax.dtypes.float0), jnp.array(5), None):
+        gradient = {"w": jax.grad(loss_fn)(w), "n": of_n, "flag": None, "key": None} | {
+            name: others[name] for name in ("empty", "none")
+        }
+        updates, state = tx.update(gradient, tx.init(params), params, **arguments)
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)
+        assert not updates["n"]  # zero, whatever stood there, or None
+        assert updates["flag"] is updates["key"] is updates["none"] is None
+        assert updates["empty"].shape == (0, 5)
+        assert state.accepted
+
+
+def test_complex_leaves_are_refused():
+    with pytest.raises(ValueError, match=r"params\['z'\] is complex64.*two leaves"):
+        natural_gradient(0.01).init({"w": jnp.ones(2), "z": jnp.ones(2, jnp.complex64)})
+
+
+def test_gradient_of_another_shape():
+    w, loss_fn, divergence = regression()
+    tx = natural_gradient(0.01)
+    for wrong in (jnp.ones(()), np.zeros(3, jax.dtypes.float0), None):
+        with pytest.raises(ValueError, match=r"the gradient of params\['w'\].*shape \(3,\)"):
+            tx.update(
+                {"w": wrong}, tx.init({"w": w}), {"w": w},
+                loss_fn=lambda p: loss_fn(p["w"]), divergence_fn=lambda p: divergence(w)(p["w"]),
+            )  # fmt: skip
+
+
 # ---- devices that share a batch
 
 
@@ -319,6 +432,7 @@ def test_one_reduction_a_product():
         ({"radius": -1.0}, "radius must be >= 0, got -1"),
         ({"damping": -0.1}, "damping must be >= 0"),
         ({"cg_steps": 0}, "cg_steps must be >= 1, got 0"),
+        ({"cg_tolerance": -1.0}, "cg_tolerance must be >= 0, got -1"),
         ({"max_backtracks": 0}, "max_backtracks must be >= 1, got 0"),
         ({"backtrack": 0.0}, "backtrack must be > 0, got 0"),
         ({"backtrack": 1.5}, "backtrack must be <= 1, got 1.5"),

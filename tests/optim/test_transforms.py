@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import pathlib
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -326,6 +328,175 @@ def test_integer_leaf_is_left_alone(row):
     assert_trees_close(without_count(actual), expected)
     if getattr(state, "reference", None) is not None:
         assert state.reference["count"] == 7
+
+
+OTHER_LEAVES = {
+    "count": np.array(7),
+    "unsigned": np.array([3], np.uint32),
+    "flag": np.array([True, False]),
+    "empty": np.ones((0, 5), np.float32),
+    "none": None,
+}
+GRADIENTS_OF_OTHERS = {
+    "float0": lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0 if leaf.size else leaf.dtype),
+    "zeros": np.zeros_like,
+    "none": lambda leaf: np.zeros_like(leaf) if leaf.dtype == np.float32 else None,
+}
+
+
+@rows
+@pytest.mark.parametrize("kind", GRADIENTS_OF_OTHERS)
+def test_leaves_without_a_gradient_stay(row, kind):
+    """As if they were not there: integers, bools, keys, empty arrays, None."""
+    others = OTHER_LEAVES | {"key": jax.random.key(3)}
+    of_other = GRADIENTS_OF_OTHERS[kind]
+    rest = jax.tree.map(of_other, OTHER_LEAVES) | {"key": None}
+    whole = lambda tree: {"model": as_arrays(tree), "others": others}
+    gradients = lambda tree: {"model": tree, "others": rest}
+    tx = row.with_base(row.make(), optax.identity())
+    arguments, state = extra_args(PARAMS), tx.init(whole(START))
+    arguments |= {
+        "grad_fn": lambda p, **where: gradients(extra_args(PARAMS)["grad_fn"](p["model"], **where)),
+        "output_fn": lambda p: mlp(p["model"], X),
+        "losses_fn": lambda p: losses_of(p["model"]),
+        "fisher_grads": gradients(arguments["fisher_grads"]),
+    }
+    with jax.disable_jit():
+        for _ in range(row.calls):
+            first = gradients(gradient_of(PARAMS, X))
+            updates, state = tx.update(first, state, whole(PARAMS), **arguments)
+        plain, plain_state = PARAMS, tx.init(START)
+        for _ in range(row.calls):
+            expected, plain_state = tx.update(
+                gradient_of(PARAMS, X), plain_state, plain, **extra_args(PARAMS)
+            )
+    if "losses_fn" not in row.needs:  # esam draws a number for every leaf
+        assert_trees_close(updates["model"], expected)
+    for name, leaf in OTHER_LEAVES.items():
+        moved = updates["others"][name]
+        if leaf is None or (kind == "none" and name != "empty"):
+            assert moved is None
+        elif moved.dtype != jax.dtypes.float0:
+            np.testing.assert_array_equal(leaf + moved, leaf)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates["model"]))
+
+
+@rows
+def test_complex_leaves_are_refused(row):
+    """Attacks take them where their mask leaves them alone."""
+    tx = row.with_base(row.make(), optax.sgd(0.1))
+    params = {"model": PARAMS, "z": np.ones((2, 2), np.complex64)}
+    with pytest.raises(ValueError, match=r"params\['z'\] is complex64.*two leaves"):
+        tx.init(params)
+
+
+@attacks
+def test_complex_leaf_outside_of_the_mask(row):
+    factory = functools.partial(row.factory, mask={"model": True, "z": False})
+    tx = factory(**{row.number: row.values[0]})
+    with_z = lambda tree: {"model": tree, "z": np.full(2, 1 + 2j, np.complex64)}
+    arguments = {
+        "grad_fn": lambda p, **where: p,
+        "outputs": mlp(PARAMS, X),
+        "output_fn": lambda p: mlp(p["model"], X),
+        "losses_fn": lambda p: losses_of(p["model"]),
+        "noisy_outputs": mlp(PARAMS, X + Z),
+        "fisher_grads": with_z(PARAMS),
+    }
+    with jax.disable_jit():
+        gradient, _ = tx.update(with_z(PARAMS), tx.init(with_z(START)), with_z(PARAMS), **arguments)
+    np.testing.assert_array_equal(gradient["z"], with_z(PARAMS)["z"])
+
+
+@rows
+def test_python_numbers_are_parameters(row):
+    """They move as arrays do."""
+    tx = row.with_base(row.make(), optax.identity())
+    arguments = {
+        "grad_fn": lambda p, **where: p,
+        "outputs": np.array([[0.1, 0.2]], np.float32),
+        "output_fn": lambda p: jnp.stack([p["w"] * ONES[:1], ONES[:1]], -1),
+        "losses_fn": lambda p: p["w"] * ONES,
+        "noisy_outputs": np.array([[0.3, 0.2]], np.float32),
+    }
+    found = []
+    for number in (2.0, jnp.array(2.0)):
+        params, state = {"w": number}, tx.init({"w": number})
+        gradient = {"w": jnp.array(0.5)}
+        with jax.disable_jit():
+            for _ in range(row.calls):
+                updates, state = tx.update(
+                    gradient, state, params, fisher_grads=gradient, **arguments
+                )
+        found.append(updates["w"])
+    assert found[0] == found[1] != 0
+
+
+# ---- masks
+
+
+def eager(tx, params, **arguments):
+    """`init` and one `update` of an attack, whose result shows the attacked weights."""
+    return tx.update(params, tx.init(params), params, grad_fn=itself, **arguments)[0]
+
+
+@pytest.mark.parametrize("name", ["mask", "adaptive"])
+def test_mask_is_a_module_that_can_be_called(name):
+    """An Equinox model of bools is a tree; a function is what has callable leaves alone."""
+    model = eqx.filter(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)), eqx.is_array)
+    is_matrix = lambda tree: jax.tree.map(lambda x: x.ndim == 2, tree)
+    trees = [eager(sam(**{name: mask}), model) for mask in (is_matrix(model), is_matrix)]
+    assert_trees_close(*trees)
+    assert largest_difference(trees[0].layers[0].weight, model.layers[0].weight) > 0
+    if name == "mask":
+        assert largest_difference(trees[0].layers[0].bias, model.layers[0].bias) == 0
+
+
+@attacks
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (False, "mask must be a tree of bools.*got the single False"),
+        (True, "mask must be a tree of bools.*got the single True"),
+        (lambda params: jax.tree.map(lambda x: False, params), "mask selects none of the 4"),
+        (lambda params: jax.tree.map(lambda x: 1.0, params), "got 1.0 in it"),
+        ({"hidden": "yes", "out": True}, "got 'yes' in it"),
+        ({"hidden": True}, "mask must be a tree like the parameters"),
+        ({"hidden": np.array([True, False]), "out": True}, "a tree of bools"),
+    ],
+)
+@pytest.mark.parametrize("traced", [False, True])
+def test_masks_that_are_none_are_refused(row, mask, words, traced):
+    init = row.factory(**{row.number: row.values[0]}, mask=mask).init
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(init, PARAMS) if traced else init(PARAMS)
+
+
+@attacks
+def test_mask_under_inject_hyperparams(row):
+    """A function is called as a schedule, unless it is static."""
+    by_path = lambda tree: jax.tree.map_with_path(lambda path, _: "bias" not in str(path), tree)
+    make = lambda static: optax.inject_hyperparams(row.factory, static_args=static)(
+        **{row.number: row.values[0]}, mask=by_path
+    )
+    with pytest.raises(ValueError, match=r"mask must be .*static_args='mask'"):
+        make(()).init(PARAMS)
+    make("mask").init(PARAMS)
+
+
+def test_example_of_static_args_in_the_docs():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "methods" / "sam.md"
+    (example,) = (
+        block
+        for block in page.read_text(encoding="utf-8").split("```")
+        if "static_args" in block and block.startswith("python")
+    )
+    names = {}
+    exec(textwrap.dedent(example.removeprefix("python\n")), names)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    attacked, _ = names["tx"].update(params, names["state"], params, grad_fn=itself)
+    np.testing.assert_allclose(attacked["kernel"], 1.05)  # 0.1 over four entries
+    np.testing.assert_array_equal(attacked["bias"], 1.0)
 
 
 # ---- what it is combined with

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_number
+from trustjax._loops import while_loop
 from trustjax._sharding import AxisName, as_local_as, averaged
 
 PyTree = Any
@@ -135,7 +136,7 @@ def conjugate_gradient(
     zero = jax.tree.map(jnp.zeros_like, b)
     whole = dot(b, b)
     start = State(zero, b, b, whole, jnp.zeros([], jnp.int32), jnp.array(True))
-    end = jax.lax.while_loop(going_on, step, start)
+    end = while_loop(going_on, step, start)
     return Solution(end.x, end.residual, end.num_steps)
 
 

@@ -61,13 +61,17 @@ def bregman_divergence(mirror_map: MirrorMap, x: PyTree, y: PyTree) -> jax.Array
 
     Args:
       mirror_map: such as `hypentropy(1.0)`.
-      x, y: trees of floats of one structure; other leaves are skipped.
+      x, y: trees of floats of one structure; other leaves and empty ones are skipped.
 
     Returns:
       [], float32 at least, >= 0.
     """
     both = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
-    found = [mirror_map.divergence(widened(a), widened(b)) for a, b in both if is_floating(a)]
+    found = [
+        mirror_map.divergence(widened(a), widened(b))
+        for a, b in both
+        if is_floating(a) and np.size(a) > 0
+    ]
     return sum(found[1:], start=found[0]) if found else jnp.zeros([])
 
 

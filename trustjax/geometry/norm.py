@@ -35,6 +35,14 @@ def is_floating(leaf: Any) -> bool:
     return isinstance(leaf, float) if dtype is None else bool(jnp.issubdtype(dtype, jnp.floating))
 
 
+def is_complex(leaf: Any) -> bool:
+    """Whether `leaf` holds complex numbers, as an array or a Python number."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, complex)
+    return bool(jnp.issubdtype(dtype, jnp.complexfloating))
+
+
 def dtype_of(leaf: Any) -> jnp.dtype:
     """The dtype that a number has in JAX: NumPy's and Python's are float64 only if x64 is on."""
     return jnp.dtype(jnp.result_type(leaf))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_number
-from trustjax.geometry.norm import is_floating, widened
+from trustjax._loops import is_known
+from trustjax.geometry.norm import dtype_of, is_complex, is_floating, widened
 
 PyTree = Any
 
@@ -38,7 +39,7 @@ def epsilon_sharpness(
       [] in the dtype of the loss, >= 0, in percent.
 
     Raises:
-      ValueError: a number out of range, or leaves narrower than float32.
+      ValueError: a number out of range, complex leaves, or floats narrower than float32.
 
     Source: Keskar et al., arXiv:1609.04836, Metric 2.1; with these constants in TRAM,
     arXiv:2310.03646, Appendix B.7, where plain SGD (learning rate 8e-5) looks for the maximum.
@@ -46,8 +47,10 @@ def epsilon_sharpness(
     check_number("epsilon", epsilon, above=0.0)
     check_number("num_steps", num_steps, at_least=1)
     for leaf in jax.tree.leaves(params):
-        if is_floating(leaf) and leaf.dtype != widened(leaf).dtype:
-            raise ValueError(f"params must be float32 at least, got a leaf of {leaf.dtype}")
+        if is_complex(leaf) or (is_floating(leaf) and dtype_of(leaf) != widened(leaf).dtype):
+            raise ValueError(
+                f"params must be real and float32 at least, got a leaf of {dtype_of(leaf)}"
+            )
 
     def ascend(moved: PyTree, _: None) -> tuple[PyTree, jax.Array]:
         loss, gradient = jax.value_and_grad(loss_fn)(moved)
@@ -60,6 +63,14 @@ def epsilon_sharpness(
 
         return jax.tree.map(step, params, moved, gradient), loss
 
-    corner, losses = jax.lax.scan(ascend, params, length=num_steps)
+    if all(is_known(leaf) for leaf in jax.tree.leaves((params, epsilon))):
+        # Outside of jit a scan is compiled again at every call.
+        corner, rows = params, []
+        for _ in range(num_steps):
+            corner, loss = ascend(corner, None)
+            rows.append(loss)
+        losses = jnp.stack(rows)
+    else:
+        corner, losses = jax.lax.scan(ascend, params, length=num_steps)
     highest = jnp.maximum(jnp.max(losses), loss_fn(corner))
     return 100 * (highest - losses[0]) / (1 + losses[0])

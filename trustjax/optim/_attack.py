@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from trustjax._sharding import AxisName, as_local_as, averaged
-from trustjax.geometry.norm import global_norm, is_floating, reduction_dtype, widened
+from trustjax.geometry.norm import dtype_of, global_norm, is_floating, reduction_dtype, widened
+from trustjax.optim import _leaves
+from trustjax.optim._leaves import Mask as Mask
+from trustjax.optim._leaves import PyTree as PyTree
 
-PyTree = Any
-Mask = PyTree | Callable[[PyTree], PyTree]
 GradFn = Callable[[PyTree], PyTree]
 OnNonfinite = Literal["clean", "propagate"]
 ON_NONFINITE = ("clean", "propagate")
@@ -35,6 +36,19 @@ def check_whole_tree(name: str, params: PyTree) -> None:
             f"optax.chain({name}(..., mask=...), optax.partition(...)): mask= chooses the leaves "
             "that are attacked"
         )
+
+
+def check_params(
+    name: str, params: PyTree, *, mask: Mask | None = None, adaptive: bool | Mask = False
+) -> None:
+    """Raises ValueError, at `init`, for parameters that `name` cannot attack with these masks."""
+    check_whole_tree(name, params)
+    if mask is not None:
+        _leaves.check_selection("mask", mask, params)
+    if not isinstance(adaptive, bool):
+        _leaves.check_selection("adaptive", adaptive, params)
+    attacked = _leaves.selection("mask", True if mask is None else mask, params)
+    _leaves.check_real(name, params, chosen=attacked, way_out=", or leave it out by mask=")
 
 
 def second_pass_arguments(
@@ -96,20 +110,21 @@ def require(name: str, **arguments: Any) -> None:
 def attacked_gradient(updates: PyTree, params: PyTree, mask: Mask | None) -> PyTree:
     """The gradient of the attacked leaves, in float32 at least; None stands for the other leaves.
 
-    Attacked are the floating leaves that `mask`, a tree of bools or its callable, selects.
+    Attacked are the floating leaves with entries that `mask`, a tree of bools or its callable,
+    selects.
     """
-    chosen: Any = True if mask is None else mask(params) if callable(mask) else mask
+    _leaves.check_gradient(params, updates)
     return jax.tree.map(
-        lambda p, c, g: widened(g) if c and is_floating(p) else None,
+        lambda p, c, g: widened(g) if c and _leaves.is_trained(p) and is_floating(p) else None,
         params,
-        jax.tree.broadcast(chosen, params),
+        _leaves.selection("mask", True if mask is None else mask, params),
         updates,
     )
 
 
 def scaling(params: PyTree, adaptive: bool | Mask, eta: jax.typing.ArrayLike) -> PyTree:
     """The operator T of ASAM, leaf by leaf: |w| + eta where `adaptive`, else the number 1."""
-    chosen = jax.tree.broadcast(adaptive(params) if callable(adaptive) else adaptive, params)
+    chosen = _leaves.selection("adaptive", adaptive, params)
 
     def leaf_scaling(param: jax.Array, is_scaled: bool) -> jax.Array | float:
         if not (is_scaled and is_floating(param)):
@@ -171,7 +186,7 @@ def second_gradient(
     attack are. Then "clean" gives `updates`, and "propagate" what came out. All shards do the same.
     """
     attack = jax.lax.stop_gradient(attack)
-    moved = map_attack(lambda e, p: (widened(p) + e).astype(p.dtype), attack, params)
+    moved = map_attack(lambda e, p: (widened(p) + e).astype(dtype_of(p)), attack, params)
     attacked = jax.tree.map(
         lambda m, p: p if m is None else m, moved, params, is_leaf=lambda x: x is None
     )
@@ -209,7 +224,9 @@ def _on_all_shards(condition: jax.Array, axis_name: AxisName | None) -> jax.Arra
 
 def like(gradient: PyTree, updates: PyTree) -> PyTree:
     """`gradient` in the dtypes of `updates`."""
-    return jax.tree.map(lambda g, u: g.astype(u.dtype) if is_floating(u) else g, gradient, updates)
+    return jax.tree.map(
+        lambda g, u: g.astype(dtype_of(u)) if is_floating(u) else g, gradient, updates
+    )
 
 
 def map_attack(function: Callable[..., Any], attack: PyTree, *trees: PyTree) -> PyTree:

@@ -14,23 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax.geometry.norm import is_floating
+from trustjax.geometry.norm import is_complex, is_floating
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]
 
-_SCHEDULED = (
+SCHEDULED = (
     "optax.inject_hyperparams calls a function as a schedule of the step count unless "
     "static_args={argument!r} names it"
 )
-
-
-def is_complex(leaf: Any) -> bool:
-    """Whether `leaf` holds complex numbers, an array or a Python number."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None:
-        return isinstance(leaf, complex)
-    return bool(jnp.issubdtype(dtype, jnp.complexfloating))
 
 
 def is_trained(leaf: Any) -> bool:
@@ -50,10 +42,11 @@ def entries(params: PyTree, tree: PyTree) -> list[Any]:
     return found
 
 
-def check_real(name: str, params: PyTree, chosen: PyTree, way_out: str) -> None:
+def check_real(name: str, params: PyTree, *, chosen: PyTree = True, way_out: str = "") -> None:
     """Raises ValueError if one of the leaves that `chosen`, a tree of bools, selects is complex."""
+    paths = jax.tree.leaves_with_path(params)
     for (path, leaf), is_chosen in zip(
-        jax.tree.leaves_with_path(params), jax.tree.leaves(chosen), strict=True
+        paths, jax.tree.leaves(jax.tree.broadcast(chosen, params)), strict=True
     ):
         if is_chosen and is_complex(leaf) and np.size(leaf) > 0:
             raise ValueError(
@@ -109,12 +102,13 @@ def selection(argument: str, mask: Mask, params: PyTree) -> PyTree:
         if isinstance(entry, jax.core.Tracer):
             raise ValueError(
                 f"{argument} must be known before compilation, got a traced {entry.dtype}; "
-                + _SCHEDULED.format(argument=argument)
+                + SCHEDULED.format(argument=argument)
             )
-        if np.shape(entry) != () or np.result_type(entry) != np.bool_:
+        is_bool = isinstance(entry, bool) or getattr(entry, "dtype", None) == np.bool_
+        if not is_bool or np.shape(entry) != ():
             raise ValueError(
                 f"{argument} must be a tree of bools, or a function of the parameters that makes "
-                f"one, got {entry!r} in it; " + _SCHEDULED.format(argument=argument)
+                f"one, got {entry!r} in it; " + SCHEDULED.format(argument=argument)
             )
     return jax.tree.map(bool, broadcast(argument, found, params))
 
@@ -131,28 +125,27 @@ def check_selection(argument: str, mask: Mask, params: PyTree) -> None:
     if is_leaf(found) and not is_leaf(params):
         raise ValueError(
             f"{argument} must be a tree of bools, or a function of the parameters that makes one, "
-            f"got the single {found!r}; " + _SCHEDULED.format(argument=argument)
+            f"got the single {found!r}; " + SCHEDULED.format(argument=argument)
         )
     selected = jax.tree.leaves(selection(argument, mask, params))
     if not any(s and t for s, t in zip(selected, trained, strict=True)):
         raise ValueError(
             f"{argument} selects none of the {sum(trained)} floating leaves of the parameters, so "
-            "it would do nothing; " + _SCHEDULED.format(argument=argument)
+            "it would do nothing; " + SCHEDULED.format(argument=argument)
         )
 
 
 def on_trained(
     name: str, transform: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """`transform` on the real trained leaves alone; it sees None in place of the others.
+    """`transform` on the trained leaves, which must be real; it sees the others as MaskedNode.
 
     The update of the others is zero, or None where the gradient has None.
     """
     inner = optax.with_extra_args_support(transform)
 
     def init_fn(params: PyTree) -> optax.OptState:
-        everything = jax.tree.map(lambda _: True, params)
-        check_real(name, params, everything, ", or hide it by optax.partition")
+        check_real(name, params, way_out=", or hide it by optax.partition")
         return inner.init(trained_part(params, params))
 
     def update_fn(
@@ -172,8 +165,8 @@ def on_trained(
 
 
 def trained_part(params: PyTree, tree: PyTree) -> PyTree:
-    """`tree` with None for the leaves that are not trained."""
-    return jax.tree.map(lambda p, x: x if is_trained(p) else None, params, tree)
+    """`tree` with `optax.MaskedNode` for the leaves that are not trained."""
+    return jax.tree.map(lambda p, x: x if is_trained(p) else optax.MaskedNode(), params, tree)
 
 
 def resting(param: Any, gradient: Any, move: Any) -> Any:

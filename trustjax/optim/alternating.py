@@ -1,13 +1,15 @@
 """Two-pass transforms for trainers that only know `tx.update(grads, state, params)`."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from trustjax.geometry.norm import is_floating
-from trustjax.optim import _attack
+from trustjax._loops import is_known
+from trustjax.geometry.norm import dtype_of
+from trustjax.optim import _attack, _leaves
 from trustjax.optim._attack import PyTree
 from trustjax.optim._extra_args import with_extra_args
 
@@ -37,8 +39,6 @@ def alternating(
     weights. Even calls take the attack back and step with `base` from the clean weights. Give both
     calls of a pair the same batch; use `clean_params` for evaluation and checkpoints.
 
-    Call `update` under `jax.jit`: outside it every call compiles its two branches again.
-
     Args:
       attack: `sam`, `asam`, `tram` or another transform that takes `grad_fn` and returns the second
         gradient as it is (not `gsam`); what else it needs (`outputs`, `output_fn`, ...) goes
@@ -47,7 +47,8 @@ def alternating(
       base: the optimizer of the descent. Gradients that are not finite are refused by
         `alternating(optax.apply_if_finite(attack, n), optax.apply_if_finite(base, n))`, which
         keeps odd and even calls apart; around `alternating` a refused call would shift them. The
-        attack's `on_nonfinite` does not see the second gradient, which goes to `base`.
+        attack's `on_nonfinite` does not see the second gradient, which goes to `base`. It sees
+        leaves without a gradient as `optax.MaskedNode`.
 
     Returns:
       A transform whose state is `AlternatingState`.
@@ -73,8 +74,8 @@ def alternating(
         _attack.check_whole_tree("alternating", params)
         return AlternatingState(
             attack.init(params),
-            base.init(params),
-            clean=jax.tree.map(jnp.copy, params),
+            base.init(_leaves.trained_part(params, params)),
+            clean=jax.tree.map(jnp.copy, _as_arrays(params)),
             pending=jnp.zeros([], bool),
         )
 
@@ -83,37 +84,49 @@ def alternating(
     ) -> tuple[PyTree, AlternatingState]:
         if params is None:
             raise ValueError("alternating needs params: call tx.update(grads, state, params)")
+        _leaves.check_gradient(params, updates)
+        params = _as_arrays(params)
+        moving = functools.partial(_leaves.trained_part, params)
 
         def start_attack() -> tuple[PyTree, AlternatingState]:
             # Asked for "the gradient" at the attacked point, answer how far that point is away:
             # the transform then returns its attack. Those that do more with the second gradient
             # than return it refuse.
             question = {
-                "grad_fn": lambda attacked: _difference(attacked, params),
+                "grad_fn": lambda attacked: jax.tree.map(
+                    lambda p, u, a: a - p if _leaves.is_trained(p) else u, params, updates, attacked
+                ),
                 "attack_only": True,
             }
             moves, attack_state = attack.update(
                 updates, state.attack_state, params, **(extra_args | question)
             )
-            return moves, AlternatingState(
+            return moving(moves), AlternatingState(
                 attack_state, state.base_state, clean=params, pending=jnp.ones([], bool)
             )
 
         def step() -> tuple[PyTree, AlternatingState]:
-            descent, base_state = base.update(updates, state.base_state, state.clean, **extra_args)
-            # Integer leaves stay; their update may be a float0, which cannot be added.
-            descent = jax.tree.map(
-                lambda d, p: d if is_floating(p) else jnp.zeros_like(p), descent, state.clean
+            before = moving(state.clean)
+            descent, base_state = base.update(
+                moving(updates), state.base_state, before, **extra_args
             )
-            back = _difference(state.clean, params)
+            back = jax.tree.map(jnp.subtract, before, moving(params))
             moves = jax.tree.map(jnp.add, back, descent)
-            clean = optax.apply_updates(state.clean, descent)
+            clean = jax.tree.map(
+                lambda p, c, new: new if _leaves.is_trained(p) else c,
+                params,
+                state.clean,
+                optax.apply_updates(before, descent),
+            )
             return moves, AlternatingState(
                 state.attack_state, base_state, clean=clean, pending=jnp.zeros([], bool)
             )
 
-        result: tuple[PyTree, AlternatingState] = jax.lax.cond(state.pending, step, start_attack)
-        return result
+        if is_known(state.pending):  # outside of jit cond compiles both branches at every call
+            moves, state = (step if state.pending else start_attack)()
+        else:
+            moves, state = jax.lax.cond(state.pending, step, start_attack)
+        return jax.tree.map(_leaves.resting, params, updates, moves), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -141,5 +154,8 @@ def clean_params(state: optax.OptState, params: PyTree) -> PyTree:
     return jax.tree.map(lambda c, p: jnp.where(found[0].pending, c, p), found[0].clean, params)
 
 
-def _difference(left: PyTree, right: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: a - b if is_floating(a) else jnp.zeros_like(a), left, right)
+def _as_arrays(params: PyTree) -> PyTree:
+    """`params` with arrays in place of Python numbers, whose dtype is only a proposal."""
+    return jax.tree.map(
+        lambda p: jnp.asarray(p, dtype_of(p)) if _leaves.is_trained(p) else p, params
+    )

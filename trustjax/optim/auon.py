@@ -127,10 +127,10 @@ def scale_by_auon(
 
     def init_fn(params: PyTree) -> AuONState:
         for path, leaf in jax.tree.leaves_with_path(params):
-            if leaf.ndim < 2:
+            if np.ndim(leaf) < 2:
                 raise ValueError(
                     f"scale_by_auon takes matrices; {jax.tree_util.keystr(path)} has shape "
-                    f"{leaf.shape}: use auon, or optax.partition"
+                    f"{np.shape(leaf)}: use auon, or optax.partition"
                 )
         dtype = reduction_dtype(params)
         return AuONState(
@@ -229,7 +229,7 @@ def auon(
       other: the optimizer of the other leaves, with a rate of its own; None for
         `optax.adamw(3e-3)`, the paper's.
       label_fn: maps parameters to a tree of "auon" and "other", or is one; None for
-        `matrix_labels`. It sees None in place of leaves without a gradient, which stay.
+        `matrix_labels`. It sees leaves without a gradient, which stay, as `optax.MaskedNode`.
       weight_decay: :math:`\lambda`, decoupled, of the matrices.
       nesterov, gamma, ns_steps, normalize, brake, shape_factor, dimension_numbers: see
         `scale_by_auon`.
@@ -311,7 +311,7 @@ def matrix_labels(params: PyTree) -> PyTree:
     def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
         names = jax.tree_util.keystr(path, simple=True, separator="/").lower().split("/")
         words = {word for name in names for word in (name, *name.split("_"))}
-        is_matrix = is_floating(leaf) and leaf.ndim >= 2 and not words & _NOT_MATRICES
+        is_matrix = is_floating(leaf) and np.ndim(leaf) >= 2 and not words & _NOT_MATRICES
         return "auon" if is_matrix else "other"
 
     return jax.tree.map_with_path(label, params)
@@ -325,8 +325,8 @@ def _labels(label_fn: LabelFn, params: PyTree) -> PyTree:
     if wrong or (isinstance(found, str) and not _leaves.is_leaf(params)):
         raise ValueError(
             "label_fn must be a tree of 'auon' and 'other', or a function of the parameters that "
-            f"makes one, got {wrong[0] if wrong else found!r}; optax.inject_hyperparams calls a "
-            "function as a schedule of the step count unless static_args='label_fn' names it"
+            f"makes one, got {wrong[0] if wrong else found!r}; "
+            + _leaves.SCHEDULED.format(argument="label_fn")
         )
     return _leaves.broadcast("label_fn", found, params)
 
@@ -385,8 +385,7 @@ def _numbers(
             raise ValueError(
                 "dimension_numbers must be a tree of optax.contrib.MuonDimensionNumbers and None, "
                 f"or a function of the parameters that makes one, got {entry!r} in it; "
-                "optax.inject_hyperparams calls a function as a schedule of the step count unless "
-                "static_args='dimension_numbers' names it"
+                + _leaves.SCHEDULED.format(argument="dimension_numbers")
             )
     numbers = _leaves.broadcast("dimension_numbers", found, updates, is_leaf=_is_dimension_numbers)
     return _leaves.entries(updates, numbers)

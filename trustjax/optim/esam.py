@@ -127,7 +127,7 @@ def esam(
     takes_all = not isinstance(gamma, jax.core.Tracer) and bool(np.all(np.asarray(gamma) >= 0.99))
 
     def init_fn(params: PyTree) -> ESAMState:
-        _attack.check_whole_tree("esam", params)
+        _attack.check_params("esam", params, mask=mask, adaptive=adaptive)
         return ESAMState(key=jax.random.key_data(jax.random.key(seed)), **_attack.initial(params))
 
     def update_fn(

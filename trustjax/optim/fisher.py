@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from trustjax._checks import check_choice, check_number
@@ -120,7 +121,7 @@ def _attack_in_ellipse(
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
     def init_fn(params: PyTree) -> FisherState:
-        _attack.check_whole_tree(name, params)
+        _attack.check_params(name, params, mask=mask)
         return FisherState(**_attack.initial(params))
 
     def update_fn(
@@ -164,6 +165,6 @@ def _fisher_scaling(
         return 1.0
     # The root of f, whose square would under- or overflow.
     size = jnp.abs(widened(gradient))
-    if gradient.ndim == param.ndim + 1:
+    if gradient.ndim == np.ndim(param) + 1:
         size = vector_norm(gradient, axis=0) / len(gradient) ** 0.5
     return 1 / jnp.hypot(jnp.ones_like(size), jnp.sqrt(jnp.asarray(eta, size.dtype)) * size)

@@ -106,7 +106,7 @@ def gsam(
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
     def init_fn(params: PyTree) -> GSAMState:
-        _attack.check_whole_tree("gsam", params)
+        _attack.check_params("gsam", params, mask=mask, adaptive=adaptive)
         return GSAMState(**_attack.initial(params))
 
     def update_fn(

@@ -16,9 +16,9 @@ import optax
 
 from trustjax._checks import check_number
 from trustjax.geometry.mirror_map import MirrorMap, bregman_divergence
-from trustjax.geometry.norm import is_floating, reduction_dtype, widened
-
-PyTree = Any
+from trustjax.geometry.norm import dtype_of, reduction_dtype, widened
+from trustjax.optim import _leaves
+from trustjax.optim._leaves import PyTree
 
 
 class MirrorState(NamedTuple):
@@ -48,13 +48,14 @@ def mirror_descent(
 
     It has the learning rate in it: nothing follows in a chain. What comes before acts on the
     gradient, in dual coordinates: `optax.chain(optax.trace(0.9), mirror_descent(...))` has
-    momentum there. The map works on every leaf for itself, in float32 at least; leaves that are
-    not floating stay.
+    momentum there. The map works on every leaf for itself, in float32 at least; leaves without a
+    gradient stay.
 
     Args:
       learning_rate: t, >= 0; a number, which may be traced, or a schedule.
       mirror_map: such as `trustjax.geometry.hypentropy(1.0)`.
-      projection: maps the new parameters into a set, such as one of `optax.projections`. Those are
+      projection: maps the new parameters into a set, such as one of `optax.projections`; it sees
+        leaves without a gradient as `optax.MaskedNode`. Those are
         Euclidean, the right ones for `euclidean()`; in another geometry the constrained step is the
         Bregman projection, which `simplex()` has built in.
 
@@ -62,8 +63,8 @@ def mirror_descent(
       A transform whose state is `MirrorState`.
 
     Raises:
-      ValueError: a negative rate; `init` with weights outside of the map's domain; `update`
-        without `params`.
+      ValueError: a negative rate, a `projection` that is no function; `init` with weights outside
+        of the map's domain, or complex ones; `update` without `params`.
 
     Source: Beck and Teboulle 2003, Eq. 3.11.
 
@@ -76,10 +77,15 @@ def mirror_descent(
     [0.48566428 0.33855683 0.17577888]
     """
     check_number("learning_rate", learning_rate, at_least=0.0)
+    if projection is not None and not callable(projection):
+        raise ValueError(
+            f"projection must be a function of the parameters, got {projection!r}; "
+            + _leaves.SCHEDULED.format(argument="projection")
+        )
 
     def init_fn(params: PyTree) -> MirrorState:
         for path, leaf in jax.tree.leaves_with_path(params):
-            concrete = is_floating(leaf) and not isinstance(leaf, jax.core.Tracer)
+            concrete = not isinstance(leaf, jax.core.Tracer)
             if concrete and not mirror_map.contains(np.asarray(leaf)):
                 raise ValueError(
                     f"{mirror_map.name} takes {mirror_map.domain}; "
@@ -100,11 +106,9 @@ def mirror_descent(
         rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def move(g: jax.Array, x: jax.Array) -> jax.Array:
-            if not is_floating(x):
-                return g
             wide = widened(g)
             moved = mirror_map.move(widened(x), jnp.asarray(rate, wide.dtype) * wide)
-            return moved.astype(x.dtype)
+            return moved.astype(dtype_of(x))
 
         def bound(g: jax.Array, x: jax.Array) -> jax.Array:
             wide = widened(g)
@@ -114,14 +118,12 @@ def mirror_descent(
         new = optax.apply_updates(params, moves)
         if projection is not None:
             new = projection(new)
-            moves = jax.tree.map(
-                lambda m, after, before: after - before if is_floating(before) else m,
-                moves, new, params,
-            )  # fmt: skip
+            moves = jax.tree.map(jnp.subtract, new, params)
         pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
-        bounds = [bound(g, x).astype(state.radius.dtype) for g, x in pairs if is_floating(x)]
+        bounds = [bound(g, x).astype(state.radius.dtype) for g, x in pairs]
         radius = sum(bounds[1:], start=bounds[0]) if bounds else jnp.zeros_like(state.radius)
         distance = bregman_divergence(mirror_map, new, params).astype(state.distance.dtype)
         return moves, MirrorState(optax.safe_increment(state.count), radius, distance)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    transform = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _leaves.on_trained("mirror_descent", transform)

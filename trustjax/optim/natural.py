@@ -16,11 +16,12 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_number
+from trustjax._loops import while_loop
 from trustjax._sharding import AxisName, averaged
 from trustjax.geometry.fisher import conjugate_gradient, dot, fisher_product
-from trustjax.geometry.norm import is_floating, reduction_dtype, widened
-from trustjax.optim import _attack
-from trustjax.optim._attack import PyTree
+from trustjax.geometry.norm import dtype_of, reduction_dtype, widened
+from trustjax.optim import _attack, _leaves
+from trustjax.optim._leaves import PyTree
 
 Scalar = Callable[[PyTree], jax.Array]
 
@@ -50,7 +51,8 @@ def natural_gradient(
     *,
     damping: jax.typing.ArrayLike = 0.1,
     cg_steps: int = 10,
-    max_backtracks: int = 10,
+    cg_tolerance: jax.typing.ArrayLike = 1e-10,
+    max_backtracks: int = 50,
     backtrack: jax.typing.ArrayLike = 0.8,
     accept_ratio: jax.typing.ArrayLike = 0.0,
     slack: jax.typing.ArrayLike = 1.0,
@@ -63,8 +65,9 @@ def natural_gradient(
 
     k is the first of 0, 1, ... at which the loss and the divergence are finite, the divergence is
     at most `slack` times delta (up to rounding: without damping the full step aims at delta
-    itself), and the loss fell by at least `accept_ratio` times what its gradient promises. If none
-    is, the weights stay. F is the Hessian of the divergence.
+    itself), and the loss fell, by at least `accept_ratio` times what its gradient promises. A loss
+    that is the same number as before did not fall. If none is accepted, the weights stay. F is the
+    Hessian of the divergence.
 
     It is a ready step, with no learning rate after it. `update` takes the gradient of the loss at
     `params`, and `params`, `loss_fn(params) -> []`, `divergence_fn(params) -> []`: the mean
@@ -75,7 +78,10 @@ def natural_gradient(
       radius: delta, >= 0; a number, which may be traced, or a schedule.
       damping: lambda, >= 0, in the products and in the length of the step.
       cg_steps: products of the solver at most, >= 1.
-      max_backtracks: steps to try, >= 1.
+      cg_tolerance: the solver stops before when the squared norm of its residual is at most this
+        share of that of the gradient; >= 0.
+      max_backtracks: steps to try, >= 1. The full step is as long as the radius allows, however
+        near the minimum of the loss is: 50 tries go down to 2e-5 of it.
       backtrack: beta, in (0, 1).
       accept_ratio: >= 0.
       slack: >= 1.
@@ -95,6 +101,7 @@ def natural_gradient(
     check_number("radius", radius, at_least=0.0)
     check_number("damping", damping, at_least=0.0)
     check_number("cg_steps", cg_steps, at_least=1)
+    check_number("cg_tolerance", cg_tolerance, at_least=0.0)
     check_number("max_backtracks", max_backtracks, at_least=1)
     check_number("backtrack", backtrack, above=0.0, at_most=1.0)
     check_number("accept_ratio", accept_ratio, at_least=0.0)
@@ -102,6 +109,7 @@ def natural_gradient(
 
     def init_fn(params: PyTree) -> NaturalState:
         _attack.check_whole_tree("natural_gradient", params)
+        _leaves.check_real("natural_gradient", params)
         dtype = reduction_dtype(params)
         return NaturalState(
             count=jnp.zeros([], jnp.int32),
@@ -131,7 +139,8 @@ def natural_gradient(
                 "batch of the gradient"
             )
         _attack.check_whole_tree("natural_gradient", params)
-        space = _FloatLeaves(params)
+        _leaves.check_gradient(params, updates)
+        space = _TrainedLeaves(params)
         at = space.values(params)
         delta = jnp.asarray(_attack.value_at(radius, state.count), state.radius.dtype)
 
@@ -147,7 +156,7 @@ def natural_gradient(
             axis_name=axis_name,
         )
         downhill = [-g for g in space.values(updates)]
-        solved = conjugate_gradient(product, downhill, steps=cg_steps)
+        solved = conjugate_gradient(product, downhill, steps=cg_steps, tolerance=cg_tolerance)
         # x' A x without another product: A x = b - r.
         applied = [b - r for b, r in zip(downhill, solved.residual, strict=True)]
         squared = dot(solved.x, applied)
@@ -159,12 +168,14 @@ def natural_gradient(
             return [w + fraction.astype(w.dtype) * step for w, step in zip(at, full, strict=True)]
 
         def attempt(search: _Search) -> _Search:
-            fraction = jnp.asarray(backtrack, delta.dtype) ** search.tried
+            # Not **, which outside of jit compiles a program for every exponent.
+            fraction = jax.lax.pow(jnp.asarray(backtrack, delta.dtype), search.tried)
             values = moved(fraction)
             loss, divergence = measured(loss_fn, values), measured(divergence_fn, values)
             accepted = (
                 jnp.isfinite(loss)
                 & (divergence <= jnp.asarray(slack, delta.dtype) * delta * (1 + rounding))
+                & (loss < before)
                 & (before - loss >= jnp.asarray(accept_ratio, delta.dtype) * fraction * promised)
             )
             return _Search(search.tried + 1, accepted, fraction, divergence)
@@ -173,7 +184,7 @@ def natural_gradient(
         # A zero or broken gradient has no direction: nothing to try.
         hopeful = jnp.isfinite(length) & (length > 0)
         tried = jnp.where(hopeful, 0, max_backtracks)
-        found = jax.lax.while_loop(
+        found = while_loop(
             lambda search: ~search.accepted & (search.tried < max_backtracks),
             attempt,
             _Search(tried, jnp.array(False), zero, zero),
@@ -204,32 +215,29 @@ class _Search(NamedTuple):
     divergence: jax.Array
 
 
-class _FloatLeaves:
-    """The floating leaves of a tree as a list in float32 at least, and the way back."""
+class _TrainedLeaves:
+    """The trained leaves of a tree as a list in float32 at least, and the way back."""
 
     def __init__(self, params: PyTree) -> None:
-        self._leaves, self._structure = jax.tree.flatten(params)
+        self._params = params
 
     def values(self, tree: PyTree) -> list[jax.Array]:
-        leaves = jax.tree.leaves(tree)
-        return [widened(x) for x, own in zip(leaves, self._leaves, strict=True) if is_floating(own)]
+        return [widened(x) for x in jax.tree.leaves(_leaves.trained_part(self._params, tree))]
 
     def tree(self, values: list[jax.Array]) -> PyTree:
         """The parameters with other values, in their own dtypes."""
         rest = iter(values)
-        return jax.tree.unflatten(
-            self._structure,
-            [next(rest).astype(x.dtype) if is_floating(x) else x for x in self._leaves],
+        return jax.tree.map(
+            lambda p: next(rest).astype(dtype_of(p)) if _leaves.is_trained(p) else p, self._params
         )
 
     def like(self, values: list[jax.Array], updates: PyTree) -> PyTree:
-        """The updates with other values, in their own dtypes and structure."""
+        """The updates with other values, in their own dtypes."""
         rest = iter(values)
-        leaves, structure = jax.tree.flatten(updates)
-        return jax.tree.unflatten(
-            structure,
-            [
-                next(rest).astype(u.dtype) if is_floating(own) else u
-                for u, own in zip(leaves, self._leaves, strict=True)
-            ],
+        return jax.tree.map(
+            lambda p, u: _leaves.resting(
+                p, u, next(rest).astype(dtype_of(u)) if _leaves.is_trained(p) else None
+            ),
+            self._params,
+            updates,
         )

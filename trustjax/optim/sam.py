@@ -110,7 +110,7 @@ def sam(
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
     def init_fn(params: PyTree) -> SAMState:
-        _attack.check_whole_tree("sam", params)
+        _attack.check_params("sam", params, mask=mask, adaptive=adaptive)
         return SAMState(**_attack.initial(params))
 
     def update_fn(

@@ -163,7 +163,7 @@ def tram(
     intake = {"previous": 1.0, "initial": 0.0, "ema": 1.0 - decay, "noise": 0.0}[reference]
 
     def init_fn(params: PyTree) -> TRAMState:
-        _attack.check_whole_tree("tram", params)
+        _attack.check_params("tram", params, mask=mask, adaptive=adaptive)
         # A copy, so that params and state can both be donated.
         copy = None if reference == "noise" else jax.tree.map(jnp.copy, params)
         if reference == "ema":
@@ -242,7 +242,10 @@ def _refreshed(
         return reference
 
     def refresh(old: jax.Array, new: jax.Array) -> jax.Array:
-        if not is_floating(old) or (isinstance(intake, float) and intake == 1.0):
+        if not is_floating(old):
+            return jnp.where(due, new, old)
+        new = jnp.asarray(new)
+        if isinstance(intake, float) and intake == 1.0:
             return jnp.where(due, new.astype(old.dtype), old)
         wide = widened(old)
         mixed = wide + jnp.asarray(intake, wide.dtype) * (new.astype(wide.dtype) - wide)
