@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trustjax.geometry.divergence import gaussian_kl
 from trustjax.geometry.divergence import kl_divergence as categorical_kl
+from trustjax.geometry.gaussian import gaussian_kl
 from trustjax.geometry.norm import widened
 
 # Actions squashed by float32 tanh are seen as at most this near to the bounds.

@@ -59,6 +59,25 @@ def test_a_nan_in_the_gradient_is_reported(name):
     assert jnp.isnan(found["a"][0])
 
 
+@pytest.mark.parametrize(
+    "divergence",
+    ["kl", "reverse_kl", "symmetric_kl", "jensen_shannon", "l2", "mmd", "released_kl"],
+)
+@pytest.mark.parametrize("ascent", ["paper", "released"])
+@pytest.mark.parametrize("broken", ["outputs", "noisy_outputs"])
+def test_radius_of_a_broken_network_is_nan(divergence, ascent, broken):
+    tx = tram("noise", divergence=divergence, ascent=ascent, max_radius=2.0)
+    outputs = {**OUTPUTS, broken: jnp.array([[jnp.nan, 0.0]])}
+    found, state = attacked(tx, GRADIENT, **outputs)
+    assert jnp.isnan(state.radius)
+    assert jnp.isnan(state.distance)
+    assert all(jnp.all(jnp.isnan(leaf)) for leaf in jax.tree.leaves(found))
+    masked = {name: jnp.concatenate([x, jnp.full((1, 2), jnp.nan)]) for name, x in OUTPUTS.items()}
+    _, state = attacked(tx, GRADIENT, **masked, where=jnp.array([True, False]))
+    assert jnp.isfinite(state.radius)
+    assert state.radius > 0
+
+
 @pytest.mark.parametrize("size", [1e-25, 1.0, 1e10, 1e15])
 def test_fisher_metric_of_huge_and_tiny_gradients(size):
     """F^-1 g over its norm, from float64; g g overflows float32 in F."""

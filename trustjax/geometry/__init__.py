@@ -1,7 +1,5 @@
 """The rulers: divergences, norms and measures of a loss surface. Pure functions, no state."""
 
-from trustjax.geometry.divergence import gaussian_kl as gaussian_kl
-from trustjax.geometry.divergence import gaussian_renyi as gaussian_renyi
 from trustjax.geometry.divergence import jensen_shannon as jensen_shannon
 from trustjax.geometry.divergence import kl_divergence as kl_divergence
 from trustjax.geometry.divergence import l2_distance as l2_distance
@@ -14,6 +12,8 @@ from trustjax.geometry.fisher import Solution as Solution
 from trustjax.geometry.fisher import conjugate_gradient as conjugate_gradient
 from trustjax.geometry.fisher import fisher_product as fisher_product
 from trustjax.geometry.fisher import fisher_vector_product as fisher_vector_product
+from trustjax.geometry.gaussian import gaussian_kl as gaussian_kl
+from trustjax.geometry.gaussian import gaussian_renyi as gaussian_renyi
 from trustjax.geometry.matrix import MUON_COEFFICIENTS as MUON_COEFFICIENTS
 from trustjax.geometry.matrix import frobenius_normalize as frobenius_normalize
 from trustjax.geometry.matrix import newton_schulz as newton_schulz

@@ -3,17 +3,22 @@ r"""Divergences between predictive distributions: one value per example.
 Notation: p and q are the softmax of two logit arrays, :math:`t_k = \log(p_k / q_k)`. Summing
 :math:`\sum_k p_k t_k` as it stands cancels where p is close to q: float32 returns rounding noise
 of either sign for the small divergences that trust regions are made of. Here
-:math:`\sum_k (q_k - p_k) = 0` is added: every term is >= 0, with value and slope 0 at p = q.
+:math:`\sum_k (q_k - p_k) = 0` is added: every term is >= 0, with value and slope 0 at p = q, and t
+comes from the differences of the logits. A NaN in p or q makes the divergence NaN, except in the
+classes or examples that `where` leaves out.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_number
-from trustjax.geometry.norm import non_negative, reduction_dtype
+from trustjax.geometry._gaps import exponential_gap
+from trustjax.geometry.norm import non_negative, reduction_dtype, vector_norm
 
 
 def kl_divergence(
@@ -36,8 +41,8 @@ def kl_divergence(
     Raises:
       ValueError: the shapes differ.
     """
-    log_p, log_q = _log_probs(logits_p, logits_q, axis, where)
-    return _tsallis(log_p, log_q, 1.0, axis)
+    pair = _compare(logits_p, logits_q, axis, where)
+    return _tsallis(pair, 1.0, axis)
 
 
 def reverse_kl(
@@ -47,8 +52,8 @@ def reverse_kl(
 
     Arguments, result and errors as in `kl_divergence`.
     """
-    log_p, log_q = _log_probs(logits_p, logits_q, axis, where)
-    return _tsallis(log_q, log_p, 1.0, axis)
+    logits_p, logits_q = same_shape(logits_p, logits_q)
+    return kl_divergence(logits_q, logits_p, axis=axis, where=where)
 
 
 def symmetric_kl(
@@ -60,8 +65,8 @@ def symmetric_kl(
 
     Arguments, result and errors as in `kl_divergence`.
     """
-    log_p, log_q = _log_probs(logits_p, logits_q, axis, where)
-    return _tsallis(log_p, log_q, 1.0, axis) + _tsallis(log_q, log_p, 1.0, axis)
+    pair = _compare(logits_p, logits_q, axis, where)
+    return _tsallis(pair, 1.0, axis) + _tsallis(pair.reversed(), 1.0, axis)
 
 
 def jensen_shannon(
@@ -73,12 +78,19 @@ def jensen_shannon(
 
     Arguments, result and errors as in `kl_divergence`.
     """
-    log_p, log_q = _log_probs(logits_p, logits_q, axis, where)
-    # A class impossible in both would give logaddexp a nan gradient: add on zeros there.
-    possible = jnp.isfinite(log_p) | jnp.isfinite(log_q)
-    added = jnp.logaddexp(jnp.where(possible, log_p, 0.0), jnp.where(possible, log_q, 0.0))
-    log_m = jnp.where(possible, added, log_p) - jnp.log(2.0).astype(log_p.dtype)
-    return 0.5 * (_tsallis(log_p, log_m, 1.0, axis) + _tsallis(log_q, log_m, 1.0, axis))
+    pair = _compare(logits_p, logits_q, axis, where)
+    middle = 0.5 * (jnp.exp(pair.log_p) + jnp.exp(pair.log_q))
+
+    def to_middle(log_p: jax.Array, t: jax.Array) -> jax.Array:
+        # log(p / m) = log 2 - log(1 + e^-t), of which little is left near 0.
+        near = jnp.abs(t) < 1
+        small, far = jnp.where(near, t, jnp.zeros_like(t)), jnp.where(near, jnp.zeros_like(t), t)
+        log_ratio = jnp.where(
+            near, -jnp.log1p(0.5 * jnp.expm1(-small)), math.log(2) - jax.nn.softplus(-far)
+        )
+        return _tsallis(_Pair(log_p, jnp.log(middle), log_ratio, middle), 1.0, axis)
+
+    return 0.5 * (to_middle(pair.log_p, pair.t) + to_middle(pair.log_q, -pair.t))
 
 
 def tsallis_divergence(
@@ -107,8 +119,7 @@ def tsallis_divergence(
       ValueError: the shapes differ, or `order` is not > 0.
     """
     check_number("order", order, above=0.0)
-    log_p, log_q = _log_probs(logits_p, logits_q, axis, where)
-    return _tsallis(log_p, log_q, order, axis)
+    return _tsallis(_compare(logits_p, logits_q, axis, where), order, axis)
 
 
 def renyi_divergence(
@@ -128,18 +139,21 @@ def renyi_divergence(
     `tsallis_divergence`.
     """
     check_number("order", order, above=0.0)
-    log_p, log_q = _log_probs(logits_p, logits_q, axis, where)
-    d, is_kl, d_safe = _excess_order(order, log_p.dtype)
+    pair = _compare(logits_p, logits_q, axis, where)
+    d, is_kl, d_safe = _excess_order(order, pair.t.dtype)
     # The power sum overflows for high orders long before its logarithm is large: take that from
     # logsumexp, and the small values, which would cancel there, from the Tsallis divergence.
-    possible = jnp.isfinite(log_p) & (jnp.isfinite(log_q) | (d > 0))
-    exponent = jnp.where(possible, d * (jnp.where(possible, log_p, 0.0) - log_q) + log_p, -jnp.inf)
+    excluded = pair.t == jnp.inf  # p > 0 = q
+    infinite = jnp.where(d_safe > 0, jnp.inf, -jnp.inf).astype(d.dtype)
+    exponent = pair.log_p + d_safe * jnp.where(excluded, jnp.zeros_like(pair.t), pair.t)
+    exponent = jnp.where(excluded, infinite, exponent)
+    exponent = jnp.where(pair.log_p == -jnp.inf, jnp.full_like(exponent, -jnp.inf), exponent)
     log_sum = jax.nn.logsumexp(exponent, axis)
-    small = is_kl | (jnp.abs(d * _tsallis(log_p, log_q, order, axis)) < 0.5)
+    small = is_kl | (jnp.abs(d * _tsallis(pair, order, axis)) < 0.5)
     # Elsewhere an overflow in the branch that is not selected would make the gradient nan.
     keep = jnp.expand_dims(small, axis)
-    log_p, log_q = (jnp.where(keep, x, jnp.zeros_like(x)) for x in (log_p, log_q))
-    tsallis = _tsallis(log_p, log_q, order, axis)
+    kept = _Pair(*(jnp.where(keep, x, jnp.zeros_like(x)) for x in pair))
+    tsallis = _tsallis(kept, order, axis)
     from_tsallis = jnp.where(is_kl, tsallis, jnp.log1p(d * tsallis) / d_safe)
     return jnp.where(small, from_tsallis, log_sum / d_safe)
 
@@ -154,14 +168,11 @@ def l2_distance(
     Arguments and errors as in `kl_divergence`; adding a constant to one side changes the value.
     The gradient at distance 0 is 0.
     """
-    logits_p, logits_q = _same_shape(logits_p, logits_q)
+    logits_p, logits_q = same_shape(logits_p, logits_q)
     difference = logits_p - logits_q
     if where is not None:
         difference = jnp.where(where, difference, jnp.zeros_like(difference))
-    squared = jnp.sum(jnp.square(difference), axis)
-    positive = squared > 0
-    root = jnp.sqrt(jnp.where(positive, squared, jnp.ones_like(squared)))
-    return jnp.where(positive, root, jnp.zeros_like(root))
+    return vector_norm(difference, axis)
 
 
 def mmd(
@@ -177,7 +188,8 @@ def mmd(
               \qquad k(x, y) = \sum_b (b^2 + \|x - y\|^2)^{-1/2}
 
     The biased V-statistic, diagonal included. It compares the two batches as sets, so it is one
-    number for the batch, unlike the other divergences.
+    number for the batch, unlike the other divergences. Distances are sums of squared differences,
+    not taken from a matrix product, which loses small ones: examples^2 times classes operations.
 
     Args:
       logits_p: [..., classes] float; the leading axes together are the batch.
@@ -194,151 +206,130 @@ def mmd(
     Source: kernel "imq2" of the code released with TRAM (arXiv:2310.03646), which in addition
     divides by the batch size.
     """
-    logits_p, logits_q = _same_shape(logits_p, logits_q)
+    logits_p, logits_q = same_shape(logits_p, logits_q)
     classes = logits_p.shape[-1]
     weights = jnp.ones(logits_p.shape[:-1], logits_p.dtype)
     if where is not None:
         weights = jnp.broadcast_to(where, weights.shape).astype(weights.dtype)
+        # Zero times NaN is NaN: examples that do not count are zero.
+        counted = weights[..., None] > 0
+        logits_p, logits_q = (
+            jnp.where(counted, z, jnp.zeros_like(z)) for z in (logits_p, logits_q)
+        )
     weights = weights.reshape(-1) / jnp.maximum(jnp.sum(weights), jnp.ones([], weights.dtype))
-    points = jnp.concatenate([logits_p.reshape(-1, classes), logits_q.reshape(-1, classes)])
-    signed_weights = jnp.concatenate([weights, -weights])
-
-    squares = jnp.sum(jnp.square(points), -1)
-    gram = jnp.matmul(points, points.T, precision=jax.lax.Precision.HIGHEST)
-    distances = jnp.maximum(
-        squares[:, None] + squares[None, :] - 2 * gram, jnp.zeros([], gram.dtype)
-    )
-    kernel = sum(jax.lax.rsqrt(b**2 + distances) for b in bandwidths)
-    discrepancy = jnp.einsum("i,ij,j->", signed_weights, kernel, signed_weights)
-    return non_negative(discrepancy)
+    points = (z.reshape(-1, classes) for z in (logits_p, logits_q))
+    found: jax.Array = _mmd(*points, weights, jnp.asarray(bandwidths, weights.dtype))
+    return found
 
 
-def gaussian_kl(
-    mean_p: jax.Array,
-    log_std_p: jax.Array,
-    mean_q: jax.Array,
-    log_std_q: jax.Array,
-    *,
-    axis: int = -1,
-) -> jax.Array:
-    r"""Kullback-Leibler divergence of diagonal Gaussians, p from q.
+@jax.jit
+def _mmd(x: jax.Array, y: jax.Array, weights: jax.Array, bandwidths: jax.Array) -> jax.Array:
+    """The discrepancy of x and y [examples, classes], from differences of points and of kernels.
 
-    .. math:: \sum_i \log\frac{\sigma_{q,i}}{\sigma_{p,i}}
-              + \frac{\sigma_{p,i}^2 + (\mu_{p,i} - \mu_{q,i})^2}{2 \sigma_{q,i}^2} - \frac12
-
-    Args:
-      mean_p: [..., dimensions] float.
-      log_std_p: broadcastable to the means, natural logarithm of the standard deviation.
-      mean_q: same shape as `mean_p`.
-      log_std_q: as `log_std_p`.
-      axis: the axis of the dimensions.
-
-    Returns:
-      [...] in nats, float32 at least, >= 0.
-
-    Raises:
-      ValueError: the shapes of the means differ.
+    Squared distances from a Gram matrix have the rounding errors of squared norms, and the kernels
+    of two close batches cancel to all but the last digits.
     """
-    mean_p, log_std_p, mean_q, log_std_q = _gaussians(mean_p, log_std_p, mean_q, log_std_q)
-    log_ratio = 2 * (log_std_p - log_std_q)
-    squared_shift = jnp.square((mean_p - mean_q) * jnp.exp(-log_std_q))
-    return 0.5 * jnp.sum(jnp.expm1(log_ratio) - log_ratio + squared_shift, axis)
+    moves = y - x
+
+    def kernel_gap(low: jax.Array, high: jax.Array, excess: jax.Array) -> jax.Array:
+        """k(low) - k(high), both squared distances, with excess = high - low."""
+        low, high = (jnp.sqrt(jnp.square(bandwidths)[None] + z[:, None]) for z in (low, high))
+        return jnp.sum(excess[:, None] / (low * high * (low + high)), -1)
+
+    def row(each: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        (point, move), weight = (z[None] for z in each[:2]), each[2]
+        apart = point - x
+        crossed = apart - moves  # x_i - y_j
+        cross = jnp.sum(jnp.square(crossed), -1)
+        xx, yy = jnp.sum(jnp.square(apart), -1), jnp.sum(jnp.square(crossed + move), -1)
+        excess_xx = jnp.sum(moves * (moves - 2 * apart), -1)
+        excess_yy = -jnp.sum(move * (2 * crossed + move), -1)
+        gaps = kernel_gap(xx, cross, excess_xx) + kernel_gap(yy, cross, excess_yy)
+        return weight * jnp.sum(weights * gaps)
+
+    # One row of pairs at a time, computed again for gradients: memory stays that of the logits.
+    return non_negative(jnp.sum(jax.lax.map(jax.checkpoint(row), (x, moves, weights))))
 
 
-def gaussian_renyi(
-    mean_p: jax.Array,
-    log_std_p: jax.Array,
-    mean_q: jax.Array,
-    log_std_q: jax.Array,
-    *,
-    order: float,
-    axis: int = -1,
-) -> jax.Array:
-    r"""Rényi divergence of diagonal Gaussians, p from q.
+class _Pair(NamedTuple):
+    """Two distributions: their log-probabilities, t = log(p / q), and the probabilities q.
 
-    .. math:: \sum_i \frac{a (\mu_{p,i} - \mu_{q,i})^2}{2 s_i^2}
-              + \frac{1}{1 - a} \log\frac{s_i}{\sigma_{p,i}^{1-a} \sigma_{q,i}^{a}},
-              \qquad s_i^2 = a \sigma_{q,i}^2 + (1 - a) \sigma_{p,i}^2
-
-    Infinite where :math:`s_i^2 \le 0`, which happens only for orders above 1.
-
-    Args:
-      mean_p: [..., dimensions] float.
-      log_std_p: broadcastable to the means, natural logarithm of the standard deviation.
-      mean_q: same shape as `mean_p`.
-      log_std_q: as `log_std_p`.
-      order: a > 0, a Python number; 1 is KL.
-      axis: the axis of the dimensions.
-
-    Returns:
-      [...] float32 at least, >= 0.
-
-    Raises:
-      ValueError: the shapes of the means differ, or `order` is not > 0.
-
-    Source: Gil, Alajaji and Linder, Rényi divergence measures for commonly used univariate
-    continuous distributions, Information Sciences 249 (2013), Table 2.
+    t is 0 in classes that both exclude, and infinite in those that one of them excludes.
     """
-    check_number("order", order, above=0.0)
-    if order == 1:
-        return gaussian_kl(mean_p, log_std_p, mean_q, log_std_q, axis=axis)
-    mean_p, log_std_p, mean_q, log_std_q = _gaussians(mean_p, log_std_p, mean_q, log_std_q)
-    # In units of sigma_q: s^2 / sigma_q^2 = 1 + (1 - a) (sigma_p^2 / sigma_q^2 - 1).
-    log_ratio = 2 * (log_std_p - log_std_q)
-    excess = (1 - order) * jnp.expm1(log_ratio)
-    finite = excess > -1
-    excess = jnp.where(finite, excess, jnp.zeros_like(excess))
-    squared_shift = jnp.square((mean_p - mean_q) * jnp.exp(-log_std_q))
-    term = order * squared_shift / (1 + excess)
-    term = term + jnp.log1p(excess) / (1 - order) - log_ratio
-    return 0.5 * jnp.sum(jnp.where(finite, term, jnp.full_like(term, jnp.inf)), axis)
+
+    log_p: jax.Array
+    log_q: jax.Array
+    t: jax.Array
+    q: jax.Array
+
+    def reversed(self) -> "_Pair":
+        return _Pair(self.log_q, self.log_p, -self.t, jnp.exp(self.log_p))
 
 
-def _log_probs(
-    logits_p: jax.Array, logits_q: jax.Array, axis: int, where: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Both log-softmaxes, float32 at least; masked classes have probability 0 in both."""
-    logits_p, logits_q = _same_shape(logits_p, logits_q)
-    if where is not None:
+def _compare(logits_p: jax.Array, logits_q: jax.Array, axis: int, where: jax.Array | None) -> _Pair:
+    """Both softmaxes, float32 at least; masked classes have probability 0 in both."""
+    logits_p, logits_q = same_shape(logits_p, logits_q)
+    if where is None:
+        log_p, log_q = (jax.nn.log_softmax(z, axis) for z in (logits_p, logits_q))
+    else:
         where = jnp.broadcast_to(where, logits_p.shape)
         # Half the lowest number, so that subtracting the normaliser cannot overflow.
         lowest = jnp.full_like(logits_p, float(np.finfo(logits_p.dtype).min) / 2)
-        logits_p = jnp.where(where, logits_p, lowest)
-        logits_q = jnp.where(where, logits_q, lowest)
-    return jax.nn.log_softmax(logits_p, axis), jax.nn.log_softmax(logits_q, axis)
+        impossible = jnp.full_like(logits_p, -jnp.inf)
+        logits_p, logits_q = (jnp.where(where, z, lowest) for z in (logits_p, logits_q))
+        log_p, log_q = (
+            jnp.where(where, jax.nn.log_softmax(z, axis), impossible) for z in (logits_p, logits_q)
+        )
+    zeros = jnp.zeros_like(log_p)
+    neither = (log_p == -jnp.inf) & (log_q == -jnp.inf)
+    t = jnp.where(neither, zeros, log_p) - jnp.where(neither, zeros, log_q)
+
+    # Two logarithms differ with the rounding errors of both. Where all t are small they are taken
+    # from the differences of the logits instead; derivatives are the same.
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    moves = jax.lax.stop_gradient(jnp.where(neither, zeros, logits_p - logits_q))
+    moves = moves - jnp.sum(jnp.where(jnp.isfinite(moves), p * moves, zeros), axis, keepdims=True)
+    moves = jnp.where(neither, zeros, moves)
+    near = jnp.max(jnp.abs(moves), axis, keepdims=True) < 0.5
+    growth = jnp.sum(jnp.where(near, q * jnp.expm1(moves), zeros), axis, keepdims=True)
+    exact = jnp.where(neither, zeros, moves - jnp.log1p(growth))
+    t = t + jax.lax.stop_gradient(jnp.where(near, exact - t, zeros))
+    return _Pair(log_p, log_q, t, q)
 
 
-def _tsallis(
-    log_p: jax.Array, log_q: jax.Array, order: jax.typing.ArrayLike, axis: int
-) -> jax.Array:
-    r"""Tsallis divergence from log-probabilities, each term >= 0.
+def _tsallis(pair: _Pair, order: jax.typing.ArrayLike, axis: int) -> jax.Array:
+    r"""Tsallis divergence, each term >= 0.
 
     With d = order - 1 a term is :math:`p [ (e^{d t} - 1) / d + e^{-t} - 1 ]`, for d = 0
     :math:`p [ t + e^{-t} - 1 ]`; a class that p excludes counts q.
     """
+    log_p, _, t, q = pair
     d, is_kl, d_safe = _excess_order(order, log_p.dtype)
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    zeros = jnp.zeros_like(p)
-    # Logits of -inf make t infinite or nan, and a gradient that meets them, even times 0, is nan:
-    # each branch therefore computes on zeros where it is not the one selected.
-    possible = p > 0
-    log_p = jnp.where(possible, log_p, zeros)
-    t = jnp.where(possible, log_p - log_q, zeros)
+    zeros = jnp.zeros_like(t)
+    # Logits of -inf make t infinite, and a gradient that meets that, even times 0, is nan: each
+    # branch therefore computes on zeros where it is not the one selected. p may underflow where
+    # p e^{d t} does not, so what counts as excluded is a logarithm of -inf, not p = 0.
+    outside, excluded = log_p == -jnp.inf, t == jnp.inf
+    log_p = jnp.where(outside, zeros, log_p)
+    t = jnp.where(outside | excluded, zeros, t)
+    p = jnp.exp(log_p)
+
+    # t / d - t / d and t - t are left out: gaps of the exponential keep the digits of small t.
+    near = (jnp.abs(t) < 0.5) & (jnp.abs(d * t) < 0.5)
+    small, t = jnp.where(near, t, zeros), jnp.where(near, zeros, t)
+    from_gaps = p * (exponential_gap(d * small) / d_safe + exponential_gap(-small))
 
     # (e^{d t} - 1) / d: expm1 keeps the digits of small d t, for orders close to 1 also far from
     # p = q; but e^{d t} may overflow where p e^{d t} does not.
-    slow = jnp.abs(d * jnp.where(is_kl, zeros, t)) < 1
-    gain_kl = p * jnp.where(is_kl, t, zeros)
-    gain_slow = p * jnp.expm1(d * jnp.where(slow & ~is_kl, t, zeros)) / d_safe
-    power = jnp.exp(log_p + d * jnp.where(slow, zeros, t))
-    gain = jnp.where(is_kl, gain_kl, jnp.where(slow, gain_slow, (power - p) / d_safe))
+    slow = jnp.abs(d * t) < 1
+    gain_slow = p * jnp.expm1(jnp.where(slow, d * t, zeros)) / d_safe
+    power = jnp.exp(log_p + jnp.where(slow, zeros, d * t))
+    gain = jnp.where(is_kl, p * t, jnp.where(slow, gain_slow, (power - p) / d_safe))
 
-    # e^{-t} - 1: likewise, and p e^{-t} = q.
-    near = jnp.abs(t) < 1
-    balance = jnp.where(near, p * jnp.expm1(-jnp.where(near, t, zeros)), q - p)
-
-    term = jnp.where(possible, gain + balance, q)
-    return non_negative(jnp.sum(term, axis))
+    term = jnp.where(near, from_gaps, gain + (q - p))
+    at_zero_q = jnp.where(d >= 0, jnp.full_like(p, jnp.inf), -p * (1 + d) / d_safe)
+    term = jnp.where(excluded, at_zero_q, term)
+    return non_negative(jnp.sum(jnp.where(outside, q, term), axis))
 
 
 def _excess_order(
@@ -350,7 +341,7 @@ def _excess_order(
     return d, is_kl, jnp.where(is_kl, jnp.ones_like(d), d)
 
 
-def _same_shape(logits_p: jax.Array, logits_q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def same_shape(logits_p: jax.Array, logits_q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both as arrays of one dtype, float32 at least."""
     logits_p, logits_q = jnp.asarray(logits_p), jnp.asarray(logits_q)
     if logits_p.shape != logits_q.shape:
@@ -360,20 +351,3 @@ def _same_shape(logits_p: jax.Array, logits_q: jax.Array) -> tuple[jax.Array, ja
         )
     dtype = reduction_dtype((logits_p, logits_q))
     return logits_p.astype(dtype), logits_q.astype(dtype)
-
-
-def _gaussians(
-    mean_p: jax.Array, log_std_p: jax.Array, mean_q: jax.Array, log_std_q: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """All four as arrays of the means' shape and dtype, float32 at least."""
-    if jnp.shape(mean_p) != jnp.shape(mean_q):
-        raise ValueError(
-            "mean_p and mean_q must have the same shape, got "
-            f"{jnp.shape(mean_p)} and {jnp.shape(mean_q)}"
-        )
-    mean_p, mean_q = _same_shape(mean_p, mean_q)
-    log_std_p, log_std_q = (
-        jnp.broadcast_to(jnp.asarray(x).astype(mean_p.dtype), mean_p.shape)
-        for x in (log_std_p, log_std_q)
-    )
-    return mean_p, log_std_p, mean_q, log_std_q

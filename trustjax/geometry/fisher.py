@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from trustjax._checks import check_number
 from trustjax._loops import while_loop
 from trustjax._sharding import AxisName, as_local_as, averaged
+from trustjax.geometry.norm import global_norm
 
 PyTree = Any
 Linear = Callable[[PyTree], PyTree]
@@ -133,11 +134,16 @@ def conjugate_gradient(
         direction = _add(residual, norm / state.norm, state.direction)
         return State(x, residual, direction, norm, state.num_steps + 1, positive)
 
+    # Solved for a b of length 1, as squares of tiny and of huge numbers leave the range of floats.
+    size = global_norm(b)
+    unit = jnp.where(size == 0, jnp.ones_like(size), size)
+    b = jax.tree.map(lambda x: x / unit.astype(x.dtype), b)
     zero = jax.tree.map(jnp.zeros_like, b)
     whole = dot(b, b)
     start = State(zero, b, b, whole, jnp.zeros([], jnp.int32), jnp.array(True))
     end = while_loop(going_on, step, start)
-    return Solution(end.x, end.residual, end.num_steps)
+    x, residual = jax.tree.map(lambda x: x * unit.astype(x.dtype), (end.x, end.residual))
+    return Solution(x, residual, end.num_steps)
 
 
 def dot(a: PyTree, b: PyTree) -> jax.Array:

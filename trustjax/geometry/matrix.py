@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_number
-from trustjax.geometry.norm import widened
+from trustjax.geometry.norm import vector_norm, widened
 
 # Of Keller Jordan's Muon: steep at zero, and singular values end in about 0.7 to 1.2, not at 1.
 MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -32,7 +32,7 @@ def frobenius_normalize(
      [0.  0.8]]
     """
     wide = widened(matrix)
-    norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=axis, keepdims=True))
+    norm = vector_norm(wide, axis, keepdims=True)
     return (wide / (norm + jnp.asarray(epsilon, wide.dtype))).astype(matrix.dtype)
 
 

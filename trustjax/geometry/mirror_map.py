@@ -5,14 +5,15 @@ A convex potential psi gives dual coordinates z = grad psi(x) and the Bregman di
     B(x, y) = psi(x) - psi(y) - <grad psi(y), x - y> >= 0.
 
 One step of mirror descent with gradient g and rate t, the step s = t g, is z <- z - s; then back.
-Each map writes the move x_new - x in a form that neither overflows nor cancels.
+Each map writes the divergence, and where it can the move x_new - x, in a form that neither
+overflows nor cancels. A NaN stays one: where the entries of an array share a norm or a normaliser,
+in all of them.
 
 Sources: Nemirovski, Yudin, 1983; Beck, Teboulle, Oper. Res. Lett. 31, 2003 (simplex); Gentile,
 Machine Learning 53, 2003 (p-norm); Azizan, Lale, Hassibi, arXiv:1906.03830 (separable p); Ghai,
 Hazan, Singer, arXiv:1902.01903 (hypentropy).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_number
+from trustjax.geometry._gaps import (
+    halves,
+    hyperbolic_gap,
+    power_gap,
+    power_of_size,
+    relative_entropy,
+    spectral_gap,
+)
 from trustjax.geometry.norm import is_floating, non_negative, widened
 
 PyTree = Any
@@ -101,7 +110,7 @@ def negative_entropy() -> MirrorMap:
         potential=lambda x: jnp.sum(_x_log_x(x) - x),
         to_dual=jnp.log,
         to_primal=jnp.exp,
-        divergence=lambda x, y: jnp.sum(_relative_entropy(x, y)),
+        divergence=lambda x, y: jnp.sum(relative_entropy(x, y)),
         move=lambda x, s: x * jnp.expm1(-s),
         bound=lambda x, s: 0.5 * jnp.sum(x * jnp.square(s)),
         domain="numbers >= 0",
@@ -124,7 +133,7 @@ def simplex(*, axis: int = -1) -> MirrorMap:
     """
 
     def move(x: Array, s: Array) -> Array:
-        return _softmax_where(_log(x) - s, x > 0, axis) - x
+        return _softmax_where(_log(x) - s, ~(x <= 0), axis) - x
 
     def bound(x: Array, s: Array) -> Array:
         # The step may be shifted by any constant: half its range is its dual norm.
@@ -141,7 +150,7 @@ def simplex(*, axis: int = -1) -> MirrorMap:
         potential=lambda x: jnp.sum(_x_log_x(x)),
         to_dual=lambda x: 1 + jnp.log(x),
         to_primal=lambda z: jax.nn.softmax(z, axis=axis),
-        divergence=lambda x, y: jnp.sum(_relative_entropy(x, y)),
+        divergence=lambda x, y: jnp.sum(relative_entropy(x, y)),
         move=move,
         bound=bound,
         domain=f"probabilities that sum to 1 along axis {axis}",
@@ -168,15 +177,14 @@ def p_norm(p: jax.typing.ArrayLike) -> MirrorMap:
 
     def dual(x: Array, power: Array) -> Array:
         # Homogeneous of degree 1: powers are taken of x over its largest entry.
-        largest = jnp.max(jnp.abs(x), initial=0.0)
-        share = x / jnp.where(largest > 0, largest, 1.0)
+        largest, share = _share(x)
         norm = _root_of_sum(share, power)
         scale = largest * norm ** (2 - power)
-        return jnp.where(largest > 0, scale * _signed_power(share, power - 1), 0.0)
+        return jnp.where(largest == 0, 0.0, scale * _signed_power(share, power - 1))
 
     def norm_of(x: Array, power: Array) -> Array:
-        largest = jnp.max(jnp.abs(x), initial=0.0)
-        return largest * _root_of_sum(x / jnp.where(largest > 0, largest, 1.0), power)
+        largest, share = _share(x)
+        return largest * _root_of_sum(share, power)
 
     def exponents(x: Array) -> tuple[Array, Array]:
         power = jnp.asarray(p, x.dtype)
@@ -189,8 +197,23 @@ def p_norm(p: jax.typing.ArrayLike) -> MirrorMap:
         return dual(z, exponents(z)[1])
 
     def divergence(x: Array, y: Array) -> Array:
-        first, second = (0.5 * jnp.square(norm_of(a, exponents(a)[0])) for a in (x, y))
-        return non_negative(first + second - jnp.sum(x * to_dual(y)))
+        largest, _ = _share(jax.lax.stop_gradient(jnp.stack([x, y])))
+        safe = jnp.where(largest == 0, 1.0, largest)
+        # Homogeneous of degree 2. Differences are taken before the division rounds.
+        x, y, move = x / safe, y / safe, (x - y) / safe
+        power, _ = exponents(x)
+        first, second = (0.5 * jnp.square(norm_of(a, power)) for a in (x, y))
+        plain = non_negative(first + second - jnp.sum(x * to_dual(y)))
+        # With S the sum of |y|^p, T that of the gaps of |x|^p, and 1 + u the quotient of the sums,
+        # B is |y|^2 times T / (p S) plus half the gap of (1 + u)^(2 / p): nothing cancels.
+        total = jnp.sum(power_of_size(y, power))
+        total = jnp.where(total == 0, 1.0, total)
+        gaps = jnp.sum(power_gap(y, move, power)) / total
+        u = gaps + power * jnp.sum(_signed_power(y, power - 1) * move) / total
+        near = jnp.abs(u) < 0.5
+        turn = power_gap(jnp.ones_like(u), jnp.where(near, u, 0.0), 2 / power)
+        exact = total ** (2 / power) * (jnp.where(near, gaps, 0.0) / power + 0.5 * turn)
+        return jnp.square(largest) * jnp.where(near, non_negative(exact), plain)
 
     def bound(x: Array, s: Array) -> Array:
         power, conjugate = exponents(s)
@@ -231,21 +254,20 @@ def separable_p(p: jax.typing.ArrayLike) -> MirrorMap:
 
     def divergence(x: Array, y: Array) -> Array:
         power = power_of(x)
-        terms = _power(x, power) / power - _power(y, power) / power - to_dual(y) * (x - y)
-        return jnp.sum(non_negative(terms))
+        return jnp.sum(non_negative(power_gap(y, x - y, power))) / power
 
     def bound(x: Array, s: Array) -> Array:
         power = power_of(x)
         conjugate = power / (power - 1)
         # 1 / curvature, which is infinite at 0 for p > 2: there, and near it, uniform convexity.
-        curved = 0.5 * jnp.square(s) * _power(x, 2 - power) / (power - 1)
-        uniform = 2 ** jnp.maximum((power - 2) * (conjugate - 1), 0) * _power(s, conjugate)
+        curved = 0.5 * jnp.square(s) * power_of_size(x, 2 - power) / (power - 1)
+        uniform = 2 ** jnp.maximum((power - 2) * (conjugate - 1), 0) * power_of_size(s, conjugate)
         near = (x == 0) | (curved > uniform)
         return jnp.sum(jnp.where((power > 2) & near, uniform, curved))
 
     return MirrorMap(
         name="separable_p",
-        potential=lambda x: jnp.sum(_power(x, power_of(x))) / power_of(x),
+        potential=lambda x: jnp.sum(power_of_size(x, power_of(x))) / power_of(x),
         to_dual=to_dual,
         to_primal=to_primal,
         divergence=divergence,
@@ -275,14 +297,12 @@ def hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
         return jnp.asarray(beta, x.dtype)
 
     def move(x: Array, s: Array) -> Array:
-        large, small = _halves(x, scale(x))
+        large, small = halves(x, scale(x))
         sign = jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
         return sign * (large * jnp.expm1(-sign * s) - small * jnp.expm1(sign * s))
 
     def divergence(x: Array, y: Array) -> Array:
-        turn = jnp.arcsinh(x / scale(x)) - jnp.arcsinh(y / scale(y))
-        even, odd = _hyperbolic_gaps(turn)
-        return jnp.sum(non_negative(jnp.hypot(y, scale(y)) * even + y * odd))
+        return jnp.sum(hyperbolic_gap(x, y, scale(x)))
 
     return MirrorMap(
         name="hypentropy",
@@ -329,7 +349,10 @@ def spectral_hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
 
     def divergence(x: Array, y: Array) -> Array:
         gap = values.potential(singular(x)) - values.potential(singular(y))
-        return non_negative(gap - jnp.sum(to_dual(y) * (x - y)))
+        plain = gap - jnp.sum(to_dual(y) * (x - y))
+        # The derivative of the plain form is good, but close matrices cancel in its value.
+        exact = spectral_gap(x, y, jnp.asarray(beta, x.dtype))
+        return plain + jax.lax.stop_gradient(exact - plain)
 
     def bound(x: Array, s: Array) -> Array:
         largest = jnp.hypot(jnp.max(singular(x), axis=-1), jnp.asarray(beta, x.dtype))
@@ -353,36 +376,11 @@ def spectral_hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
 
 def _log(x: Array) -> Array:
     """log x, with 0 for x <= 0."""
-    return jnp.log(jnp.where(x > 0, x, 1.0))
+    return jnp.log(jnp.where(x <= 0, 1.0, x))
 
 
 def _x_log_x(x: Array) -> Array:
     return x * _log(x)
-
-
-def _relative_entropy(x: Array, y: Array) -> Array:
-    """x log(x / y) - x + y, elementwise, without cancellation near x = y."""
-    both = (x > 0) & (y > 0)
-    even, odd = _hyperbolic_gaps(jnp.where(both, _log(x) - _log(y), 0.0))
-    at_zero = jnp.where(x > 0, jnp.inf, y)  # x = 0 gives y, and y = 0 < x infinity
-    return jnp.where(both, y * (even + odd), at_zero)
-
-
-def _hyperbolic_gaps(t: Array) -> tuple[Array, Array]:
-    """t sinh t - cosh t + 1, and t cosh t - sinh t, without cancellation near 0."""
-    near = jnp.abs(t) < 0.5
-    small = jnp.where(near, t, 0.0)
-    square = jnp.square(small)
-    even, odd = jnp.zeros_like(t), jnp.zeros_like(t)
-    for k in range(7, 0, -1):  # the series in t^2, enough terms for float64
-        even = square * ((2 * k - 1) / math.factorial(2 * k) + even)
-        odd = square * (2 * k / math.factorial(2 * k + 1) + odd)
-    odd = small * odd
-    far = jnp.where(near, 1.0, t)
-    return (
-        jnp.where(near, even, far * jnp.sinh(far) - jnp.cosh(far) + 1),
-        jnp.where(near, odd, far * jnp.cosh(far) - jnp.sinh(far)),
-    )
 
 
 def _softmax_where(logits: Array, where: Array, axis: int) -> Array:
@@ -391,23 +389,17 @@ def _softmax_where(logits: Array, where: Array, axis: int) -> Array:
     return found
 
 
-def _power(x: Array, power: Array) -> Array:
-    """|x|^power, and 0 at 0, with slope 0 there."""
-    zero = x == 0
-    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, jnp.abs(x)) ** power)
-
-
 def _signed_power(x: Array, power: Array) -> Array:
-    return jnp.sign(x) * _power(x, power)
+    return jnp.sign(x) * power_of_size(x, power)
+
+
+def _share(x: Array) -> tuple[Array, Array]:
+    """The size of the largest entry, and x over it."""
+    largest = jnp.max(jnp.abs(x), initial=0.0)
+    return largest, x / jnp.where(largest == 0, 1.0, largest)
 
 
 def _root_of_sum(share: Array, power: Array) -> Array:
     """The p-norm of numbers of size 1 at most; 1 where all are 0."""
-    total = jnp.sum(_power(share, power))
-    return jnp.where(total > 0, total, 1.0) ** (1 / power)
-
-
-def _halves(x: Array, beta: Array) -> tuple[Array, Array]:
-    """(sqrt(x^2 + beta^2) + |x|) / 2 and beta^2 / 4 over it: u and v of EG+-, by size."""
-    large = 0.5 * (jnp.hypot(x, beta) + jnp.abs(x))
-    return large, beta * (beta / (4 * large))
+    total = jnp.sum(power_of_size(share, power))
+    return jnp.where(total == 0, 1.0, total) ** (1 / power)

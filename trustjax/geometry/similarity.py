@@ -28,7 +28,7 @@ def linear_cka(x: jax.Array, y: jax.Array) -> jax.Array:
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(f"x and y must be matrices of equal length, got {x.shape} and {y.shape}")
-    x, y = (widened(z) - jnp.mean(widened(z), axis=0, keepdims=True) for z in (x, y))
+    x, y = (_centred(widened(z)) for z in (x, y))
     # Unit scale first: the fourth powers below would leave the range of float32.
     x, y = (z / jnp.maximum(jnp.max(jnp.abs(z)), float(np.finfo(z.dtype).tiny)) for z in (x, y))
 
@@ -36,6 +36,12 @@ def linear_cka(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)))
 
     product = jnp.sqrt(squared_norm(x, x)) * jnp.sqrt(squared_norm(y, y))
-    positive = product > 0
-    ratio = squared_norm(y, x) / jnp.where(positive, product, jnp.ones_like(product))
-    return jnp.where(positive, ratio, jnp.zeros_like(ratio))
+    zero = product == 0
+    ratio = squared_norm(y, x) / jnp.where(zero, jnp.ones_like(product), product)
+    return jnp.where(zero, jnp.zeros_like(ratio), ratio)
+
+
+def _centred(z: jax.Array) -> jax.Array:
+    """`z` less the means of its columns; zero in constant columns, whose mean is rounded."""
+    constant = jnp.max(z, axis=0) == jnp.min(z, axis=0)
+    return jnp.where(constant[None], jnp.zeros_like(z), z - jnp.mean(z, axis=0, keepdims=True))

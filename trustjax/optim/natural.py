@@ -155,14 +155,15 @@ def natural_gradient(
             damping=damping,
             axis_name=axis_name,
         )
-        downhill = [-g for g in space.values(updates)]
+        # The step does not depend on the size of the gradient, whose squares may leave float32.
+        downhill, size = _attack.normalized([-g for g in space.values(updates)])
         solved = conjugate_gradient(product, downhill, steps=cg_steps, tolerance=cg_tolerance)
         # x' A x without another product: A x = b - r.
         applied = [b - r for b, r in zip(downhill, solved.residual, strict=True)]
         squared = dot(solved.x, applied)
         length = jnp.sqrt(_attack.ratio(2 * delta, squared.astype(delta.dtype)))
         full = [length.astype(x.dtype) * x for x in solved.x]
-        promised = dot(downhill, full).astype(delta.dtype)
+        promised = (size * dot(downhill, full)).astype(delta.dtype)
 
         def moved(fraction: jax.Array) -> list[jax.Array]:
             return [w + fraction.astype(w.dtype) * step for w, step in zip(at, full, strict=True)]
