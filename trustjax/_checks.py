@@ -20,6 +20,7 @@ def check_number(
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
+    below: float | None = None,
 ) -> None:
     """Raises ValueError unless `value` (a number or an array of them) is within the bounds.
 
@@ -34,6 +35,8 @@ def check_number(
         raise ValueError(f"{name} must be <= {at_most:g}, got {value}")
     if above is not None and not np.all(np.asarray(value) > above):
         raise ValueError(f"{name} must be > {above:g}, got {value}")
+    if below is not None and not np.all(np.asarray(value) < below):
+        raise ValueError(f"{name} must be < {below:g}, got {value}")
 
 
 def check_count(name: str, value: Any, *, at_least: int | None = None) -> None:

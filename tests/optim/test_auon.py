@@ -17,7 +17,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from trustjax.models import ViT
 from trustjax.optim import auon, hybrid_auon, matrix_labels, scale_by_auon
-from trustjax.optim.auon import _known_excess, brake_excess
+from trustjax.optim.auon import _known_excess, _two_moments_do, brake_excess
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "auon.json").read_text())
 FORMS = {
@@ -237,10 +237,104 @@ def test_zero_gradient(form):
 
 def test_bfloat16_sums_in_float32():
     """In bfloat16 a sum of 4096 squares would end at 256."""
-    update, state = update_of(jnp.ones((64, 64), jnp.bfloat16))
+    update, state = update_of(jnp.ones((64, 64), jnp.bfloat16), mu_dtype=jnp.bfloat16)
     assert update.dtype == state.momentum.dtype == jnp.bfloat16
     np.testing.assert_allclose(update.astype(np.float32), 1 / 64, rtol=4e-3)
     np.testing.assert_allclose(state.distance, 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_momentum_of_half_precision_is_float32(dtype):
+    """Stored in bfloat16 it would stay at the first gradient: 0.05 of the way is no step there."""
+    tx = auon(1.0, beta=0.999, nesterov=False, other=optax.sgd(1.0))
+    params = {"kernel": jnp.eye(2, dtype=dtype), "bias": jnp.ones(2, dtype)}
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for _ in range(200):
+        updates, state = update(jax.tree.map(jnp.ones_like, params), state, params)
+    assert updates["kernel"].dtype == dtype
+    momentum = optax.tree.get(state, "momentum")["kernel"]
+    assert momentum.dtype == jnp.float32
+    np.testing.assert_allclose(momentum, 1 - 0.999**200, rtol=1e-4)
+    for make in (scale_by_auon, functools.partial(auon, 1.0), functools.partial(hybrid_auon, 1.0)):
+        matrix = {"kernel": jnp.eye(2, dtype=dtype)}
+        state = make(mu_dtype=jnp.float16).init(matrix)
+        assert optax.tree.get(state, "momentum")["kernel"].dtype == jnp.float16
+        with pytest.raises(ValueError, match="mu_dtype must be a floating dtype or None, got int8"):
+            make(mu_dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [(form, (3, 4)) for form in (*FORMS, "rms")] + [("auon", (240, 256)), ("auon", (1024, 1024))],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_squares_that_under_or_overflow(form, size, shape):
+    """In float32, against the same in float64 and for entries of size one."""
+    options = {"brake": "rms"} if form == "rms" else FORMS[form]
+    matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    # The epsilon is the paper's: beside it a matrix of 1e-20 counts as zero.
+    tx = scale_by_auon(epsilon=0.0, **options)
+    step = jax.jit(lambda g: tx.update(g, tx.init(g)))
+    factor = 1.0 if options.get("normalize", True) or options.get("ns_steps") else size
+    expected, expected_state = step(matrix)
+    update, state = step(matrix * np.float32(size))
+    tolerance = {"rtol": 2e-5, "atol": 1e-7 * factor * np.abs(expected).max()}
+    np.testing.assert_allclose(update, factor * expected, **tolerance)
+    np.testing.assert_allclose(state.distance, factor * expected_state.distance, rtol=2e-5)
+
+
+@pytest.mark.parametrize("epsilon", [1e-7, 0.0])
+def test_extremes_as_in_float64(epsilon, x64):
+    matrix = np.array(GOLDEN["matrix"])
+    for size in (1e-20, 1.0, 1e20):
+        found = [
+            update_of(jnp.asarray(size * matrix, dtype), epsilon=epsilon)[0]
+            for dtype in (jnp.float32, jnp.float64)
+        ]
+        np.testing.assert_allclose(*found, rtol=1e-5)
+        update, _ = update_of(jnp.zeros((3, 4), jnp.float32), epsilon=epsilon)
+        np.testing.assert_array_equal(update, np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (240, 256), (1024, 1024)], ids=str)
+def test_nan_stays_nan(shape):
+    for options in ({}, {"brake": "rms"}, {"nesterov": False}):
+        update, state = jax.jit(functools.partial(update_of, **options))(
+            jnp.ones(shape).at[1, 2].set(jnp.nan)
+        )
+        assert np.isnan(update).all()
+        assert np.isnan(state.distance)
+
+
+def test_two_moments_give_the_brake():
+    """Of more entries than this the sums of x^2 and x^4 give r to a rounding error."""
+    random = np.random.default_rng(0)
+    shape = (240, 256)
+    size = math.prod(shape)
+    assert _two_moments_do(1.0, size, np.float32)
+    assert not _two_moments_do(1.0, 64 * 64, np.float32)
+    assert not _two_moments_do(3.0, size, np.float32)
+    assert not _two_moments_do(1.0, size, np.float64)
+    few = np.zeros(size)
+    few[:3] = (1.0, 0.8, 0.1)
+    mixed = random.normal(size=size) * 0.7 / np.sqrt(size)
+    mixed[7] += np.sqrt(0.5)
+    for entries in (few, mixed, np.ones(size), random.standard_t(1.0, size)):
+        unit = (entries / np.linalg.norm(entries)).reshape(shape)
+        brake = np.sqrt(np.mean(np.cosh(unit) ** 2))
+        _, state = jax.jit(update_of)(jnp.asarray(unit, jnp.float32))
+        np.testing.assert_allclose(state.distance, 1 / (1 + 1e-7) / brake, rtol=3e-7)
+
+
+def test_nothing_is_compiled_again_outside_jit():
+    tx = scale_by_auon()
+    matrix = jnp.ones((3, 5))
+    state = tx.init(matrix)
+    tx.update(matrix, state)
+    with jax.no_tracing():
+        tx.update(matrix, state)
 
 
 def test_weight_decay_bounds_the_weights():
@@ -318,6 +412,7 @@ def test_hybrid_takes_one_step_and_dimension_numbers_for_some_leaves():
 def test_bad_arguments():
     for options, words in (
         ({"beta": 1.5}, "beta must be <= 1, got 1.5"),
+        ({"beta": 1.0}, "beta must be < 1, got 1.0"),
         ({"gamma": -1.0}, "gamma must be >= 0, got -1.0"),
         ({"ns_steps": -1}, "ns_steps must be >= 0, got -1"),
         ({"brake": "rsm"}, "brake must be one of 'entries', 'rms', got 'rsm'"),

@@ -30,7 +30,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from trustjax._checks import check_choice, check_number
 from trustjax.geometry.matrix import newton_schulz
-from trustjax.geometry.norm import is_floating, reduction_dtype, widened
+from trustjax.geometry.norm import is_floating, reduction_dtype, vector_norm, widened
 from trustjax.optim import _leaves
 from trustjax.optim._leaves import PyTree
 
@@ -44,7 +44,7 @@ class AuONState(NamedTuple):
     """State of `scale_by_auon`.
 
     Attributes:
-      momentum: average of the gradients, like the parameters; the only buffer.
+      momentum: average of the gradients, shaped like the parameters; the only buffer.
       radius: float [], the Frobenius norm that a matrix's update may have: 1.
       distance: float [], the one that it had, mean over matrices, before shape factor and rate.
     """
@@ -66,6 +66,7 @@ def scale_by_auon(
     dimension_numbers: DimensionNumbers | None = None,
     epsilon: jax.typing.ArrayLike = 1e-7,
     brake_epsilon: jax.typing.ArrayLike = 1e-8,
+    mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides the momentum of every matrix by its norm and by the brake r.
 
@@ -102,19 +103,23 @@ def scale_by_auon(
         the updates; None for the last two axes. Other axes count separate matrices.
       epsilon: added to the norm.
       brake_epsilon: added to r.
+      mu_dtype: dtype of the stored momentum, named as in `optax.contrib.muon`; None for that of
+        the parameter, but float32 for bfloat16 and float16, in which an average stands still.
 
     Returns:
       A transform whose state is `AuONState`. Norms and brakes are taken in float32 at least, by
-      `expm1`, `log1p` and `sinh`: r - 1 is right also where 1 + 1 / N rounds to 1.
+      `expm1`, `log1p` and `sinh`: r - 1 is right also where 1 + 1 / N rounds to 1. Norms neither
+      under- nor overflow.
 
     Raises:
-      ValueError: `beta`, `gamma` or `ns_steps` out of range, an unknown `brake`; at `init`, leaves
-        with fewer than two axes (`auon` gives those to another optimizer).
+      ValueError: `beta`, `gamma` or `ns_steps` out of range, an unknown `brake`, a `mu_dtype` that
+        is not a floating one; at `init`, leaves with fewer than two axes (`auon` gives those to
+        another optimizer).
 
     Source: arXiv:2509.24320v1; ryyzn9/AuON at c87b862 (paper form) and bba2e82 (HEAD), which have
     one scalar for a stack of matrices.
     """
-    check_number("beta", beta, at_least=0.0, at_most=1.0)
+    check_number("beta", beta, at_least=0.0, at_most=1.0, below=1.0)
     check_number("gamma", gamma, at_least=0.0)
     steps: Any = ns_steps
     if isinstance(steps, jax.core.Tracer):
@@ -124,6 +129,11 @@ def scale_by_auon(
         )
     check_number("ns_steps", ns_steps, at_least=0)
     check_choice("brake", brake, ("entries", "rms"))
+    if mu_dtype is not None and not jnp.issubdtype(mu_dtype, jnp.floating):
+        raise ValueError(f"mu_dtype must be a floating dtype or None, got {mu_dtype}")
+
+    def stored_dtype(leaf: jax.Array) -> jax.typing.DTypeLike:
+        return reduction_dtype(leaf) if mu_dtype is None else mu_dtype
 
     def init_fn(params: PyTree) -> AuONState:
         for path, leaf in jax.tree.leaves_with_path(params):
@@ -133,42 +143,61 @@ def scale_by_auon(
                     f"{np.shape(leaf)}: use auon, or optax.partition"
                 )
         dtype = reduction_dtype(params)
-        return AuONState(
-            jax.tree.map(jnp.zeros_like, params), jnp.ones([], dtype), jnp.zeros([], dtype)
-        )
+        momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, stored_dtype(leaf)), params)
+        return AuONState(momentum, jnp.ones([], dtype), jnp.zeros([], dtype))
 
-    def direction(h: jax.Array, numbers: MuonDimensionNumbers | None) -> tuple[jax.Array, ...]:
+    def direction(
+        momentum: jax.Array, gradient: jax.Array, numbers: MuonDimensionNumbers | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The update of one leaf, and the sum and number of its matrices' norms."""
-        fan_in, fan_out = _matrix_axes(h, numbers)
+        dtype = momentum.dtype
+        fan_in, fan_out = _matrix_axes(momentum, numbers)
         axes = (*fan_in, *fan_out)
-        small = jnp.asarray(epsilon, h.dtype)
-        norm = _norm(h, axes)
-        # Times a reciprocal: XLA on CPU is slow at dividing by a scalar inside a reduction.
-        applied = h * (1 / (norm + small)) if normalize or ns_steps else h
+        size = _size(momentum, axes)
+        share = 1 - jnp.asarray(beta, dtype) if nesterov else jnp.ones([], dtype)
+        ratio = jnp.asarray(beta, dtype) / share
+
+        parts = ratio, momentum, gradient if nesterov else None
+        multiple = functools.partial(_multiple, *parts)
+        of_entries = brake == "entries" and not ns_steps
+        known = _known_excess(gamma, size, dtype) if of_entries else None
+        with_fourth = of_entries and known is None and _two_moments_do(gamma, size, dtype)
+        scale, norm, spread = _norm_and_spread(*parts, axes=axes, with_fourth=with_fourth)
+        small, slope = jnp.asarray(epsilon, dtype), jnp.asarray(gamma, dtype)
+        length = _one_for_zero(norm + small * scale / share)
+        to_unit, unit_norm = scale / length, norm / length
+
+        # What is applied before the brake: a multiple of H, or an iterate of Newton-Schulz.
+        iterate = None
         if ns_steps:
-            applied = _as_matrices(
-                lambda x: newton_schulz(x, steps=ns_steps), applied, fan_in, fan_out
+            iterate = _as_matrices(
+                lambda x: newton_schulz(x, steps=ns_steps), multiple(to_unit), fan_in, fan_out
             )
-            norm = _norm(applied, axes)
+            norm = vector_norm(iterate, axes, keepdims=True)
+            unit = iterate / (norm + small)
         elif normalize:
-            norm = norm / (norm + small)
-        slope, size = jnp.asarray(gamma, h.dtype), _size(h, axes)
-        unit = applied * (1 / (norm + small))
-        if brake == "rms":
-            shrink = jnp.exp(-_log_brake(unit * (slope * math.sqrt(size)), axes))
+            factor, norm = to_unit, unit_norm
         else:
-            if ns_steps and normalize:  # entries whose squares do not sum to 1
-                excess = brake_excess(slope * applied, axis=axes)
-            elif (known := _known_excess(gamma, size, h.dtype)) is not None:
+            factor, norm = share, norm * share / scale
+
+        if brake == "rms":
+            entries = unit if iterate is not None else multiple(to_unit)
+            shrink = jnp.exp(-_log_brake(entries * (slope * math.sqrt(size)), axes))
+        else:
+            if iterate is not None:
+                excess = brake_excess(slope * (iterate if normalize else unit), axis=axes)
+            elif known is not None:
                 excess = jnp.full_like(norm, known)
+            elif with_fourth:
+                sinh = jnp.sinh(slope * unit_norm / jnp.sqrt(spread))
+                excess = _excess(jnp.square(sinh) * (spread / size))
             else:
-                excess = brake_excess(slope * (applied if normalize else unit), axis=axes)
-            shrink = 1 / (1 + (excess + jnp.asarray(brake_epsilon, h.dtype)))
-        update = applied * shrink
-        if shape_factor:
-            ratio = _size(h, fan_out) / _size(h, fan_in)
-            update = update * math.sqrt(max(1.0, ratio))
-        return update, jnp.sum(norm * shrink), jnp.asarray(norm.size, h.dtype)
+                excess = brake_excess(multiple(slope * to_unit), axis=axes)
+            shrink = 1 / (1 + (excess + jnp.asarray(brake_epsilon, dtype)))
+        aspect = math.sqrt(max(1.0, _size(momentum, fan_out) / _size(momentum, fan_in)))
+        final = shrink * aspect if shape_factor else shrink
+        update = multiple(factor * final) if iterate is None else iterate * final
+        return update, jnp.sum(norm * shrink), jnp.asarray(norm.size, dtype)
 
     def update_fn(
         updates: PyTree, state: AuONState, params: PyTree | None = None, **extra_args: object
@@ -176,16 +205,13 @@ def scale_by_auon(
         del params, extra_args
         numbers = _numbers(dimension_numbers, updates)
 
-        def mixed(average: jax.Array, gradient: jax.Array) -> jax.Array:
-            kept = jnp.asarray(beta, average.dtype)
-            return kept * average + (1 - kept) * gradient
-
         leaves, structure = jax.tree.flatten(updates)
         new_leaves, momenta, norms, counts = [], [], [], []
         for g, m, n in zip(leaves, jax.tree.leaves(state.momentum), numbers, strict=True):
             wide = widened(g)
-            momentum = mixed(widened(m), wide)
-            update, norm, count = direction(mixed(momentum, wide) if nesterov else momentum, n)
+            kept = jnp.asarray(beta, wide.dtype)
+            momentum = kept * m.astype(wide.dtype) + (1 - kept) * wide
+            update, norm, count = direction(momentum, wide, n)
             new_leaves.append(update.astype(g.dtype))
             momenta.append(momentum.astype(m.dtype))
             norms.append(norm.astype(state.distance.dtype))
@@ -215,6 +241,7 @@ def auon(
     brake: Literal["entries", "rms"] = "entries",
     shape_factor: bool = False,
     dimension_numbers: DimensionNumbers | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AuON for the matrices, another optimizer for embeddings, heads and vectors.
 
@@ -231,7 +258,7 @@ def auon(
       label_fn: maps parameters to a tree of "auon" and "other", or is one; None for
         `matrix_labels`. It sees leaves without a gradient, which stay, as `optax.MaskedNode`.
       weight_decay: :math:`\lambda`, decoupled, of the matrices.
-      nesterov, gamma, ns_steps, normalize, brake, shape_factor, dimension_numbers: see
+      nesterov, gamma, ns_steps, normalize, brake, shape_factor, dimension_numbers, mu_dtype: see
         `scale_by_auon`.
 
     Source: arXiv:2509.24320v1; which leaves: Section 4 of the code of October 2025.
@@ -253,6 +280,7 @@ def auon(
             brake=brake,
             shape_factor=shape_factor,
             dimension_numbers=dimension_numbers,
+            mu_dtype=mu_dtype,
         ),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
@@ -275,6 +303,7 @@ def hybrid_auon(
     normalize: bool = True,
     shape_factor: bool = False,
     dimension_numbers: DimensionNumbers | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Hybrid-AuON: `auon` after one Newton-Schulz step.
 
@@ -298,6 +327,7 @@ def hybrid_auon(
         normalize=normalize,
         shape_factor=shape_factor,
         dimension_numbers=dimension_numbers,
+        mu_dtype=mu_dtype,
     )
 
 
@@ -346,7 +376,12 @@ def brake_excess(entries: jax.Array, *, axis: tuple[int, ...] = (-2, -1)) -> jax
     """
     grown = jnp.expm1(jnp.abs(widened(entries)))
     sinh = 0.5 * grown * (1 + 1 / (1 + grown))  # several times faster than jnp.sinh on CPU
-    return jnp.expm1(0.5 * jnp.log1p(jnp.mean(jnp.square(sinh), axis=axis, keepdims=True)))
+    return _excess(jnp.mean(jnp.square(sinh), axis=axis, keepdims=True))
+
+
+def _excess(mean_square_sinh: jax.Array) -> jax.Array:
+    """r - 1 for r = sqrt(1 + mean of sinh squared)."""
+    return jnp.expm1(0.5 * jnp.log1p(mean_square_sinh))
 
 
 def _known_excess(gamma: jax.typing.ArrayLike, size: int, dtype: jnp.dtype) -> float | None:
@@ -361,6 +396,86 @@ def _known_excess(gamma: jax.typing.ArrayLike, size: int, dtype: jnp.dtype) -> f
         return None
     low, high = slope**2 / (2 * size), math.sinh(slope) ** 2 / (2 * size)
     return (low + high) / 2 if high - low <= 2 * np.finfo(dtype).eps else None
+
+
+def _two_moments_do(gamma: jax.typing.ArrayLike, size: int, dtype: jnp.dtype) -> bool:
+    r"""Whether the sums of x^2 and x^4 give r - 1 to a rounding error. A traced gamma: False.
+
+    :math:`K = (\sum x^2)^2 / \sum x^4` entries of one size, :math:`\sqrt{\sum x^2 / K}`, have these
+    sums, and so the same first two terms of the series of sinh squared. The other terms are at most
+    what they are for a single entry of 1, and differ by less than a quarter of that.
+    """
+    if isinstance(gamma, jax.core.Tracer) or jnp.size(gamma) > 1:
+        return False
+    slope = min(np.asarray(gamma).item(), 10.0)
+    rest = math.sinh(slope) ** 2 - slope**2 - slope**4 / 3
+    return bool(rest <= 8 * size * np.finfo(dtype).eps)
+
+
+def _multiple(
+    ratio: jax.Array,
+    momentum: jax.Array,
+    gradient: jax.Array | None,
+    scale: jax.Array,
+) -> jax.Array:
+    """`scale` times H / (1 - beta), or `scale` times M without Nesterov's gradient.
+
+    Every use computes it anew from M and G: XLA on CPU then reads these inside its reductions,
+    and does not write H to memory for the sake of several uses.
+    """
+    if gradient is None:
+        return scale * momentum
+    return (scale * ratio) * momentum + scale * gradient
+
+
+# Compiled, as otherwise the branches would be, in every update outside jit.
+@functools.partial(jax.jit, static_argnames=("axes", "with_fourth"))
+def _norm_and_spread(
+    ratio: jax.Array,
+    momentum: jax.Array,
+    gradient: jax.Array | None,
+    *,
+    axes: tuple[int, ...],
+    with_fourth: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A scale, the norm over `axes` of `_multiple` with it, and (sum of x^2)^2 / (sum of x^4).
+
+    The scale is 1, unless powers of the numbers under- or overflow: then one over the largest.
+    Without `with_fourth` the last of the three is 1.
+    """
+
+    multiple = functools.partial(_multiple, ratio, momentum, gradient)
+
+    def sums(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        square = jnp.square(multiple(scale))
+        total = jnp.sum(square, axes, keepdims=True)
+        fourth = jnp.sum(jnp.square(square), axes, keepdims=True) if with_fourth else total
+        return total, fourth
+
+    one = jnp.ones([], momentum.dtype)
+    total, fourth = sums(one)
+    info, size = np.finfo(momentum.dtype), _size(momentum, axes)
+    # Above this all powers that underflow are together less than a rounding error of their sum.
+    lowest = size * float(info.tiny / info.eps)
+
+    def plain() -> tuple[jax.Array, jax.Array, jax.Array]:
+        return jnp.ones_like(total), total, fourth
+
+    def scaled() -> tuple[jax.Array, jax.Array, jax.Array]:
+        top = jnp.max(jnp.abs(multiple(one)), axes, keepdims=True)
+        largest = float(info.max) ** 0.75  # its inverse is no subnormal number, which would be 0
+        scale = 1 / jnp.clip(top, 1 / largest, largest)
+        return scale, *sums(scale)
+
+    usable = jnp.all((jnp.minimum(total, fourth) > lowest) & (jnp.maximum(total, fourth) < jnp.inf))
+    scale, total, fourth = jax.lax.cond(usable, plain, scaled)
+    spread = jnp.square(total) / _one_for_zero(fourth) if with_fourth else jnp.ones_like(total)
+    return scale, jnp.sqrt(total), _one_for_zero(spread)
+
+
+def _one_for_zero(x: jax.Array) -> jax.Array:
+    """A divisor that is not zero; NaN stays."""
+    return jnp.where(x == 0, jnp.ones_like(x), x)
 
 
 def _log_brake(entries: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -412,10 +527,6 @@ def _matrix_axes(
 
 def _size(leaf: jax.Array, axes: tuple[int, ...]) -> int:
     return math.prod(leaf.shape[axis] for axis in axes)
-
-
-def _norm(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(leaf), axis=axes, keepdims=True))
 
 
 def _as_matrices(
