@@ -27,13 +27,7 @@ from experiments.targets import (
 )
 from experiments.trackers.rows import Tracker
 
-
-def _conf_folder() -> Path:
-    installed = Path(__file__).parent / "conf"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
-
-
-CONF = _conf_folder()
+CONF = Path(__file__).parent.parent / "conf"
 
 
 class Precision(StrEnum):

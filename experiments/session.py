@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -141,9 +142,25 @@ def _claim(folder: Path) -> None:
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "commit": _commit(),
         "versions": _versions(),
     }
     write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _commit() -> dict[str, str | bool] | None:
+    """The commit of the code, and whether files differ from it; None outside of a git checkout."""
+    root = Path(__file__).parent.parent
+    answers = []
+    for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
+        try:
+            found = subprocess.run(
+                ("git", "-C", str(root), *command), capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        answers.append(found.stdout.strip())
+    return {"hash": answers[0], "changed": bool(answers[1])}
 
 
 def _versions() -> dict[str, str]:

@@ -163,6 +163,14 @@ def test_a_run_and_its_folder(
     assert summary["seconds"] > 0
     environment = json.loads((here / "environment.json").read_text())
     assert "+exp=two_minima" in environment["command"]
+    head = subprocess.run(
+        ("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
+        capture_output=True,
+        text=True,
+    )
+    if head.returncode == 0:  # not from an unpacked archive
+        assert environment["commit"]["hash"] == head.stdout.strip()
+        assert isinstance(environment["commit"]["changed"], bool)
 
 
 def test_resume(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
