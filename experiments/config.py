@@ -105,6 +105,7 @@ def check_values(value: Any, annotation: Any, key: str = "", *, whole: bool = Fa
     if not dataclasses.is_dataclass(annotation):
         if key == "task" and isinstance(value, Mapping):  # `check_config` asks what it makes
             return
+        check_nodes(value, key)
         if not fits(value, annotation):
             raise wrong_value(key, value, annotation)
         return
@@ -196,6 +197,7 @@ def save_config(config: Mapping[str, Any], path: Path) -> None:
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 _MOST_BYTES = 512 * 1024
 _DEEPEST = 40
 
@@ -230,7 +232,7 @@ def read_config(path: Path) -> Saved:
         text = path.read_bytes().decode()
         _check_events(text, path)
         config = OmegaConf.to_container(OmegaConf.create(text))
-        lines = _lines(yaml.compose(text, yaml.SafeLoader))
+        lines = _lines(yaml.compose(text, _LOADER))
     except ConfigError:
         raise
     except yaml.YAMLError as error:
@@ -247,7 +249,7 @@ def read_config(path: Path) -> Saved:
 def _check_events(text: str, path: Path) -> None:
     """Refuses, before anything is composed, what could make it large, deep, or more than data."""
     depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    for event in yaml.parse(text, _LOADER):
         line = f"{path}, line {event.start_mark.line + 1}"
         if getattr(event, "anchor", None) is not None:  # of an alias, too
             raise ConfigError(f"{line}: got the anchor or alias {event.anchor!r}, allowed: none")

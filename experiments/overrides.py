@@ -1,5 +1,6 @@
 """Overrides on the command line: what they say, whether anything reads them, what they compose."""
 
+import contextlib
 import re
 import shlex
 import typing
@@ -12,7 +13,7 @@ import hydra
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -139,7 +140,7 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     checked = check_overrides(overrides)
     try:
         config, choices = compose(checked)
-    except HydraException as error:
+    except Exception as error:
         raise explained(error, checked) from error
     check_read(config, choices)
     config["exp"] = choices["exp"]
@@ -156,18 +157,24 @@ def compose(checked: Sequence[str]) -> tuple[DictConfig, Mapping[str, str]]:
     return config, typing.cast("Mapping[str, str]", choices)
 
 
-def explained(error: HydraException, checked: Sequence[str]) -> Exception:
-    """Says where a group stands that Hydra found nowhere; any other error is as it was."""
+def explained(error: Exception, checked: Sequence[str]) -> ConfigError:
+    """What Hydra raised when it composed, as an error that names the override."""
     found = re.match(r"Could not override '([\w/]+)(@[\w.]*)?'", str(error.__cause__ or error))
-    if not found:
-        return error
-    group = found[1]
-    rest = [text for text in checked if re.split("[=@]", text.lstrip("+"))[0] != group]
-    try:
-        _, choices = compose(rest)
-    except (HydraException, ConfigCompositionException):
-        return error
-    return ConfigError(f"{group}: {_nothing(choices)} chooses one{_places(group, choices)}")
+    if found:
+        group = found[1]
+        rest = [text for text in checked if re.split("[=@]", text.lstrip("+"))[0] != group]
+        with contextlib.suppress(Exception):  # something else is wrong, too
+            choices = compose(rest)[1]
+            return ConfigError(f"{group}: {_nothing(choices)} chooses one{_places(group, choices)}")
+    if isinstance(error, HydraException):
+        return ConfigError(one_line(error))
+    exp = [text for text in checked if text.startswith("+exp=")]
+    for text in checked:  # OmegaConf's own errors do not tell which one it is
+        try:
+            compose([*exp, text] if text not in exp else exp)
+        except Exception as cause:
+            return ConfigError(f"{parse(text).key_or_group}: got {shown(text)}: {cause}")
+    return ConfigError(f"{' '.join(checked)}: {error}")
 
 
 def check_read(config: DictConfig, choices: Mapping[str, str]) -> None:

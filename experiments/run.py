@@ -88,7 +88,7 @@ def _start(arguments: list[str]) -> None:
         _job()
     except OSError as error:
         raise ConfigError(f"hydra.run.dir: {error}") from error
-    except HydraException as error:
+    except Exception as error:  # while Hydra composed: what a run raises ends in `_job`
         raise explained(error, checked) from error
 
 
@@ -121,7 +121,7 @@ def _complete() -> None:
     try:
         with contextlib.redirect_stdout(printed):
             _job()
-    except ValueError as error:
+    except Exception as error:  # of what Hydra reads as its own command
         raise ConfigError(f"--shell-completion: {error}") from error
     python = 'if [ "${words[0]}" == "python" ]; then'
     module = 'if [ "${words[1]} ${words[2]}" == "-m experiments.run" ]; then\n'

@@ -107,7 +107,9 @@ def _is_factory(found: Any, room: str) -> bool:
     above = "optax" if room.startswith("optax") else room  # Optax defines much in _src
     if not f"{home}.".startswith(f"{above}.") or home in _CLOSED or not name.isidentifier():
         return False
-    if inspect.isclass(function) and issubclass(function, BaseException):
+    if inspect.isclass(function) and (
+        issubclass(function, BaseException) or getattr(function, "_is_protocol", False)
+    ):
         return False
     if room == "flax.linen":  # its functions change settings of the process
         return inspect.isclass(found) and "flax.linen.module.Module" in _ancestors(found)
@@ -299,6 +301,8 @@ def makes(made: Any, annotation: Any) -> bool:
         return any(makes(made, member) for member in arguments)
     if typing.get_origin(made) in (typing.Union, types.UnionType):
         return any(makes(member, annotation) for member in typing.get_args(made))
+    if annotation in _PLAIN or annotation is types.NoneType:
+        return False  # a number or a text is written down, not made
     known = inspect.isclass(annotation) or origin is not None
     if made is Any or annotation in (Any, object) or not known:
         return True

@@ -1,0 +1,129 @@
+"""A config.yaml that was damaged or made up: a run that resumes from it ends in one line."""
+
+import json
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import guard
+import odd
+import pytest
+import yaml
+
+from experiments.config import check_config, save_config
+from experiments.overrides import composed
+
+EXPERIMENTS = ("two_minima", "mirror_descent", "ppo_cartpole", "sam_vision", "auon_equivalence")
+
+
+def _flip(text: bytes, draw: random.Random) -> bytes:
+    """Some bits, bytes or pieces are other ones."""
+    data = bytearray(text)
+    for _ in range(draw.choice([1, 1, 2, 8])):
+        at, kind = draw.randrange(len(data)), draw.randrange(6)
+        if kind < 3:
+            data[at] ^= 1 << draw.randrange(8)
+        elif kind == 3:
+            data[at : at + draw.choice([0, 1, 20])] = draw.randbytes(draw.choice([0, 1, 4]))
+        elif kind == 4:
+            signs = [
+                b"\t",
+                b"*a",
+                b"&a ",
+                b"!!x ",
+                b"{",
+                b"[",
+                b"'",
+                b"- ",
+                b"? ",
+                b": ",
+                b"\n---\n",
+            ]
+            data[at:at] = draw.choice([*signs, b"${seed}", b"\0", b"\xff", b"<<: ", b"%YAML 9\n"])
+        else:
+            del data[at:]
+            data += b"x"
+    return bytes(data)
+
+
+def _lines(text: bytes, draw: random.Random) -> bytes:
+    """Lines are lost, doubled, moved or indented."""
+    lines = text.splitlines(keepends=True)
+    for _ in range(draw.choice([1, 1, 3])):
+        at, to = draw.randrange(len(lines)), draw.randrange(len(lines))
+        kind = draw.randrange(4)
+        if kind == 0 and len(lines) > 1:
+            del lines[at]
+        elif kind == 1:
+            lines.insert(to, lines[at])
+        elif kind == 2:
+            lines[at], lines[to] = lines[to], lines[at]
+        else:
+            lines[at] = b"  " + lines[at]
+    return b"".join(lines)
+
+
+def _places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        found.append((value, key))
+        if isinstance(item, dict | list):
+            _places(item, found)
+    return found
+
+
+def _edit(text: bytes, draw: random.Random) -> bytes:
+    """Values are other values, and nodes name other targets."""
+    config = yaml.safe_load(text)
+    for _ in range(draw.choice([1, 1, 2, 4])):
+        places = _places(config, [])
+        if not places:
+            break
+        parent, key = draw.choice(places)
+        kind = draw.randrange(8)
+        if kind < 4:
+            parent[key] = odd.value(draw)
+        elif kind < 6:
+            nodes = [p for p, k in places if k == "_target_"] or [config]
+            node = draw.choice(nodes)
+            node["_target_"] = draw.choice(odd.TARGETS)
+            if draw.random() < 0.5:
+                node[draw.choice(odd.NAMES)] = odd.value(draw)
+        elif kind == 6:
+            del parent[key]
+        elif isinstance(parent, dict):
+            parent[draw.choice(odd.NAMES)] = odd.value(draw)
+    return json.dumps(config, allow_nan=True).encode() if draw.random() < 0.3 else _dumped(config)
+
+
+def _dumped(config: Any) -> bytes:
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(config, Dumper=Plain, sort_keys=False, allow_unicode=True).encode()
+
+
+@pytest.mark.slow
+def test_fuzz_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    texts = []
+    for exp in EXPERIMENTS:
+        save_config(check_config(composed([f"+exp={exp}"])), tmp_path / "config.yaml")
+        texts.append((tmp_path / "config.yaml").read_bytes())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    report = guard.Report("config.yaml")
+    with guard.guarded(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for text in texts:  # as it was; also imports what the tasks need
+            (folder / "config.yaml").write_bytes(text)
+            assert guard.call([f"resume={folder}"], folder)[0] == 0
+        for index in range(guard.COUNT):
+            draw = guard.generator(index)
+            change = draw.choice([_flip, _flip, _lines, _edit, _edit, _edit])
+            content = change(draw.choice(texts), draw)
+            (folder / "config.yaml").write_bytes(content)
+            report.add(index, content, *guard.call([f"resume={folder}"], folder))
+    report.close()
