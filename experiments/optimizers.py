@@ -29,6 +29,10 @@ class Optimizer:
     radius: Mapping[str, float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.attack is None and self.radius:
+            raise ValueError(f"radius must be empty without an attack, got {dict(self.radius)}")
+
     def __call__(
         self, learning_rate: optax.ScalarOrSchedule, *, trainable: Mask | None = None
     ) -> optax.GradientTransformation:

@@ -167,3 +167,8 @@ def test_all_rows_of_the_paper():
     candidates = task._candidates("asam_trpo")
     assert {candidate["rho"] for candidate in candidates} == {0.1}
     assert {candidate["weight"] for candidate in candidates} == {1e-4, 1e-3, 1e-2, 1e-1}
+
+
+def test_a_radius_needs_an_attack() -> None:
+    with pytest.raises(ValueError, match=r"^radius must be empty without an attack, got \{'rho'"):
+        Optimizer(optax.sgd, radius={"rho": 0.1})

@@ -77,7 +77,7 @@ def test_a_run_of_another_configuration(tmp_path):
         with pytest.raises(ConfigError, match=message):
             check(tmp_path, jobs([*TINY, "seed=0,1", *overrides]))
     path.write_text("seed: [")
-    with pytest.raises(ConfigError, match=rf"^job seed_1: {path}, line 1: "):
+    with pytest.raises(ConfigError, match=rf"^job seed_1: {path}, line 2: "):
         check(tmp_path, listed)
 
 
