@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from trustjax.distributions import Categorical, DiagonalGaussian, TanhGaussian
+from trustjax.distributions import Categorical, DiagonalGaussian, TanhGaussian, chosen
 
 GOLDEN = json.loads(
     (pathlib.Path(__file__).parent / "golden" / "policy.json").read_text(encoding="utf-8")
@@ -152,3 +152,32 @@ def test_common(policy, action, strict):
     assert entropy.shape == (5,)
     with pytest.raises(ValueError, match="action must have shape"):
         policy.log_prob(action[:1])
+
+
+@pytest.mark.parametrize("action", [-1, 3, 100, -3])
+def test_actions_that_there_are_not(action):
+    """NaN, eager and compiled; the log-probability of 0 would be that of a certain action."""
+    policy = Categorical(jnp.array([[0.0, 1.0, -jnp.inf], [0.0, 0.0, 0.0]]))
+    actions = jnp.array([action, 1])
+    for log_prob in (Categorical.log_prob, jax.jit(Categorical.log_prob)):
+        found = log_prob(policy, actions)
+        assert np.isnan(found[0])
+        assert found[1] == pytest.approx(-np.log(3))
+    assert policy.log_prob(jnp.array([2, 2]))[0] == -np.inf
+    assert np.isnan(chosen(jnp.ones((2, 3)), actions)[0])
+    for wrong in (jnp.array([0.5, 1.0]), jnp.array([True, False])):
+        with pytest.raises(ValueError, match="action must be integers, got"):
+            policy.log_prob(wrong)
+
+
+@pytest.mark.parametrize("kind", [DiagonalGaussian, TanhGaussian])
+@pytest.mark.parametrize("log_std", [-100.0, -1e4, 60.0])
+def test_extreme_widths(kind, log_std):
+    """The density at the mean is finite however narrow, and so are its slopes."""
+
+    def log_prob(mean, log_std):
+        return kind(mean, log_std).log_prob(jnp.zeros(1))
+
+    value, slopes = jax.value_and_grad(log_prob, (0, 1))(jnp.zeros(1), jnp.full(1, log_std))
+    assert value == pytest.approx(-log_std - 0.5 * np.log(2 * np.pi), rel=1e-5)
+    np.testing.assert_array_equal(slopes, [[0], [-1]])

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from trustjax.geometry.divergence import kl_divergence as categorical_kl
-from trustjax.geometry.gaussian import gaussian_kl
+from trustjax.geometry.gaussian import gaussian_kl, in_units
 from trustjax.geometry.norm import widened
 
 # Actions squashed by float32 tanh are seen as at most this near to the bounds.
@@ -38,7 +38,11 @@ class Categorical(NamedTuple):
         return jnp.argmax(self.logits, -1).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """Log-probability of `action`, an integer [...] in 0 ... A - 1; [...]."""
+        """Log-probability of `action`, an integer [...] in 0 ... A - 1; [...].
+
+        NaN for another integer: there is no such action. -inf for an action that cannot be.
+        Raises ValueError for another shape, or a dtype that is no integer.
+        """
         _check_shape("action", action.shape, self.logits.shape[:-1])
         return chosen(self.log_probs(), action)
 
@@ -86,7 +90,7 @@ class DiagonalGaussian(NamedTuple):
         """Log-density of every dimension, [..., d]."""
         _check_shape("action", action.shape, self.mean.shape)
         mean, log_std = _wide(self)
-        scaled = (widened(action) - mean) * jnp.exp(-log_std)
+        scaled = in_units(widened(action) - mean, log_std)
         return -0.5 * (jnp.square(scaled) + math.log(2 * math.pi)) - log_std
 
     def entropy(self) -> jax.Array:
@@ -168,10 +172,17 @@ class TanhGaussian(NamedTuple):
 def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
     """Of `values` [..., A] those at `action`, an integer [...] in 0 ... A - 1; [...].
 
-    A masked sum: on CPU several times as fast as gathering.
+    NaN for another integer; negative ones do not count from the end. Raises ValueError for a dtype
+    that is no integer. A masked sum: on CPU several times as fast as gathering.
     """
-    mask = jax.nn.one_hot(action, values.shape[-1], dtype=bool)
-    return jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)), -1)
+    action = jnp.asarray(action)
+    if not jnp.issubdtype(action.dtype, jnp.integer):
+        raise ValueError(f"action must be integers, got {action.dtype}")
+    size = values.shape[-1]
+    mask = jax.nn.one_hot(action, size, dtype=bool)
+    found = jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)), -1)
+    known = (action >= 0) & (action < size)
+    return jnp.where(known, found, jnp.full_like(found, jnp.nan))
 
 
 Distribution = Categorical | DiagonalGaussian | TanhGaussian

@@ -523,3 +523,23 @@ def test_orders_must_be_positive(order):
     ):
         with pytest.raises(ValueError, match=f"order must be > 0, got {order}"):
             call()
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("log_std", [(50.0, -50.0), (-50.0, 50.0), (-100.0, -100.0), (60.0, 0.0)])
+def test_gaussians_of_very_different_widths(order, log_std):
+    """In float32: the numbers of float64, or infinite; slopes at equal means are not NaN."""
+    shift = 0.0 if min(log_std) < -60 else 1e3
+
+    def divergence(mean_p, log_std_p, mean_q, log_std_q):
+        return gaussian_renyi(mean_p, log_std_p, mean_q, log_std_q, order=order)
+
+    arguments = [np.array([x]) for x in (shift, log_std[0], 0.0, log_std[1])]
+    value, slopes = jax.value_and_grad(divergence, (0, 1, 2, 3))(
+        *(jnp.asarray(x, jnp.float32) for x in arguments)
+    )
+    with jax.enable_x64(True):
+        exact = divergence(*map(jnp.asarray, arguments))
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(value, np.float32(exact), rtol=1e-5)
+    assert not np.isnan(slopes).any()

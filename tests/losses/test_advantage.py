@@ -201,6 +201,26 @@ def test_bad_input():
         gae(*(x[0] for x in worked("truncated")[0]), **NUMBERS)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3)])
+def test_empty_axes(shape):
+    empty, ends = jnp.ones(shape), jnp.zeros(shape, bool)
+    for function in (
+        lambda: gae(empty, empty, empty, ends, ends, **NUMBERS),
+        lambda: lambda_returns(empty, empty, ends, ends, **NUMBERS),
+        lambda: vtrace(empty, empty, empty, empty, ends, ends, **NUMBERS),
+    ):
+        with pytest.raises(ValueError, match=r"must have a time axis of at least one step, got"):
+            function()
+    for function, least in ((group_relative, 1), (leave_one_out, 2)):
+        with pytest.raises(ValueError, match=f"rewards must have at least {least} entries along"):
+            function(empty, axis=0)
+        for axis in (2, -3):
+            with pytest.raises(ValueError, match=f"axis must be one of rewards, .*got {axis}"):
+                function(jnp.ones((2, 2)), axis=axis)
+    # No environments are no step of none: there is nothing that could be wrong.
+    assert gae(*(jnp.ones((3, 0)),) * 5, **NUMBERS).shape == (3, 0)
+
+
 def test_groups(x64):
     golden = GOLDEN["group"]
     rewards = np.array(golden["rewards"])

@@ -35,7 +35,7 @@ def gaussian_kl(
       ValueError: the shapes of the means differ.
     """
     mean_p, log_std_p, mean_q, log_std_q = _as_arrays(mean_p, log_std_p, mean_q, log_std_q)
-    squared_shift = jnp.square((mean_p - mean_q) * jnp.exp(-log_std_q))
+    squared_shift = jnp.square(in_units(mean_p - mean_q, log_std_q))
     return 0.5 * jnp.sum(exponential_gap(2 * (log_std_p - log_std_q)) + squared_shift, axis)
 
 
@@ -88,12 +88,18 @@ def gaussian_renyi(
     infinite = excess <= -1
     excess = jnp.where(infinite, zeros, excess)
     unit = jnp.where(wide, log_std_p, log_std_q)
-    term = order * jnp.square(shift * jnp.exp(-unit)) / (1 + excess)
+    term = order * jnp.square(in_units(shift, unit)) / (1 + excess)
     # log(1 + v) = v - gap(log(1 + v)): the first orders of r cancel, so they are not written.
     gap = exponential_gap(r) - exponential_gap(jnp.log1p(excess)) / (1 - order)
     far = (order * wide_r + jnp.log1p(excess)) / (1 - order)
     term = term + jnp.where(wide, far, gap)
     return 0.5 * jnp.sum(jnp.where(infinite, jnp.full_like(term, jnp.inf), term), axis)
+
+
+def in_units(difference: jax.Array, log_unit: jax.Array) -> jax.Array:
+    """difference / exp(log_unit); 0 where the difference is, however small the unit."""
+    log_unit = jnp.where(difference == 0, jnp.zeros_like(log_unit), log_unit)
+    return difference * jnp.exp(-log_unit)
 
 
 def _as_arrays(

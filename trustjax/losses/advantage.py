@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trustjax._checks import check_choice, check_number
 from trustjax.geometry.norm import widened
@@ -49,11 +50,12 @@ def gae(
       `gae(...) + values`, which are the `lambda_returns`.
 
     Raises:
-      ValueError: the shapes differ, or a number is out of range.
+      ValueError: the shapes differ, there is no step, or a number is out of range.
 
     Source: Schulman et al., arXiv:1506.02438, Eq. 16; time limits: Pardo et al., arXiv:1712.00378.
 
     >>> import jax.numpy as jnp
+import numpy as np
     >>> no = jnp.zeros(2, bool)
     >>> print(gae(jnp.ones(2), jnp.zeros(2), jnp.zeros(2), no, no, discount=0.5, lambda_=1.0))
     [1.5 1. ]
@@ -85,26 +87,27 @@ def lambda_returns(
 ) -> jax.Array:
     r"""Returns that trust the values with weight 1 - lambda at every step: TD(lambda).
 
-    .. math:: G_t = r_t + \gamma (1 - \mathrm{terminated}_t)
-              \left((1 - \lambda) V(s'_t) + \lambda G_{t+1}\right)
+        .. math:: G_t = r_t + \gamma (1 - \mathrm{terminated}_t)
+                  \left((1 - \lambda) V(s'_t) + \lambda G_{t+1}\right)
 
-    with V(s'_t) for G_{t+1} at a truncation and after the last step.
+        with V(s'_t) for G_{t+1} at a truncation and after the last step.
 
-    Args:
-      rewards, next_values, terminated, truncated, discount, lambda_: as in `gae`.
+        Args:
+          rewards, next_values, terminated, truncated, discount, lambda_: as in `gae`.
 
-    Returns:
-      [time, ...] float32 at least, constants for gradients.
+        Returns:
+          [time, ...] float32 at least, constants for gradients.
 
-    Raises:
-      ValueError: as `gae`.
+        Raises:
+          ValueError: as `gae`.
 
-    Source: Sutton and Barto, Reinforcement Learning, 2nd ed., Eq. 12.18.
+        Source: Sutton and Barto, Reinforcement Learning, 2nd ed., Eq. 12.18.
 
-    >>> import jax.numpy as jnp
-    >>> no = jnp.zeros(2, bool)
-    >>> print(lambda_returns(jnp.ones(2), jnp.full(2, 4.0), no, no, discount=0.5, lambda_=1.0))
-    [2.5 3. ]
+        >>> import jax.numpy as jnp
+    import numpy as np
+        >>> no = jnp.zeros(2, bool)
+        >>> print(lambda_returns(jnp.ones(2), jnp.full(2, 4.0), no, no, discount=0.5, lambda_=1.0))
+        [2.5 3. ]
     """
     rewards, next_values, terminated, truncated = _constants(
         rewards=rewards, next_values=next_values, terminated=terminated, truncated=truncated
@@ -181,17 +184,19 @@ def vtrace(
         truncated=truncated,
     )
     gamma, lambda_ = _checked(discount, lambda_, rewards.dtype)
-    ratios = jnp.exp(log_ratios)
+    # No more than the dtype holds: an infinite weight of an error of 0 would be NaN.
+    largest = jnp.asarray(np.finfo(rewards.dtype).max, rewards.dtype)
+    ratios = jnp.minimum(jnp.exp(log_ratios), largest)
     rho = jnp.minimum(jnp.asarray(clip_rho, rewards.dtype), ratios)
     c = lambda_ * jnp.minimum(jnp.asarray(clip_c, rewards.dtype), ratios)
     zeros = jnp.zeros_like(rewards)
-    alive = jnp.where(terminated, zeros, gamma)
-    deltas = rho * (rewards + alive * next_values - values)
+    deltas = rho * (rewards + jnp.where(terminated, zeros, gamma * next_values) - values)
     corrections = _accumulate(deltas, jnp.where(terminated | truncated, zeros, gamma * c))
     targets = values + corrections
     after = jnp.concatenate([targets[1:], next_values[-1:]])
     after = jnp.where(truncated, next_values, after)
-    return VTrace(targets, rho * (rewards + alive * after - values))
+    bootstrap = jnp.where(terminated, zeros, gamma * after)
+    return VTrace(targets, rho * (rewards + bootstrap - values))
 
 
 def group_relative(
@@ -218,12 +223,13 @@ def group_relative(
       Same shape, float32 at least, constants for gradients.
 
     Raises:
-      ValueError: an unknown `scale`.
+      ValueError: an unknown `scale`, no such axis, or an empty one.
 
     Source: Shao et al., arXiv:2402.03300; "none": Liu et al., arXiv:2503.20783. The papers do not
     say which s; G - 1 is that of the released codes (verl, TRL).
     """
     check_choice("scale", scale, ("std", "none"))
+    size = _group_size(rewards, axis, at_least=1)
     rewards = widened(jax.lax.stop_gradient(rewards))
     centred = rewards - jnp.mean(rewards, axis, keepdims=True)
     # The mean of equal numbers is rounded: what is left of them is noise, which s would blow up.
@@ -231,7 +237,6 @@ def group_relative(
     centred = jnp.where(equal, jnp.zeros_like(centred), centred)
     if scale == "none":
         return centred
-    size = rewards.shape[axis]
     variance = jnp.sum(jnp.square(centred), axis, keepdims=True) / max(size - 1, 1)
     return centred / (jnp.sqrt(variance) + epsilon)
 
@@ -239,29 +244,39 @@ def group_relative(
 def leave_one_out(rewards: jax.Array, *, axis: int = -1) -> jax.Array:
     r"""Rewards against the mean of the others in their group.
 
-    .. math:: A_i = r_i - \frac{1}{G - 1} \sum_{j \ne i} r_j
+        .. math:: A_i = r_i - \frac{1}{G - 1} \sum_{j \ne i} r_j
 
-    Args:
-      rewards: [..., G] float, G >= 2 rewards of a group along `axis`.
-      axis: the axis of the group.
+        Args:
+          rewards: [..., G] float, G >= 2 rewards of a group along `axis`.
+          axis: the axis of the group.
 
-    Returns:
-      Same shape, float32 at least, constants for gradients.
+        Returns:
+          Same shape, float32 at least, constants for gradients.
 
-    Raises:
-      ValueError: a group of one.
+        Raises:
+          ValueError: a group of one, no such axis, or an empty one.
 
-    Source: RLOO, Ahmadian et al., arXiv:2402.14740.
+        Source: RLOO, Ahmadian et al., arXiv:2402.14740.
 
-    >>> import jax.numpy as jnp
-    >>> print(leave_one_out(jnp.array([1.0, 0.0, 0.0])))
-    [ 1.  -0.5 -0.5]
+        >>> import jax.numpy as jnp
+    import numpy as np
+        >>> print(leave_one_out(jnp.array([1.0, 0.0, 0.0])))
+        [ 1.  -0.5 -0.5]
     """
-    size = rewards.shape[axis]
-    if size < 2:
-        raise ValueError(f"rewards must have at least 2 entries along axis {axis}, got {size}")
+    size = _group_size(rewards, axis, at_least=2)
     rewards = widened(jax.lax.stop_gradient(rewards))
     return (rewards - jnp.mean(rewards, axis, keepdims=True)) * (size / (size - 1))
+
+
+def _group_size(rewards: jax.Array, axis: int, *, at_least: int) -> int:
+    shape = jnp.shape(rewards)
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis must be one of rewards, whose shape is {shape}, got {axis}")
+    if shape[axis] < at_least:
+        raise ValueError(
+            f"rewards must have at least {at_least} entries along axis {axis}, got shape {shape}"
+        )
+    return shape[axis]
 
 
 def _accumulate(terms: jax.Array, factors: jax.Array) -> jax.Array:
@@ -279,8 +294,8 @@ def _accumulate(terms: jax.Array, factors: jax.Array) -> jax.Array:
 def _constants(**arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The arrays without gradients, in float32 at least or bool; their shapes are checked."""
     (first, shape), *others = ((name, jnp.shape(array)) for name, array in arrays.items())
-    if not shape:
-        raise ValueError(f"{first} must have a time axis, got shape ()")
+    if not shape or shape[0] == 0:
+        raise ValueError(f"{first} must have a time axis of at least one step, got shape {shape}")
     for name, other in others:
         if other != shape:
             raise ValueError(f"{name} must have the shape of {first}, {shape}; got {other}")

@@ -13,7 +13,8 @@ action, and take `policy_mean` of what they return: the expectation over pi is e
 no draw. For the critic, take it of the next critics and of log pi'.
 
 Everything is [...]: one value per transition, float32 at least; the caller takes the mean. Rewards
-and what follows a transition are constants for gradients.
+and what follows a transition are constants for gradients. A log-probability of -inf, of an action
+that cannot be, adds nothing where its weight is 0.
 """
 
 from typing import Any, Literal
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from trustjax._checks import check_choice, check_number
 from trustjax.geometry.norm import widened
+from trustjax.losses._ratio import exp_times, times
 from trustjax.losses._shapes import alike, check_shape
 
 
@@ -78,7 +80,7 @@ def mdpo_actor_loss(
     check_shape("q_value", q_value, new)
     weight = 1 / jnp.asarray(step_size, new.dtype)
     entropy_weight = jnp.asarray(temperature, new.dtype)
-    return weight * new + order * (entropy_weight - weight) * old - widened(q_value)
+    return weight * new + times(order * (entropy_weight - weight), old) - widened(q_value)
 
 
 def sac_actor_loss(
@@ -107,7 +109,7 @@ def sac_actor_loss(
     check_shape("q_value", q_value, log_prob)
     log_prob = widened(log_prob)
     weight = jax.lax.stop_gradient(jnp.asarray(temperature, log_prob.dtype))
-    return weight * log_prob - widened(q_value)
+    return times(weight, log_prob) - widened(q_value)
 
 
 def sac_critic_loss(
@@ -153,7 +155,7 @@ def sac_critic_loss(
     check_shape("terminated", terminated, q_value)
     q_value = widened(q_value)
     weight = jax.lax.stop_gradient(jnp.asarray(temperature, q_value.dtype))
-    after = jnp.asarray(discount, q_value.dtype) * (next_q_value - weight * next_log_prob)
+    after = jnp.asarray(discount, q_value.dtype) * (next_q_value - times(weight, next_log_prob))
     ended = jnp.asarray(terminated).astype(bool)
     target = rewards + jnp.where(ended, jnp.zeros_like(after), after)
     return 0.5 * jnp.square(q_value - jax.lax.stop_gradient(target))
@@ -188,9 +190,9 @@ def temperature_loss(
     """
     check_choice("form", form, ("log", "exponential"))
     log_prob = widened(jax.lax.stop_gradient(log_prob))
-    weight = widened(log_temperature)
-    weight = weight if form == "log" else jnp.exp(weight)
-    return weight * (-log_prob - jnp.asarray(target_entropy, log_prob.dtype))
+    log_temperature = widened(log_temperature)
+    excess = -log_prob - jnp.asarray(target_entropy, log_prob.dtype)
+    return log_temperature * excess if form == "log" else exp_times(log_temperature, excess)
 
 
 def mdpo_forward_loss(
@@ -240,7 +242,7 @@ def mdpo_forward_loss(
     safe = jnp.where(possible, old_log_prob, jnp.zeros_like(old_log_prob))
     weights = jax.nn.softmax(power * safe + step * q_value, where=possible)
     # What pi_k cannot do weighs nothing, though log pi may be -inf there.
-    return -jnp.sum(weights * jnp.where(possible, log_prob, jnp.zeros_like(log_prob)), -1)
+    return -jnp.sum(times(weights, log_prob), -1)
 
 
 def tsallis_log(log_x: jax.Array, *, order: float) -> jax.Array:

@@ -11,6 +11,12 @@ With the ratio r = pi(a | s) / pi_k(a | s), the advantage A of pi_k, and a step 
 
 Everything is [...]: one value per transition, float32 at least; the caller takes the mean. Numbers
 of the old policy and advantages are constants for gradients.
+
+No finite argument gives NaN, in value or gradient. Ratios beyond half the largest number of the
+dtype, e^88 in float32, are cut there and keep the slope that they have there, so that a policy that
+went too far is driven back; transitions with A = 0 or a mask of 0 have neither value nor slope. An
+action that neither policy can take, both of whose log-probabilities are -inf, has r = 1 and no
+gradient.
 """
 
 import jax
@@ -18,6 +24,7 @@ import jax.numpy as jnp
 
 from trustjax._checks import check_number
 from trustjax.geometry.norm import widened
+from trustjax.losses._ratio import exp_times, log_ratio
 from trustjax.losses._shapes import alike
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss
 from trustjax.losses.off_policy import sac_actor_loss as sac_actor_loss
@@ -43,8 +50,7 @@ def trpo_surrogate(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.
 
     Source: Schulman et al., arXiv:1502.05477, Eq. 14.
     """
-    ratio, advantage = _ratio(log_prob, old_log_prob, advantage)
-    return ratio * advantage
+    return exp_times(*_weighed(log_prob, old_log_prob, advantage))
 
 
 def ppo_clip_loss(
@@ -58,7 +64,8 @@ def ppo_clip_loss(
 
     .. math:: -\min\left(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A\right)
 
-    The gradient is 0 where A > 0 and r > 1 + eps, and where A < 0 and r < 1 - eps; nowhere else.
+    The gradient is 0 where A > 0 and r > 1 + eps, and where A < 0 and r < 1 - eps, however far r
+    is; and where A = 0.
 
     Args:
       log_prob, old_log_prob, advantage: as in `trpo_surrogate`.
@@ -73,9 +80,14 @@ def ppo_clip_loss(
     Source: Schulman et al., arXiv:1707.06347, Eq. 7, which is maximised.
     """
     check_number("clip", clip, at_least=0.0)
-    ratio, advantage = _ratio(log_prob, old_log_prob, advantage)
-    width = jnp.asarray(clip, ratio.dtype)
-    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - width, 1 + width) * advantage)
+    log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
+    width = jnp.asarray(clip, log_r.dtype)
+    # Cut before exp, whose slope is infinite where it overflows: infinity times 0 is NaN.
+    highest = jnp.log1p(width)
+    lowest = jnp.log(jnp.maximum(1 - width, jnp.zeros_like(width)))
+    log_r = jnp.where((advantage > 0) & (log_r > highest), highest, log_r)
+    log_r = jnp.where((advantage < 0) & (log_r < lowest), lowest, log_r)
+    return -exp_times(log_r, advantage)
 
 
 def ppo_kl_loss(
@@ -104,9 +116,9 @@ def ppo_kl_loss(
     Source: arXiv:1707.06347, Eq. 8, which is maximised.
     """
     check_number("coefficient", coefficient, at_least=0.0)
-    ratio, advantage = _ratio(log_prob, old_log_prob, advantage)
+    log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
     kl = alike(log_prob, kl=kl)[0]
-    return -ratio * advantage + jnp.asarray(coefficient, ratio.dtype) * kl
+    return -exp_times(log_r, advantage) + jnp.asarray(coefficient, log_r.dtype) * kl
 
 
 def adapt_kl_coefficient(
@@ -166,9 +178,9 @@ def mdpo_loss(
     Source: Tomar et al., arXiv:2005.09814, Eq. 5, which is maximised.
     """
     check_number("step_size", step_size, above=0.0)
-    ratio, advantage = _ratio(log_prob, old_log_prob, advantage)
+    log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
     kl = alike(log_prob, kl=kl)[0]
-    return -ratio * advantage + kl / jnp.asarray(step_size, ratio.dtype)
+    return -exp_times(log_r, advantage) + kl / jnp.asarray(step_size, log_r.dtype)
 
 
 def value_loss(
@@ -209,9 +221,10 @@ def value_loss(
     return jnp.maximum(error, jnp.square(near - returns))
 
 
-def _ratio(
+def _weighed(
     log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+    """log r, and A, which is a constant as log pi_k is."""
     old_log_prob, advantage = alike(log_prob, old_log_prob=old_log_prob, advantage=advantage)
     old_log_prob, advantage = jax.lax.stop_gradient((old_log_prob, advantage))
-    return jnp.exp(widened(log_prob) - old_log_prob), advantage
+    return log_ratio(log_prob, old_log_prob), advantage
