@@ -35,6 +35,19 @@ def test_range_shape_and_identity_at_zero(name: str, shape: tuple[int, ...]) -> 
 
 
 @each_shift
+def test_severity_zero_is_the_identity(name: str) -> None:
+    """Exactly, of any numbers, as no shift at all would be."""
+    images = jnp.array([-0.5, 1.5, np.nan, np.inf, 0.3, -0.0]).reshape(1, 2, 3, 1)
+    for given in (images, images.astype(jnp.bfloat16)):
+        shifted = COMPILED[name](given, 0.0, KEY)
+        assert shifted.dtype == given.dtype
+        np.testing.assert_array_equal(*(x.astype(jnp.float32) for x in (shifted, given)))
+    with jax.enable_x64(True):
+        given = jnp.full((1, 2, 2, 1), 0.1, jnp.float64)  # no float32
+        np.testing.assert_array_equal(SHIFTS[name](given, 0, KEY), given)
+
+
+@each_shift
 def test_strict_promotion_and_no_convolution(name: str, strict: None) -> None:
     del strict
     for severity in (3, 3.0, jnp.asarray(3), jnp.asarray(3.0)):

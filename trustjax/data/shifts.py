@@ -42,7 +42,8 @@ def _shift(function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> 
             raise ValueError(f"severity must be from 0 to {MAX_SEVERITY}, got {severity}")
         strength = jnp.asarray(severity).astype(jnp.float32)
         shifted = function(images.astype(jnp.float32), strength, key)
-        return jnp.clip(shifted, 0, 1).astype(images.dtype)  # rounding may leave [0, 1]
+        shifted = jnp.clip(shifted, 0, 1).astype(images.dtype)  # rounding may leave [0, 1]
+        return jnp.where(strength == 0, images, shifted)
 
     return checked
 
