@@ -1,26 +1,23 @@
 """A trained policy without what trained it: it acts, is evaluated, and is saved to one file."""
 
 import dataclasses
-import json
 import math
 import os
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
+from trustjax._checks import check_number
+from trustjax.agents._policy_file import Contents, read, write
 from trustjax.agents.rollout import flat, for_environment
 from trustjax.agents.statistics import Statistics, normalized
 from trustjax.envs import Environment, make_once
-from trustjax.models.actor_critic import Actor, Carry, initial_carry
+from trustjax.models.actor_critic import Actor, Carry, default_float, initial_carry
 
-_FORMAT = "trustjax policy 1"
 _STATIC = {"static": True}
 
 
@@ -37,7 +34,7 @@ class Evaluation(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Policy:
     """A policy of an environment; a pytree whose leaves are its parameters and statistics.
 
@@ -92,7 +89,7 @@ class Policy:
         if observation.shape != (*batch_shape, *shape):
             raise ValueError(f"observation must be [..., *{shape}], got {observation.shape}")
         features = flat(observation.reshape(math.prod(batch_shape), *shape))
-        features = features.reshape(*batch_shape, -1)
+        features = features.reshape(*batch_shape, math.prod(shape))
         if carry is None:
             carry = self.initial_carry(batch_shape)
         features = normalized(features, self.statistics, self.clip_observations)
@@ -108,7 +105,11 @@ class Policy:
         deterministic: bool = True,
         env_params: Any = None,
     ) -> Evaluation:
-        """Plays `num_episodes` episodes side by side, one each, to their ends."""
+        """Plays `num_episodes` episodes side by side, one each, to their ends.
+
+        Raises ValueError if `num_episodes` < 1.
+        """
+        check_number("num_episodes", num_episodes, at_least=1)
         env = self.environment
         key_reset, key_play = jax.random.split(key)
         observation, env_state = jax.vmap(env.reset, (0, None))(
@@ -139,71 +140,43 @@ class Policy:
 
         return jax.lax.while_loop(lambda play: ~jnp.all(play.done), step, start).found
 
+    def __repr__(self) -> str:
+        """What it is, in one line: not its weights."""
+        number = sum(jnp.size(leaf) for leaf in jax.tree.leaves(self.variables))
+        observations = "as they are" if self.statistics is None else "normalised"
+        return (
+            f"Policy(env={self.env!r}, hidden={self.actor.hidden}, "
+            f"gru_size={self.actor.gru_size}, {number} parameters, observations {observations})"
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the policy to one .npz file without pickles, whole or not at all.
 
-        Raises ValueError if the environment was not given by name.
+        Raises ValueError if the environment was not given by name, or `load_policy` would refuse
+        the file: weights that are not finite, or those of several policies side by side.
         """
         if isinstance(self.env, Environment):
             raise ValueError(f"env must be a name to be saved, got {self.env!r}")
-        path = Path(path)
-        network = {
-            field.name: getattr(self.actor, field.name)
-            for field in dataclasses.fields(self.actor)
-            if field.name not in ("parent", "name")
-        }
-        network["dtype"] = network["dtype"] and str(jnp.dtype(network["dtype"]))
-        about = {"format": _FORMAT, "env": self.env, "actor": network}
-        arrays = {
-            f"variables/{'/'.join(str(part.key) for part in place)}": np.asarray(leaf)
-            for place, leaf in jax.tree_util.tree_leaves_with_path(self.variables)
-        }
-        if self.statistics is not None:
-            named = self.statistics._asdict().items()
-            arrays |= {f"statistics/{name}": np.asarray(value) for name, value in named}
-        arrays["clip_observations"] = np.asarray(self.clip_observations)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        contents = Contents(
+            self.env, self.actor, self.variables, self.statistics,
+            jnp.asarray(self.clip_observations, default_float()),
+        )  # fmt: skip
+        write(Path(path), contents)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Reads what `Policy.save` wrote.
+    """Reads what `Policy.save` wrote; the file may come from anyone, as no code in it is run.
 
-    Raises ValueError, which names the file, if it holds no policy.
+    Names, shapes and dtypes are those of the network in its environment, or the file is refused
+    before anything of what its headers say is allocated; weights are finite.
+
+    Raises:
+      ValueError: it holds no such policy; one line names the file and the field.
+      OSError: there is no such file, or it cannot be read.
+      ModuleNotFoundError: the package of the environment is not installed.
     """
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = dict(file)
-        about = json.loads(str(arrays.pop("about")))
-        if about["format"] != _FORMAT:
-            raise ValueError(f"its format is {about['format']!r}, not {_FORMAT!r}")
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} must be a policy saved by trustjax: {error}") from error
-    variables: dict[str, Any] = {}
-    for name in [name for name in arrays if name.startswith("variables/")]:
-        *folders, leaf = name.split("/")[1:]
-        node = variables
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = jnp.asarray(arrays[name])
-    statistics = None
-    if "statistics/mean" in arrays:
-        fields = (arrays[f"statistics/{name}"] for name in Statistics._fields)
-        statistics = Statistics(*map(jnp.asarray, fields))
-    network: dict[str, Any] = {  # JSON has no tuples, and a network is hashable
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in about["actor"].items()
-    }
-    return Policy(
-        variables, statistics, jnp.asarray(arrays["clip_observations"]), Actor(**network),
-        about["env"],
-    )  # fmt: skip
+    env, actor, variables, statistics, clip = read(path)
+    return Policy(variables, statistics, clip, actor, env)
 
 
 class _Play(NamedTuple):

@@ -1,0 +1,325 @@
+"""The file of a policy, an .npz without pickles, which may come from anyone.
+
+    about                      JSON: format, env, actor (the fields of the network), normalized
+    variables/params/...       of the network
+    statistics/mean, ...       with which observations are normalised; none of them or all
+    clip_observations
+
+What a header says is believed only where the bytes are there, and what the bytes are is compared
+with the network that `about` describes, in the environment that it names, before either is built.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import math
+import os
+import reprlib
+import secrets
+import stat
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from trustjax.agents.statistics import Statistics
+from trustjax.envs import make_once
+from trustjax.models.actor_critic import Actor, initial_carry
+from trustjax.models.mlp import ACTIVATIONS
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_FORMAT = "trustjax policy 1"
+_DTYPES = ("float32", "float64")
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
+_STATISTICS = tuple(f"statistics/{name}" for name in Statistics._fields)
+
+
+class Contents(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      env: name of the environment.
+      actor: the network.
+      variables: of it.
+      statistics: of observations, or None.
+      clip_observations: bound of normalised observations, [].
+    """
+
+    env: str
+    actor: Actor
+    variables: Any
+    statistics: Statistics | None
+    clip_observations: jax.Array
+
+
+def write(path: Path, contents: Contents) -> None:
+    """Writes the file, whole or not at all; raises ValueError for what `read` would refuse."""
+    env, actor, variables, statistics, clip = contents
+    fields = {name: getattr(actor, name) for name in _KINDS}
+    fields["dtype"] = fields["dtype"] and str(jnp.dtype(fields["dtype"]))
+    about = {
+        "format": _FORMAT, "env": env, "actor": fields, "normalized": statistics is not None,
+    }  # fmt: skip
+    flat = flax.traverse_util.flatten_dict({"variables": variables}, sep="/")
+    arrays = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    if statistics is not None:
+        arrays |= dict(zip(_STATISTICS, map(np.asarray, statistics), strict=True))
+    arrays["clip_observations"] = np.asarray(clip)
+    text = json.dumps(about)
+    try:
+        _check(text, arrays)
+    except ValueError as error:
+        raise ValueError(f"this policy cannot be saved: {error}") from error
+    # Opened as any file is, so that it has the mode that the umask says.
+    beside = path.with_name(f".{secrets.token_hex(8)}.new")
+    try:
+        with beside.open("xb") as file:
+            np.savez(file, allow_pickle=False, about=np.array(text), **arrays)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> Contents:
+    """Reads the file; raises ValueError, in one line that names it and the field."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is no file")
+        with open(path, "rb") as file:
+            arrays = _arrays(file, os.fstat(file.fileno()).st_size)
+        about = arrays.pop("about", None)
+        if about is None or about.dtype.kind != "U" or about.shape:
+            raise ValueError("about must be a text")
+        env, actor = _check(str(about), arrays)
+    except ValueError as error:
+        problem = " ".join(str(error).split())
+        raise ValueError(f"{path} must be a policy saved by trustjax: {problem}") from error
+    leaves = {name: jnp.asarray(array) for name, array in arrays.items()}
+    clip = leaves.pop("clip_observations")
+    statistics = [leaves.pop(name) for name in _STATISTICS if name in leaves]
+    nested = flax.traverse_util.unflatten_dict(leaves, sep="/")
+    return Contents(
+        env, actor, nested["variables"], Statistics(*statistics) if statistics else None, clip
+    )
+
+
+def _arrays(file: Any, size: int) -> Arrays:
+    """All arrays of an .npz of so many bytes; none is larger than its bytes in the file."""
+    arrays: Arrays = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            for member in members:
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{_short(member.filename)} must not be compressed")
+            if sum(member.file_size for member in members) > size:
+                raise ValueError("it says that it holds more bytes than there are")
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise ValueError(f"{_short(name)} is there twice")
+                try:
+                    arrays[name] = _array(archive.read(member))
+                except Exception as error:  # see below
+                    raise ValueError(f"{_short(name)}: {_short_error(error)}") from error
+    # It is not documented what zipfile, and NumPy's parser of headers, raise for damaged bytes.
+    except Exception as error:
+        raise ValueError(_short_error(error)) from error
+    return arrays
+
+
+def _array(content: bytes) -> npt.NDArray[Any]:
+    """An array of an .npy file, as `np.save` writes numbers and texts."""
+    stream = io.BytesIO(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("its header must be of version 1.0")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.kind not in "fU":
+        raise ValueError(f"it must be floating, got {_short(dtype)}")
+    data = content[stream.tell() :]
+    if min(shape, default=0) < 0 or len(data) != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"its header says shape {_short(shape)}, but it has {len(data)} bytes")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _check(text: str, arrays: Arrays) -> tuple[str, Actor]:
+    """The environment's name and the network; raises ValueError unless the arrays are theirs."""
+    about = _parsed(text)
+    if about.get("format") != _FORMAT:
+        raise ValueError(f"its format is {_short(about.get('format'))}, not {_FORMAT!r}")
+    normalized = about.pop("normalized", None)  # which the first files do not say
+    _check_names("about", about, ("format", "env", "actor"))
+    name, fields = about["env"], about["actor"]
+    if normalized is not None and not _is_flag(normalized):
+        raise ValueError(f"about.normalized must be true or false, got {_short(normalized)}")
+    if not isinstance(name, str):
+        raise ValueError(f"about.env must be a name, got {_short(name)}")
+    if not isinstance(fields, dict):
+        raise ValueError(f"about.actor must be an object, got {_short(fields)}")
+    actor = _actor(fields, arrays)
+    try:
+        env = make_once(name)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # options may be anything that a literal can be
+        raise ValueError(f"about.env: {_short_error(error)}") from error
+    actions = env.num_actions, None if env.action_low is None else len(env.action_low)
+    for field, expected in zip(("num_actions", "action_size"), actions, strict=True):
+        if getattr(actor, field) != expected:
+            raise ValueError(
+                f"about.actor.{field} must be {expected}, as in {_short(name)}, "
+                f"got {getattr(actor, field)}"
+            )
+    features = math.prod(env.observation_shape)
+    shapes = dict(_shapes(actor, features)) | {"clip_observations": ()}
+    if normalized or (normalized is None and any(name in arrays for name in _STATISTICS)):
+        shapes |= dict(zip(_STATISTICS, ((features,), (features,), ()), strict=True))
+    _check_names("it", arrays, shapes)
+    for name, shape in shapes.items():
+        _check_array(name, arrays[name], shape)
+    dtypes = {arrays[name].dtype for name in shapes if name.startswith("variables/")}
+    if len(dtypes) > 1:
+        raise ValueError(f"variables must have one dtype, got {sorted(map(str, dtypes))}")
+    return about["env"], actor
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key is there twice")
+        return found
+
+    try:
+        about = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"about must be JSON: {_short_error(error)}") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"about must be an object, got {_short(about)}")
+    return about
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 1  # a bool is an int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e6 < value < 1e6
+
+
+def _is_size_or_none(value: Any) -> bool:
+    return value is None or _is_size(value)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_Kind = tuple[Callable[[Any], bool], str]
+_SIZE_OR_NONE: _Kind = (_is_size_or_none, "a whole number >= 1 or null")
+_NETWORK_DTYPES = ("float32", "float64", "bfloat16", "float16")
+# Of the fields of `Actor`, whose lists and tuples JSON does not tell apart.
+_KINDS: dict[str, _Kind] = {
+    "hidden": (
+        lambda x: isinstance(x, list | tuple) and all(map(_is_size, x)),
+        "a list of whole numbers >= 1",
+    ),
+    "activation": (
+        lambda x: isinstance(x, str) and x in ACTIVATIONS,
+        f"one of {', '.join(ACTIVATIONS)}",
+    ),
+    "gru_size": _SIZE_OR_NONE,
+    "orthogonal": (_is_flag, "true or false"),
+    "dtype": (
+        lambda x: x is None or (isinstance(x, str) and x in _NETWORK_DTYPES),
+        f"null or one of {', '.join(_NETWORK_DTYPES)}",
+    ),
+    "num_actions": _SIZE_OR_NONE,
+    "action_size": _SIZE_OR_NONE,
+    "initial_log_std": (_is_number, "a number between -1e6 and 1e6"),
+    "squashed": (_is_flag, "true or false"),
+    "log_std_range": (
+        lambda x: (
+            isinstance(x, list | tuple) and len(x) == 2 and all(map(_is_number, x)) and x[0] < x[1]
+        ),
+        "two numbers between -1e6 and 1e6, the lower one first",
+    ),
+}
+assert {*_KINDS} == {f.name for f in dataclasses.fields(Actor)} - {"parent", "name"}
+
+
+def _actor(fields: dict[str, Any], arrays: Arrays) -> Actor:
+    """The network; raises ValueError for fields it cannot have, or sizes beyond those arrays."""
+    _check_names("about.actor", fields, _KINDS)
+    for name, (is_good, kind) in _KINDS.items():
+        if not is_good(fields[name]):
+            raise ValueError(f"about.actor.{name} must be {kind}, got {_short(fields[name])}")
+    # Every unit has a bias, so that no size can be larger than all arrays together.
+    most = sum(array.size for array in arrays.values())
+    if len(fields["hidden"]) > len(arrays):
+        raise ValueError(f"about.actor.hidden: there are no {len(fields['hidden'])} layers")
+    for name in ("hidden", "gru_size", "num_actions", "action_size"):
+        sizes = fields[name] if name == "hidden" else [fields[name] or 1]
+        if max(sizes, default=1) > most:
+            raise ValueError(
+                f"about.actor.{name}: there are {most} numbers, too few for {_short(fields[name])}"
+            )
+    hashable: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return Actor(**hashable)
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(actor: Actor, features: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of the network's variables."""
+    variables = jax.eval_shape(
+        actor.init, jax.random.key(0), jnp.zeros((1, features)), initial_carry(actor, (1,))
+    )
+    flat = flax.traverse_util.flatten_dict({"variables": variables}, sep="/")
+    return tuple((name, leaf.shape) for name, leaf in flat.items())
+
+
+def _check_names(what: str, found: Mapping[str, Any], expected: Any) -> None:
+    for name in expected:
+        if name not in found:
+            raise ValueError(f"{what} must have {name}")
+    for name in found:
+        if name not in expected:
+            raise ValueError(f"{what} must not have {_short(name)}")
+
+
+def _check_array(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {_short(array.shape)}")
+    if array.dtype not in _DTYPES:
+        raise ValueError(f"{name} must be {' or '.join(_DTYPES)}, got {_short(array.dtype)}")
+    with np.errstate(over="ignore"):
+        array = np.asarray(jnp.asarray(array))
+    if name == "clip_observations":
+        if not array > 0:
+            raise ValueError(f"{name} must be > 0, got {array}")
+    elif not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite")
+    elif name in _STATISTICS[1:] and (array < 0).any():
+        raise ValueError(f"{name} must be >= 0")
+
+
+def _short(value: Any) -> str:
+    return _REPR.repr(value if isinstance(value, str | int | list | tuple | dict) else str(value))
+
+
+def _short_error(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
