@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from trustjax.agents import Algorithm, mdpo, ppo, sac, trpo
+from trustjax.agents.algorithm import known
 
 CONFIGS = {"ppo": ppo.Config, "trpo": trpo.Config, "mdpo": mdpo.Config, "sac": sac.Config,
            "mdpo_off_policy": mdpo.OffPolicyConfig}  # fmt: skip
@@ -96,7 +97,7 @@ def measure(
         seconds.append(time.perf_counter() - started)
     config = agent.config
     steps = config.num_updates * config.steps_per_update
-    returns = np.asarray(history["episode/return"], np.float64).reshape(num_seeds, -1)
+    returns = known(history)["episode/return"].reshape(num_seeds, -1)
     curve = [
         [(index + 1) * config.steps_per_update, float(mean)]
         for index, mean in enumerate(returns.mean(0), config.first_update)

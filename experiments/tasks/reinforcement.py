@@ -14,8 +14,12 @@ from jax.sharding import Mesh
 from experiments.loop import Diverged, Row, Summary, Table
 from experiments.optimizers import Optimizer
 from trustjax.agents import AgentConfig, data_parallel, select_seed
+from trustjax.agents.algorithm import known
 from trustjax.envs import make
 from trustjax.parallel import make_mesh
+
+# NaN says no more of these than that there is no number yet, and rows leave them out.
+_MAY_BE_UNDEFINED = ("episode/return", "episode/length", "value/explained")
 
 MakeConfig = Callable[..., AgentConfig]  # env, total_steps, dtype, optimizer -> Config
 
@@ -185,18 +189,17 @@ class Training:
         start = step or self.config.first_update * size  # whose steps `init` has taken
         state, history = advance(state, (step + num_steps - start) // size)
         first = ("episode/return", "episode/length")  # the main metric leads
-        columns = {
-            name: np.asarray(history[name], np.float64)
-            for name in (*first, *sorted({*history} - {*first}))
-        }
+        history = known(history)
+        columns = {name: history[name] for name in (*first, *sorted({*history} - {*first}))}
         self._check_finite(columns, start)
         rows: list[Row] = []
         for seed in range(self.task.num_seeds):
             row: Row = {"seed": seed}
             for name, values in columns.items():
-                known = values[seed][np.isfinite(values[seed])]  # no episode may have ended yet
-                if len(known):
-                    row[name] = float(known.mean())
+                # No episode may have ended yet, and no return differ from the others.
+                defined = values[seed][np.isfinite(values[seed])]
+                if len(defined):
+                    row[name] = float(defined.mean())
             if row.get("trust/radius"):  # of the chunk: single iterations may have next to none
                 row["trust/used"] = float(row["trust/distance"]) / float(row["trust/radius"])
             rows.append(row)
@@ -207,7 +210,7 @@ class Training:
         key = jax.random.fold_in(jax.random.key(self.task.seed), 1)
         keys = jax.random.split(key, self.task.num_seeds)
         returns, lengths = self._evaluate(state, keys)
-        training = np.asarray(state.episodes["episode/return"], np.float64)
+        training = known(state.episodes)["episode/return"]
         return [
             {
                 "seed": seed,
@@ -242,9 +245,11 @@ class Training:
 
     def _check_finite(self, columns: Mapping[str, np.ndarray], step: int) -> None:
         for name, values in columns.items():
-            if name.startswith("episode/") or np.isfinite(values).all():
+            undefined = np.isnan(values) if name in _MAY_BE_UNDEFINED else False
+            wrong = ~(np.isfinite(values) | undefined)
+            if not wrong.any():
                 continue
-            seed, update = np.argwhere(~np.isfinite(values))[0]
+            seed, update = np.argwhere(wrong)[0]
             at = step + (int(update) + 1) * self.config.steps_per_update
             raise Diverged(f"{name} of seed {seed} is {values[seed, update]} at step {at}")
 

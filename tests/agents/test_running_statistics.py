@@ -16,6 +16,7 @@ from trustjax.agents import PPO, on_policy, ppo
 from trustjax.agents.rollout import Sums, sum_up
 from trustjax.agents.statistics import (
     Statistics,
+    explained_variance,
     initial_statistics,
     merged,
     normalized,
@@ -65,18 +66,42 @@ def test_far_from_zero():
     """In float32, where the mean of squares less the square of the mean would be noise."""
     found = merged(initial_statistics((2,)), jnp.asarray(DATA[:12] + 1e4, jnp.float32))
     found = merged(found, jnp.asarray(DATA[12:] + 1e4, jnp.float32))
-    # The start weighs 1e-4 of a number: its distance of 1e4 adds 1e4^2 1e-4 / 24 to the variance.
-    np.testing.assert_allclose(found.variance, np.var(DATA, 0) + 1e4 / 24, rtol=1e-2)
+    np.testing.assert_allclose(found.variance, np.var(DATA, 0), rtol=1e-2)
     found = merged(statistics_of(DATA[:12] + 1e4), jnp.asarray(DATA[12:] + 1e4, jnp.float32))
     np.testing.assert_allclose(found.variance, np.var(DATA, 0), rtol=1e-2)
 
 
-def test_the_start_hardly_counts():
+@pytest.mark.parametrize("offset", [0.0, 1e5, -1e6, 7.3])
+@pytest.mark.parametrize("parts", [1, 2, 100])
+def test_far_from_zero_exactly(offset, parts):
+    """Numbers offset +- 1 in float32, whose variance is 1."""
+    data = (offset + np.tile([1.0, -1.0], 5_000)).astype(np.float32)
+    found = initial_statistics(())
+    merge = jax.jit(merged)
+    for part in np.split(data, parts):
+        found = merge(found, part)
+    np.testing.assert_allclose(found.mean, np.float32(offset), rtol=2e-7, atol=1e-6)
+    np.testing.assert_allclose(found.variance, 1, rtol=1e-4)
+    assert found.size == 10_000
+
+
+def test_equal_numbers_have_no_variance():
+    """Not that of the rounding of their sum, which normalising would blow up."""
+    for number in (0.1, 12345.678, -3e7):
+        found = jax.jit(merged)(initial_statistics(()), jnp.full(9_999, number))
+        assert found.variance <= (2e-7 * number) ** 2
+        np.testing.assert_allclose(normalized(jnp.full(3, number), found, 10.0), 0, atol=1e-2)
+
+
+def test_the_start_does_not_count():
     start = initial_statistics((2,))
     np.testing.assert_array_equal(start.mean, 0)
     np.testing.assert_array_equal(start.variance, 1)
+    assert start.size == 0
     found = merged(start, jnp.asarray(DATA.reshape(4, 6, 2), jnp.float32))
-    check_close(found, statistics_of(DATA), rtol=1e-4)
+    check_close(found, statistics_of(DATA), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"batch must not be empty, got shape \(0, 2\)"):
+        merged(start, jnp.zeros((0, 2)))
 
 
 def on_eight_devices(function, x):
@@ -126,6 +151,31 @@ def test_standardized(x64):
     np.testing.assert_allclose(jax.jit(share)(DATA), expected, rtol=1e-10)
     equal = jnp.full(3, 7.0)
     np.testing.assert_array_equal(standardized(equal, differences_of=equal), 0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 1e-12, 1e-25, 1e25])
+def test_explained_variance(scale, strict):
+    returns = scale * jnp.asarray(DATA, jnp.float32)
+    constant = jnp.full_like(returns, 2 * scale)
+    np.testing.assert_allclose(explained_variance(returns, returns), 1)
+    np.testing.assert_allclose(explained_variance(0.5 * returns, returns), 0.75, rtol=1e-5)
+    np.testing.assert_allclose(explained_variance(constant, returns), 0, atol=1e-5)
+    np.testing.assert_allclose(explained_variance(-returns, returns), -3, rtol=1e-5)
+    np.testing.assert_allclose(
+        on_eight_devices(lambda x: explained_variance(0.5 * x, x, axis_name="data"), returns),
+        0.75, rtol=1e-5,
+    )  # fmt: skip
+
+
+def test_explained_variance_is_undefined():
+    """Without variance in the returns, but for their rounding; NaN stays NaN."""
+    for returns in (jnp.zeros(9), jnp.full(9, 0.1), jnp.nextafter(jnp.ones(9), 1 + DATA[:9, 0])):
+        assert np.isnan(explained_variance(jnp.arange(9.0), returns))
+    nothing = jnp.arange(9.0)
+    assert np.isnan(explained_variance(nothing.at[0].set(jnp.nan), nothing))
+    assert np.isnan(explained_variance(nothing, nothing.at[0].set(jnp.nan)))
+    found = standardized(nothing.at[0].set(jnp.nan), differences_of=nothing)
+    assert np.isnan(found).all()
 
 
 def test_rounding_is_not_standardized():

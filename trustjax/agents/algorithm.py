@@ -1,13 +1,15 @@
 """What every algorithm is: pure functions of a state, and a policy that comes out of it."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
@@ -22,6 +24,8 @@ from trustjax.optim import two_pass_step
 PyTree = Any
 Metrics = dict[str, jax.Array]
 
+_EPISODES = ("episode/return", "episode/length")
+
 
 class TrainState(Protocol):
     """What `Algorithm` reads of a state.
@@ -30,7 +34,7 @@ class TrainState(Protocol):
       params: {"actor": ..., ...}, variables of the networks.
       runner: the environments.
       observations: statistics of observations, or None.
-      episodes: the means of the last iteration in which an episode ended; NaN before.
+      episodes: the means of the last iteration in which an episode ended; 0 before.
     """
 
     @property
@@ -84,7 +88,9 @@ class Algorithm(abc.ABC, Generic[S]):
     def update(self, state: S) -> tuple[S, Metrics]:
         """One iteration; the metrics are scalars.
 
-        `episode/return` and `episode/length` are means over the episodes that ended in it.
+        `episode/return` and `episode/length` are means over the episodes that ended in it, or in
+        the last iteration in which one did. Before there is one both are 0, a length that no
+        episode has; `known` leaves them out.
         """
 
     @staticmethod
@@ -186,9 +192,19 @@ class Algorithm(abc.ABC, Generic[S]):
         return sums, every, episodes
 
 
-def unknown_episodes(dtype: Any) -> Metrics:
-    """The means before an episode has ended: NaN, which plots and tables leave out."""
-    return {name: jnp.full([], jnp.nan, dtype) for name in ("episode/return", "episode/length")}
+def no_episodes(dtype: Any) -> Metrics:
+    """The means before an episode has ended: 0, as NaN would stop `jax_debug_nans`."""
+    return {name: jnp.zeros([], dtype) for name in _EPISODES}
+
+
+def known(metrics: Mapping[str, ArrayLike]) -> dict[str, np.ndarray[Any, Any]]:
+    """Metrics of iterations as float64 on the host, NaN where there is no number yet.
+
+    That is where no episode had ended: at an `episode/length` of 0.
+    """
+    found = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
+    ended = found["episode/length"] > 0
+    return found | {name: np.where(ended, found[name], np.nan) for name in _EPISODES}
 
 
 def specs(axis_name: str, batch_axes: int) -> tuple[PartitionSpec, PartitionSpec]:

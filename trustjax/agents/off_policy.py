@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from trustjax._sharding import AxisName
 from trustjax.agents import replay as replays
 from trustjax.agents import rollout as rollouts
-from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, specs, unknown_episodes
+from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, no_episodes, specs
 from trustjax.agents.candidates import Candidates, draw, expected
 from trustjax.agents.config import OffPolicyConfig
 from trustjax.agents.replay import Replay, Replayed
@@ -67,7 +67,7 @@ class State(NamedTuple):
       observations: statistics of observations, or None.
       key: of all that is drawn from here on.
       iteration: int32 [], how many are done.
-      episodes: the means of the last iteration in which an episode ended; NaN before.
+      episodes: the means of the last iteration in which an episode ended; 0 before.
     """
 
     params: dict[str, PyTree]
@@ -172,7 +172,7 @@ class OffPolicy(Algorithm[State]):
             observations=observations,
             key=key,
             iteration=jnp.asarray(config.first_update, jnp.int32),
-            episodes=unknown_episodes(runner.sums.episode_return.dtype),
+            episodes=no_episodes(runner.sums.episode_return.dtype),
         )
 
     def update(self, state: State) -> tuple[State, Metrics]:

@@ -18,12 +18,20 @@ from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
-from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, specs, unknown_episodes
+from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, no_episodes, specs
 from trustjax.agents.batch import Batch, draw_environments, draw_transitions
 from trustjax.agents.config import MakeOptimizer, OnPolicyConfig
 from trustjax.agents.rollout import Rollout, Runner
-from trustjax.agents.statistics import Statistics, initial_statistics, merged, scaled, standardized
+from trustjax.agents.statistics import (
+    Statistics,
+    explained_variance,
+    initial_statistics,
+    merged,
+    scaled,
+    standardized,
+)
 from trustjax.losses import gae, value_loss
+from trustjax.losses._ratio import log_ratio
 from trustjax.models.actor_critic import Actor, Carry, Critic, initial_carry, unroll
 
 
@@ -38,7 +46,7 @@ class State(NamedTuple):
       returns: statistics of discounted returns, which scale the rewards, or None.
       key: of all that is drawn from here on.
       iteration: int32 [], how many are done.
-      episodes: the means of the last iteration in which an episode ended; NaN before.
+      episodes: the means of the last iteration in which an episode ended; 0 before.
     """
 
     params: dict[str, PyTree]
@@ -110,7 +118,7 @@ class OnPolicy(Algorithm[State]):
             returns=initial_statistics(()) if config.normalize_rewards else None,
             key=key,
             iteration=jnp.zeros([], jnp.int32),
-            episodes=unknown_episodes(runner.sums.episode_return.dtype),
+            episodes=no_episodes(runner.sums.episode_return.dtype),
         )
 
     def update(self, state: State) -> tuple[State, Metrics]:
@@ -237,12 +245,10 @@ class OnPolicy(Algorithm[State]):
     def moved(self, actor_params: PyTree, batch: Batch) -> Metrics:
         """How far the new policy is from the old one, and what the transitions say of its gain."""
         new = self.distributions(actor_params, batch)
-        log_ratio = new.log_prob(batch.action) - batch.log_prob
-        ratio = jnp.exp(log_ratio)
-        error = batch.returns - batch.value
         mean = self.mean
-        variance = mean(jnp.square(batch.returns - mean(batch.returns)))
-        unexplained = mean(jnp.square(error - mean(error)))
+        # Beyond e^60 a ratio is counted as that, or sums would be infinite, and their differences
+        # NaN: of transitions whose clipped ratio has no slope, they are nothing to stop for.
+        ratio = jnp.exp(jnp.minimum(log_ratio(new.log_prob(batch.action), batch.log_prob), 60))
         return {
             "kl/new_old": mean(new.kl_divergence(batch.old)),
             "kl/old_new": mean(batch.old.kl_divergence(new)),
@@ -250,7 +256,9 @@ class OnPolicy(Algorithm[State]):
             "gain": mean((ratio - 1) * batch.advantage),
             "entropy": mean(new.entropy()),
             "value/mean": mean(batch.value),
-            "value/explained": 1 - unexplained / jnp.maximum(variance, 1e-8),
+            "value/explained": explained_variance(
+                batch.value, batch.returns, axis_name=self.axis_name
+            ),
         }
 
     def _batch(

@@ -26,6 +26,7 @@ from trustjax.agents.config import OnPolicyConfig, static
 from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.agents.statistics import standardized
 from trustjax.losses import adapt_kl_coefficient, ppo_clip_loss, ppo_kl_loss, value_loss
+from trustjax.losses._ratio import log_ratio
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +130,7 @@ class PPO(OnPolicy):
                 + 0.5 * config.value_coefficient * value
                 - config.entropy_coefficient * entropy
             )
-            ratio = jnp.exp(log_prob - part.log_prob)
+            ratio = jnp.exp(log_ratio(log_prob, part.log_prob))
             clipped = jnp.mean((jnp.abs(ratio - 1) > config.clip).astype(ratio.dtype))
             return loss, {"loss/policy": policy, "loss/value": value, "clip_fraction": clipped}
 

@@ -4,6 +4,7 @@ What every environment draws comes from a key of its own, folded in by its place
 so that a rollout is the same however the environments are split over devices.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -251,4 +252,6 @@ def for_environment(env: Environment, action: jax.Array, *, squashed: bool) -> j
 
 def flat(observation: jax.Array) -> jax.Array:
     """Observations [environment, ...] as float [environment, features]."""
-    return observation.reshape(observation.shape[0], -1).astype(default_float())
+    return observation.reshape(len(observation), math.prod(observation.shape[1:])).astype(
+        default_float()
+    )

@@ -34,18 +34,25 @@ class Statistics(NamedTuple):
 
 
 def initial_statistics(shape: tuple[int, ...]) -> Statistics:
-    """Mean 0 and variance 1 with hardly any weight, as in stable-baselines."""
+    """Of no numbers yet: mean 0 and variance 1, which leave things as they are, without weight."""
     dtype = default_float()
-    return Statistics(jnp.zeros(shape, dtype), jnp.ones(shape, dtype), jnp.asarray(1e-4, dtype))
+    return Statistics(jnp.zeros(shape, dtype), jnp.ones(shape, dtype), jnp.zeros([], dtype))
 
 
 def merged(
     statistics: Statistics, batch: jax.Array, *, axis_name: AxisName | None = None
 ) -> Statistics:
-    """The statistics after `batch` [..., *shape], of which every device has an equal part."""
+    """The statistics after `batch` [..., *shape], of which every device has an equal part.
+
+    Raises ValueError for a batch without numbers.
+    """
+    if not batch.size:
+        raise ValueError(f"batch must not be empty, got shape {batch.shape}")
     batch = widened(batch).astype(statistics.mean.dtype)
     axes = tuple(range(batch.ndim - statistics.mean.ndim))
-    mean = averaged(jnp.mean(batch, axes), axis_name)
+    rough = averaged(jnp.mean(batch, axes), axis_name)
+    # What a sum of large numbers lost is in the sum of their differences from it.
+    mean = rough + averaged(jnp.mean(batch - rough, axes), axis_name)
     variance = averaged(jnp.mean(jnp.square(batch - mean), axes), axis_name)
     number = batch.size // max(statistics.mean.size, 1)
     if axis_name is not None:
@@ -87,11 +94,43 @@ def standardized(
     units in the last place of their root mean square. Else equal advantages would come out as
     noise of size 1, and TRPO take a step of full length along it.
     """
+    mean, std = _mean_and_std(x, axis_name)
+    equal = std <= _rounding(differences_of, axis_name)
+    return jnp.where(equal, jnp.zeros_like(x), (x - mean) / (std + _EPSILON))
+
+
+def explained_variance(
+    values: jax.Array, returns: jax.Array, *, axis_name: AxisName | None = None
+) -> jax.Array:
+    r"""The share of the variance of `returns` that `values` explain, over all devices; [].
+
+    .. math:: 1 - \frac{\mathrm{Var}(R - V)}{\mathrm{Var}(R)}
+
+    1 if they explain all of it, 0 if no more than a constant does, negative if they add to it,
+    whatever the scale of the returns. NaN, undefined, if the returns differ by rounding alone, as
+    in `standardized`.
+    """
+
+    # In units of the returns, as squares of small or large numbers under- or overflow.
+    unit = averaged(jnp.max(jnp.abs(returns)), axis_name)
+    unit = jnp.where(unit == 0, jnp.ones_like(unit), unit)
+    values, returns = values / unit, returns / unit
+    of_returns = _mean_and_std(returns, axis_name)[1]
+    none = of_returns <= _rounding(returns, axis_name)
+    left = _mean_and_std(returns - values, axis_name)[1]
+    left = left / jnp.where(none, jnp.ones_like(of_returns), of_returns)
+    return jnp.where(none, jnp.full_like(left, jnp.nan), 1 - jnp.square(left))
+
+
+def _mean_and_std(x: jax.Array, axis_name: AxisName | None) -> tuple[jax.Array, jax.Array]:
     mean = averaged(jnp.mean(x), axis_name)
-    std = jnp.sqrt(averaged(jnp.mean(jnp.square(x - mean)), axis_name))
-    size = jnp.sqrt(averaged(jnp.mean(jnp.square(differences_of)), axis_name))
-    apart = std > 4 * float(np.finfo(x.dtype).eps) * size
-    return jnp.where(apart, (x - mean) / (std + _EPSILON), jnp.zeros_like(x))
+    return mean, jnp.sqrt(averaged(jnp.mean(jnp.square(x - mean)), axis_name))
+
+
+def _rounding(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Four units in the last place of the root mean square of all of `x`; []."""
+    size = jnp.sqrt(averaged(jnp.mean(jnp.square(x)), axis_name))
+    return 4 * float(np.finfo(x.dtype).eps) * size
 
 
 def _clipped(x: jax.Array, clip: ArrayLike) -> jax.Array:
