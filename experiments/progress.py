@@ -10,6 +10,7 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -31,6 +32,7 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            TimeElapsedColumn(),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[metric]}"),
@@ -54,7 +56,7 @@ class Bars:
         stage, step = str(rows[-1]["stage"]), int(rows[-1]["step"])
         self._add(stage, step)
         self._progress.update(self._bars[stage], completed=step)
-        if _speed(rows):  # the final evaluation comes without times
+        if _is_timed(rows):
             self._progress.update(self._bars[stage], metric=_metric(rows), speed=_speed(rows))
         waiting = [name for name in self._lengths if name not in self._bars]
         if step == self._lengths[stage] and waiting:
@@ -67,12 +69,16 @@ class Bars:
     def _add(self, stage: str, step: int) -> None:
         if stage not in self._bars:
             self._bars[stage] = self._progress.add_task(
-                stage, total=self._lengths[stage], completed=step, speed="", metric=""
+                stage,
+                total=self._lengths[stage],
+                completed=step,
+                speed="" if step == self._lengths[stage] else _COMPILING,
+                metric="",
             )
 
 
 class Lines:
-    """One line when a stage ends, and at most one in `seconds` before that."""
+    """One line when a stage begins and ends, and at most one in `seconds` between."""
 
     def __init__(self, lengths: Mapping[str, int], console: Console, seconds: float = 30.0) -> None:
         self._lengths = lengths
@@ -81,26 +87,56 @@ class Lines:
         self._shown = time.monotonic()
 
     def cut(self, rows: Sequence[Row]) -> None:
-        """Nothing to show."""
+        """Names the stage that comes next."""
+        steps = {str(row["stage"]): int(row["step"]) for row in rows}
+        self._begin([name for name, length in self._lengths.items() if steps.get(name) != length])
 
     def log(self, rows: Sequence[Row]) -> None:
         """Prints the stage, its step, the speed and the first metric."""
-        if not rows or not _speed(rows):  # the final evaluation comes without times
+        if not rows or not _is_timed(rows):
             return
         stage, step = str(rows[-1]["stage"]), int(rows[-1]["step"])
         if step < self._lengths[stage] and time.monotonic() - self._shown < self._seconds:
             return
         self._shown = time.monotonic()
-        line = f"{stage} {step}/{self._lengths[stage]} {_speed(rows)} {_metric(rows)}"
-        self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
+        parts = [f"{stage} {step}/{self._lengths[stage]}", _clock(rows), _speed(rows)]
+        self._print("  ".join(part for part in (*parts, _metric(rows)) if part))
+        if step == self._lengths[stage]:
+            names = list(self._lengths)
+            self._begin(names[names.index(stage) + 1 :])
 
     def close(self) -> None:
         """Nothing is held."""
 
+    def _begin(self, stages: Sequence[str]) -> None:
+        if stages:
+            self._print(f"{stages[0]}: {_COMPILING}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+_COMPILING = "compiling ..."
+
+
+def _is_timed(rows: Sequence[Row]) -> bool:
+    """Whether the rows are of training; those of the final evaluation come without times."""
+    return "time/seconds" in rows[-1]
+
+
+def _clock(rows: Sequence[Row]) -> str:
+    """The time spent on the stage, compilation included."""
+    minutes, seconds = divmod(round(float(rows[-1]["time/seconds"])), 60)
+    return f"{minutes}:{seconds:02d}"
+
 
 def _speed(rows: Sequence[Row]) -> str:
+    """Steps a second, without exponents; nothing where compilation was part of the time."""
     speed = rows[-1].get("time/steps_per_second", "")
-    return f"{float(speed):.3g} steps/s" if speed != "" else ""
+    if speed == "":
+        return ""
+    digits = 0 if float(speed) >= 100 else 1 if float(speed) >= 10 else 2
+    return f"{float(speed):,.{digits}f} steps/s"
 
 
 def _metric(rows: Sequence[Row]) -> str:
@@ -111,5 +147,7 @@ def _metric(rows: Sequence[Row]) -> str:
             continue
         if not isinstance(value, str):
             values = [float(row[column]) for row in last if column in row]
-            return f"{column} {sum(values) / len(values):.4g}"
+            mean = sum(values) / len(values)
+            style = ",.0f" if 1e4 <= abs(mean) < 1e12 else ".4g"  # no exponent for a large return
+            return f"{column} {mean:{style}}"
     return ""

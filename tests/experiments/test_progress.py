@@ -11,11 +11,13 @@ from experiments.trackers import Row
 LENGTHS = {"pretrain": 100, "sam": 50}
 
 
-def rows(stage: str, step: int, losses: tuple[float, float] = (1.0, 2.0)) -> list[Row]:
+def rows(
+    stage: str, step: int, losses: tuple[float, float] = (1.0, 2.0), speed: float = 12.345
+) -> list[Row]:
     """Two seeds of one step; the first column that is not a label is the main metric."""
     return [
         {"stage": stage, "step": step, "seed": seed, "note": "x", "loss": loss, "accuracy": 0.5}
-        | {"time/steps_per_second": 12.345}
+        | {"time/seconds": 71.2, "time/steps_per_second": speed}
         for seed, loss in enumerate(losses)
     ]
 
@@ -37,14 +39,20 @@ def printed(terminal: bool, *, seconds: float | None = None) -> str:
 
 
 def test_one_line_a_stage_elsewhere() -> None:
-    assert printed(terminal=False) == "pretrain 100/100 12.3 steps/s loss 1.5\n"
+    assert printed(terminal=False).splitlines() == [
+        "pretrain: compiling ...",
+        "pretrain 100/100  1:11  12.3 steps/s  loss 1.5",
+        "sam: compiling ...",
+    ]
 
 
 def test_more_lines_when_it_takes_long() -> None:
     assert printed(terminal=False, seconds=0.0).splitlines() == [
-        "pretrain 50/100 12.3 steps/s loss 1.5",
-        "pretrain 100/100 12.3 steps/s loss 1.5",
-        "sam 10/50 12.3 steps/s loss 3.5",
+        "pretrain: compiling ...",
+        "pretrain 50/100  1:11  12.3 steps/s  loss 1.5",
+        "pretrain 100/100  1:11  12.3 steps/s  loss 1.5",
+        "sam: compiling ...",
+        "sam 10/50  1:11  12.3 steps/s  loss 3.5",
     ]
 
 
@@ -65,3 +73,27 @@ def test_bars_start_where_the_run_is(kept: list[Row], shown: str, hidden: str | 
     progress.close()
     assert shown in file.getvalue()
     assert hidden is None or hidden not in file.getvalue()
+
+
+def test_rates_without_exponents_and_without_compilation() -> None:
+    file = io.StringIO()
+    progress = Lines(LENGTHS, Console(file=file, width=100), seconds=0.0)
+    first = [{k: v for k, v in row.items() if k != "time/steps_per_second"}
+             for row in rows("pretrain", 10)]  # fmt: skip
+    progress.log(first)
+    progress.log(rows("pretrain", 20, speed=27_512.3, losses=(20_000.0, 30_000.0)))
+    progress.log(rows("pretrain", 30, speed=0.123))
+    assert file.getvalue().splitlines() == [
+        "pretrain 10/100  1:11  loss 1.5",
+        "pretrain 20/100  1:11  27,512 steps/s  loss 25,000",
+        "pretrain 30/100  1:11  0.12 steps/s  loss 1.5",
+    ]
+
+
+def test_bars_tell_that_they_compile() -> None:
+    file = io.StringIO()
+    progress = make_progress(LENGTHS, Console(file=file, force_terminal=True, width=100))
+    progress.cut([])
+    progress.close()
+    assert "0:00:00" in file.getvalue()
+    assert "compiling ..." in file.getvalue()
