@@ -1,6 +1,7 @@
 """Reinforcement learning: agents side by side in one environment, all seeds of one together."""
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ _MAY_BE_UNDEFINED = ("episode/return", "episode/length", "value/explained")
 MakeConfig = Callable[..., AgentConfig]  # env, total_steps, dtype, optimizer -> Config
 
 
+_MOST_ROWS = 500  # of an agent and seed; longer trainings write means over several iterations
+
+
 @dataclass(kw_only=True)
 class Reinforcement:
     """Configuration and stages of the experiment; the numbers are in conf/exp.
@@ -37,7 +41,8 @@ class Reinforcement:
       precision: of the networks: float32, bfloat16 or float64.
       only: names of the agents to run; all if empty.
       total_steps: of all environments of one seed together.
-      steps_per_chunk: steps between two rows of metrics, rounded to whole iterations.
+      steps_per_chunk: steps of one compiled call, rounded to whole iterations; metrics are written
+        after it, with a row for each iteration.
       evaluation_episodes: at the end of training, without noise in the actions.
       mesh: the devices that share the environments; None for one device.
     """
@@ -182,7 +187,7 @@ class Training:
     def advance(
         self, state: Any, batches: None, step: int, num_steps: int
     ) -> tuple[Any, list[Row]]:
-        """One row a seed with the chunk's mean metrics."""
+        """One row for each seed and iteration, or for a few iterations where there are many."""
         del batches
         _, advance = self._programs
         size = self.config.steps_per_update
@@ -192,17 +197,22 @@ class Training:
         history = known(history)
         columns = {name: history[name] for name in (*first, *sorted({*history} - {*first}))}
         self._check_finite(columns, start)
+        count = len(columns["episode/return"][0])
+        together = math.ceil(self.config.num_updates / _MOST_ROWS)
         rows: list[Row] = []
-        for seed in range(self.task.num_seeds):
-            row: Row = {"seed": seed}
-            for name, values in columns.items():
-                # No episode may have ended yet, and no return differ from the others.
-                defined = values[seed][np.isfinite(values[seed])]
-                if len(defined):
-                    row[name] = float(defined.mean())
-            if row.get("trust/radius"):  # of the chunk: single iterations may have next to none
-                row["trust/used"] = float(row["trust/distance"]) / float(row["trust/radius"])
-            rows.append(row)
+        for begin in range(0, count, together):
+            end = min(begin + together, count)
+            for seed in range(self.task.num_seeds):
+                row: Row = {"step": start + end * size, "seed": seed}
+                for name, values in columns.items():
+                    # No episode may have ended yet, and no return differ from the others.
+                    some = values[seed][begin:end]
+                    defined = some[np.isfinite(some)]
+                    if len(defined):
+                        row[name] = float(defined.mean())
+                if row.get("trust/radius"):  # of the row: single iterations may have next to none
+                    row["trust/used"] = float(row["trust/distance"]) / float(row["trust/radius"])
+                rows.append(row)
         return state, rows
 
     def finish(self, state: Any) -> list[Row]:

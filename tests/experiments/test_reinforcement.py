@@ -75,6 +75,8 @@ def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
     assert found["final/return"]["seeds"] == [1.0, 1.0]
     rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert list(rows[0])[:4] == ["stage", "step", "seed", "episode/return"]
+    trained = [(row["step"], row["seed"]) for row in rows if "time/seconds" in row]
+    assert trained == [(128 * i, seed) for i in range(1, 9) for seed in range(2)]  # iterations
     assert {"trust/radius", "trust/distance", "trust/used", "kl/new_old"} <= set(rows[0])
     for seed in range(2):
         policy = load_policy(tmp_path / "run" / "policies" / "ppo" / f"seed_{seed}.npz")
