@@ -1,64 +1,170 @@
-"""Checkpoints of one stage, through Orbax: whole or absent, whenever the process ends."""
+"""Checkpoints of one stage, through Orbax: whole or absent, and known to be what was written."""
 
+import json
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from experiments.digests import file_digest, sealed, unsealed
 from experiments.loop import Mark, SaveError
+
+DIGESTS = "digests.txt"  # JSON and a last line with its own digest
 
 
 class Checkpoints:
-    """The checkpoints of one stage, `folder/<step>`; the newest `keep` stay."""
+    """The checkpoints of one stage, `folder/<step>`; the newest `keep` stay.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    Each holds the digests of its files. One that is damaged is passed over, and replaced by the
+    next that is written. `about` gives JSON-able facts about the rest of the run at the time of a
+    save, which `facts` returns later.
+
+    Attributes:
+      folder: where they are.
+      damaged: what is wrong with each checkpoint that was found damaged, by its step.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, about: Callable[[], Mapping[str, Any]] = dict
+    ) -> None:
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            # A failed save is reported where it happens, and rows logged after it are not lost.
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-            lightweight_initialize=True,  # a step that was being deleted lacks its metadata
-        )
+        self.damaged: dict[int, str] = {}
+        self._keep = keep
+        self._about = about
+        self._whole: dict[int, Mark] = {}
+        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            steps = [int(name) for path in self.folder.iterdir() if (name := path.name).isdecimal()]
         except OSError as error:
             raise SaveError(f"cannot write to {self.folder}: {error}") from error
+        for step in sorted(steps):
+            try:
+                self._whole[step] = self._verified(step)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self.damaged[step] = _first_line(error)
+
+    def marks(self) -> list[Mark]:
+        """The marks of all whole checkpoints, oldest first."""
+        return list(self._whole.values())
 
     def latest(self) -> Mark:
-        """The mark of the newest checkpoint, `Mark()` where there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return Mark()
-        arguments = ocp.args.Composite(mark=ocp.args.JsonRestore())
-        return Mark(**self._manager.restore(step, args=arguments)["mark"])
+        """The mark of the newest whole checkpoint, `Mark()` where there is none."""
+        return max(self._whole.values(), key=lambda mark: mark.step, default=Mark())
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What `about` gave when the checkpoint at `step` was written."""
+        return self._content(step)["about"]  # type: ignore[no-any-return]
 
     def save(self, state: Any, mark: Mark) -> None:
         """Writes a checkpoint at `mark.step`, then deletes those that are too many.
 
         Raises SaveError, which names the folder and the newest checkpoint that is whole.
         """
-        whole = self._manager.latest_step()
+        new = self.folder / f"{mark.step}.new"
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             mark=ocp.args.JsonSave({**mark._asdict(), "began_from": dict(mark.began_from)}),
         )
         try:
-            if not self._manager.save(mark.step, args=arguments):
-                raise RuntimeError("declined by Orbax")
+            self._checkpointer.save(new, args=arguments, force=True)
+            self._write_digests(new, mark.step)
+            self.set_aside(mark.step)
+            new.rename(self.folder / str(mark.step))
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            for rest in self.folder.glob(f"{new.name}*"):
+                shutil.rmtree(rest, ignore_errors=True)
+            whole = max(self._whole, default=None)
             kept = "there is no earlier one" if whole is None else f"step {whole} is whole"
             raise SaveError(
-                f"cannot save step {mark.step} in {self.folder} ({kept}): {reason}"
+                f"cannot save step {mark.step} in {self.folder} ({kept}): {_first_line(error)}"
             ) from error
+        self._whole[mark.step] = mark
+        self._whole = dict(sorted(self._whole.items())[-self._keep :])
+        self._clean_up()
 
     def restore(self, like: Any) -> Any:
-        """The state of the newest checkpoint, with the structure and placement of `like`."""
+        """The state of the newest whole checkpoint, with the structure and placement of `like`.
+
+        Raises SaveError where that is not the structure of what was saved.
+        """
+        path = self.folder / str(self.latest().step)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._manager.restore(self._manager.latest_step(), args=arguments)["state"]
+        try:
+            return self._checkpointer.restore(path, args=arguments)["state"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise SaveError(f"{path} does not fit this run: {_first_line(error)}") from error
+
+    def set_aside(self, step: int) -> None:
+        """Renames the checkpoint at `step`, if there is one; the next save deletes it."""
+        path = self.folder / str(step)
+        if path.exists():
+            aside = path.with_name(f"{step}.aside")
+            _remove(aside)
+            path.rename(aside)
+        self._whole.pop(step, None)
 
     def close(self) -> None:
-        """Ends Orbax's threads."""
-        self._manager.close()
+        """Frees what Orbax holds."""
+        self._checkpointer.close()
+
+    def _verified(self, step: int) -> Mark:
+        """The mark of the checkpoint at `step`. Raises ValueError if anything in it was changed."""
+        path, content = self.folder / str(step), self._content(step)
+        if (content["stage"], content["step"]) != (self.folder.name, step):
+            raise ValueError(f"is step {content['step']} of {content['stage']}")
+        written, found = content["files"], _files(path)
+        for name in sorted({*written} ^ {*found}):
+            raise ValueError(f"{name} is {'missing' if name in written else 'not its own'}")
+        for name, digest in written.items():
+            if not found[name].is_file():
+                raise ValueError(f"{name} is not a file")
+            if file_digest(found[name]) != digest:
+                raise ValueError(f"{name} differs from its digest")
+        return Mark(**json.loads((path / "mark" / "metadata").read_text()))
+
+    def _content(self, step: int) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(unsealed(self.folder / str(step) / DIGESTS))
+        return content
+
+    def _write_digests(self, path: Path, step: int) -> None:
+        content = {
+            "stage": self.folder.name,
+            "step": step,
+            "files": {name: file_digest(file) for name, file in _files(path).items()},
+            "about": dict(self._about()),
+        }
+        (path / DIGESTS).write_text(sealed(json.dumps(content, indent=1) + "\n"))
+
+    def _clean_up(self) -> None:
+        """Deletes what was being written or deleted when a process ended, and what is too old."""
+        for path in self.folder.iterdir():
+            step, _, rest = path.name.partition(".")
+            if not step.isdecimal() or (not rest and int(step) in self._whole):
+                continue
+            if not rest:  # so that it is never taken for a damaged one
+                path = path.rename(path.with_name(f"{step}.aside"))
+            _remove(path)
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """All that is not a folder below `path`, without the digests, by its name relative to it."""
+    found = {
+        each.relative_to(path).as_posix(): each
+        for each in sorted(path.rglob("*"))
+        if each.is_symlink() or not each.is_dir()
+    }
+    return {name: each for name, each in found.items() if name != DIGESTS}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

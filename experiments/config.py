@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.digests import sealed
 from experiments.files import write_text
 from experiments.targets import (
     ConfigError,
@@ -193,8 +194,8 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:
-    """Writes `config` as YAML, whole or not at all."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    """Writes `config` as YAML, whole or not at all, with its digest in a last comment."""
+    write_text(path, sealed(OmegaConf.to_yaml(OmegaConf.create(dict(config)))))
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast

@@ -7,10 +7,18 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; the file is renamed to `path` at a clean end."""
+    """Yields a path beside `path` to write to; the file is renamed to `path` at a clean end.
+
+    Where that fails, what was written is deleted.
+    """
     beside = path.with_name(f"{path.name}.new")
-    yield beside
-    beside.replace(path)
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

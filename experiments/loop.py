@@ -6,6 +6,8 @@ cuts metrics.csv back to the rows of the newest checkpoint and computes the lost
 the same grid of steps, so with the same programs on the same batches.
 """
 
+import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from experiments.targets import ConfigError
 from experiments.trackers import Row as Row
@@ -54,7 +57,8 @@ class Stage(Protocol):
         """Trains `num_steps` further, after `step`.
 
         All that changes is in `state` and `batches`. Rows hold `seed` and metrics, the main one
-        first; they get `stage`, `step` (that of the end of the chunk unless given) and `time/*`.
+        first; they get `stage`, `step` (that of the end of the chunk unless given) and `time/*`. A
+        row leaves out a metric that is undefined: one that is NaN or infinite ends the run.
         """
 
     def finish(self, state: State) -> list[Row]:
@@ -100,12 +104,20 @@ class Saves(Protocol):
         """Writes below the run's `folder`, at the end of the stage."""
 
 
+@runtime_checkable
+class Learns(Protocol):
+    """A stage whose state holds arrays that must stay finite, such as parameters."""
+
+    def learned(self, state: State) -> Any:
+        """These arrays, a pytree; looked at before every checkpoint."""
+
+
 class Diverged(RuntimeError):  # noqa: N818
     """Training came to numbers that are not finite; says what, and at which step."""
 
 
 class SaveError(RuntimeError):
-    """The run folder cannot be written. Its text is the one line that the user sees."""
+    """The run folder cannot be written or read. Its text is the one line that the user sees."""
 
 
 class Mark(NamedTuple):
@@ -137,15 +149,17 @@ class Planned(NamedTuple):
 
 
 def plan(
-    stages: Sequence[Stage], open_checkpoints: Callable[[str], "Checkpoints"]
+    stages: Sequence[Stage],
+    open_checkpoints: Callable[[str], "Checkpoints"],
+    recover: Callable[[Mapping[str, "Checkpoints"]], None] = lambda opened: None,
 ) -> list[Planned]:
     """Finds how far each stage has come; `open_checkpoints` takes the name of a stage.
 
+    `recover` gets the checkpoints of all stages before they are looked at, and may set some aside.
     Raises ConfigError for bad names or lengths, and for lengths that do not fit what is saved.
     """
     names = [stage.name for stage in stages]
     lengths = {stage.name: stage.num_steps for stage in stages}
-    planned = []
     for stage in stages:
         if not re.fullmatch(r"\w[\w.-]*", stage.name) or names.count(stage.name) > 1:
             raise ConfigError(
@@ -154,8 +168,11 @@ def plan(
         for length in ("num_steps", "steps_per_chunk"):
             if (number := getattr(stage, length)) < 1:
                 raise ConfigError(f"{length} of stage {stage.name} must be >= 1, got {number}")
-        checkpoints = open_checkpoints(stage.name)
-        mark = checkpoints.latest()
+    opened = {name: open_checkpoints(name) for name in names}
+    recover(opened)
+    planned = []
+    for stage in stages:
+        mark = opened[stage.name].latest()
         done = mark.step if mark.finished else mark.step + 1
         if mark.step and stage.num_steps < done:
             raise ConfigError(
@@ -168,7 +185,7 @@ def plan(
                     f"stage {name} must keep its {step} steps, as {stage.name} began from its end, "
                     f"got {lengths.get(name)}"
                 )
-        planned.append(Planned(stage, checkpoints, mark))
+        planned.append(Planned(stage, opened[stage.name], mark))
     return planned
 
 
@@ -286,23 +303,26 @@ def _train(
         chunk_started = time.perf_counter()
         # Chunks end at multiples of their size, from wherever they start.
         end = min((step // stage.steps_per_chunk + 1) * stage.steps_per_chunk, stage.num_steps)
-        try:
-            state, rows = stage.advance(state, batches, step, end - step)
-        except Diverged as error:
-            whole = f"step {saved} of {checkpoints.folder}" if saved else "none"
-            raise Diverged(f"stage {stage.name}: {error}; last checkpoint: {whole}") from error
         labels: Row = {"stage": stage.name, "step": end}
+        with _naming(stage, saved, checkpoints):
+            state, rows = stage.advance(state, batches, step, end - step)
+            rows = _finite_rows(labels, rows)
         now = time.perf_counter()
         times: Row = {
             "time/seconds": now - started,
             "time/steps_per_second": (end - step) / (now - chunk_started),
         }
-        log([labels | _plain(row) | times for row in rows])
+        log([row | times for row in rows])
         finished, stop = end == stage.num_steps, should_stop()
+        saves = finished or stop or end // every > saved // every
+        with _naming(stage, saved, checkpoints):
+            if saves and isinstance(stage, Learns):
+                _check_finite(stage.learned(state), end)
+            last = _finite_rows(labels, stage.finish(state)) if finished else []
         if finished:
-            log([labels | _plain(row) for row in stage.finish(state)])
+            log(last)
             _save(stage, state, folder)
-        if finished or stop or end // every > saved // every:
+        if saves:
             seconds = time.perf_counter() - started
             iterator = None if batches is None else batches.get_state()
             checkpoints.save(
@@ -313,6 +333,34 @@ def _train(
         if stop:
             break
     return step == stage.num_steps
+
+
+@contextlib.contextmanager
+def _naming(stage: Stage, saved: int, checkpoints: "Checkpoints") -> Iterator[None]:
+    """Adds to what has diverged the stage and its last checkpoint."""
+    try:
+        yield
+    except Diverged as error:
+        whole = f"step {saved} of {checkpoints.folder}" if saved else "none"
+        raise Diverged(f"stage {stage.name}: {error}; last checkpoint: {whole}") from error
+
+
+def _finite_rows(labels: Row, rows: Sequence[Row]) -> list[Row]:
+    """The rows with their labels, as plain numbers; raises Diverged if one is not finite."""
+    labelled = [labels | _plain(row) for row in rows]
+    for row in labelled:
+        for metric, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                seed = f" of seed {row['seed']}" if "seed" in row else ""
+                raise Diverged(f"{metric}{seed} is {value} at step {row['step']}")
+    return labelled
+
+
+def _check_finite(learned: Any, step: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(learned):
+        if not np.isfinite(np.asarray(leaf)).all():
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise Diverged(f"{name or 'what is learned'} is not finite at step {step}")
 
 
 def _save(stage: Stage, state: State, folder: Path) -> None:

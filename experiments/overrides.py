@@ -233,6 +233,11 @@ def _references(value: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
 _MAY_CHANGE = re.compile(r"task\.\w*steps|(task\.)?mesh(\..+)?|tracker(\..+)?")
 
 
+def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, by their full keys, that a resumed run must keep."""
+    return {key: value for key, value in flat(config).items() if not _MAY_CHANGE.fullmatch(key)}
+
+
 def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """The config of the run in `folder` (plain data), with the few overrides that a resume allows.
 

@@ -3,6 +3,7 @@
 python -m experiments.run +exp=NAME [key=value ...]      run an experiment
 python -m experiments.run --multirun +exp=NAME key=1,2   one run for each value
 python -m experiments.run resume=FOLDER                  continue a run
+python -m experiments.run resume=FOLDER edited=config.yaml   continue it as you edited it
 python -m experiments.run                                list the experiments
 """
 
@@ -158,25 +159,30 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
         folder = Path(given).expanduser()
     except RuntimeError as error:  # the home of nobody
         raise ConfigError(f"resume: got {shown(given)}: {error}") from error
+    edited = [each for each in arguments if each.startswith("edited=")]
+    for each in edited:
+        if each != "edited=config.yaml":
+            raise ConfigError(f"edited: got {shown(each[7:])}, allowed: config.yaml")
+    arguments = [each for each in arguments if each not in edited]
     config = resumed_config(folder, arguments)
     changed = tuple(parse(each).key_or_group.removeprefix("task.") for each in arguments)
     try:
         check_values(config, Root, whole=True)
-        _run(folder, config, resumed=True)
+        _run(folder, config, resumed=True, edited=bool(edited))
     except ConfigError as error:
         if str(error).removeprefix("task.").startswith(changed):
             raise
         raise read_config(folder / "config.yaml").place(error) from error
 
 
-def _run(folder: Path, config: dict[str, Any], *, resumed: bool) -> None:
+def _run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False) -> None:
     set_environment(deterministic=config["deterministic"])
     config = check_config(config)
     from experiments import session  # imports JAX and Orbax, which takes seconds
     from experiments.loop import Diverged, SaveError
 
     try:
-        code = session.run(folder, config, resumed=resumed)
+        code = session.run(folder, config, resumed=resumed, edited=edited)
     except (Diverged, SaveError) as error:
         _fail(str(error), 1)
     if code:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import math
@@ -21,10 +22,12 @@ import platformdirs
 import rich.table
 from rich.console import Console
 
-from experiments import loop
+from experiments import loop, recovery
 from experiments.checkpoint import Checkpoints
 from experiments.config import save_config
+from experiments.digests import unsealed
 from experiments.files import write_text
+from experiments.overrides import fixed_part
 from experiments.progress import make_progress
 from experiments.stopping import StopSignals
 from experiments.targets import ConfigError, argument_error, build
@@ -33,13 +36,19 @@ from experiments.trackers import Csv, Tracker, read_rows
 _PACKAGES = ("trustjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def run(folder: Path, config: dict[str, Any], *, resumed: bool) -> int:
+def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False) -> int:
     """Runs or continues what `config` says in `folder`; returns the exit code.
 
     0 when all is done, 128 + the signal's number when stopped by SIGINT or SIGTERM. Raises
-    ConfigError for bad values, a folder in use or one that holds a run already; SaveError where the
-    folder cannot be written.
+    ConfigError for bad values, a folder in use, one that holds a run already, or a config.yaml that
+    was changed, unless `edited` says that this is meant; SaveError where the folder cannot be
+    written, or holds no checkpoint that is what was written; Diverged where training did.
     """
+    if resumed and not edited:
+        try:
+            unsealed(folder / "config.yaml")
+        except ValueError as error:
+            raise recovery.edited(folder, str(error)) from error
     _set_up_jax(config["precision"])
     task: loop.Task = build(config["task"], "task")
     makers: dict[str, Callable[[Path], Tracker]] = build(config["tracker"], "tracker")
@@ -58,13 +67,21 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool) -> int:
             if " must " not in str(error):
                 raise
             raise argument_error("task", error) from error
-        keep = config["checkpoint"]["keep"]
-        planned = loop.plan(stages, lambda stage: Checkpoints(folder / "checkpoints" / stage, keep))
+        metrics = Csv(folder / "metrics.csv")
+        record = recovery.Record(folder, fixed_part(config), edited=edited)
+        planned = loop.plan(
+            stages,
+            lambda stage: Checkpoints(
+                folder / "checkpoints" / stage,
+                config["checkpoint"]["keep"],
+                lambda: record.facts(metrics.digest),
+            ),
+            lambda opened: record.recover(opened, functools.partial(_say, console)),
+        )
         with _writing(folder):
             save_config(config, folder / "config.yaml")
-        metrics = folder / "metrics.csv"
         progress = make_progress({stage.name: stage.num_steps for stage in stages}, console)
-        trackers = [Csv(metrics), *(make(folder) for make in makers.values()), progress]
+        trackers = [metrics, *(make(folder) for make in makers.values()), progress]
         with contextlib.ExitStack() as stack:
             for tracker in trackers:
                 stack.callback(tracker.close)
@@ -72,7 +89,7 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool) -> int:
                 stack.callback(checkpoints.close)
             done = loop.run(
                 planned,
-                metrics,
+                metrics.path,
                 trackers,
                 every=config["checkpoint"]["every"],
                 should_stop=lambda: signals.received is not None,
@@ -118,6 +135,8 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise ConfigError(f"{folder} is in use by another run") from error
+    except OSError as error:
+        raise loop.SaveError(f"cannot lock {folder}: {error}") from error
     try:
         yield
     finally:

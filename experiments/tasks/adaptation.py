@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -100,6 +100,8 @@ class Adaptation:
     max_test_examples: int
     sharpness_examples: int
     mesh: Mesh | None = None
+
+    lanes_compete: ClassVar[bool] = False  # see `Training`
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -295,6 +297,7 @@ class Adaptation:
             evaluate=self._over_lanes(self._evaluate),
             measure=self._over_lanes(self._measure),
             label=self._label(lanes),
+            lanes_compete=self.lanes_compete and name != "pretrain",
             **rest,
         )
 
@@ -315,11 +318,8 @@ class Adaptation:
     def _evaluate(self, params: Any, model_state: Any, held_out: HeldOut) -> dict[str, jax.Array]:
         """Accuracy on the source, the target, and on average over the unseen domains."""
         accuracies = self._accuracies(params, model_state, held_out)
-        return {
-            "accuracy/source": accuracies[0],
-            "accuracy/target": accuracies[1],
-            "accuracy/unseen": jnp.mean(accuracies[2:]),
-        }
+        unseen = {"accuracy/unseen": jnp.mean(accuracies[2:])} if self.unseen else {}
+        return {"accuracy/source": accuracies[0], "accuracy/target": accuracies[1], **unseen}
 
     def _accuracies(self, params: Any, model_state: Any, held_out: HeldOut) -> jax.Array:
         def accuracy(images: jax.Array) -> jax.Array:
@@ -345,15 +345,19 @@ class Adaptation:
             return apply_eval(self._network, params, model_state, images, return_features=True)[1]
 
         accuracies = self._accuracies(params, model_state, held_out)
+        found = {
+            "final/target": accuracies[1],
+            "final/source": accuracies[0],
+            "final/sharpness": epsilon_sharpness(loss, params),
+        }
+        if not self.unseen:
+            return found
         target = features(held_out.images[1])
         similarities = jax.lax.map(
             lambda images: linear_cka(target, features(images)), held_out.images[2:]
         )
-        return {
-            "final/target": accuracies[1],
+        return found | {
             "final/unseen": jnp.mean(accuracies[2:]),
-            "final/source": accuracies[0],
-            "final/sharpness": epsilon_sharpness(loss, params),
             "final/similarity": jnp.mean(similarities),
             **{f"final/{name}": accuracies[i] for i, name in enumerate(self.unseen, start=2)},
         }

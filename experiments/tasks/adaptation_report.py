@@ -1,6 +1,6 @@
 """What the adaptation experiment shows: the table, summary.json and the figures."""
 
-from collections import defaultdict
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,14 +133,11 @@ def _plot_target_and_unseen(rows: Sequence[Row], names: Sequence[str], path: Pat
 
 
 def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
-    """Every final measure of a stage: its value for each seed."""
-    finals: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["stage"] == stage:
-            for key, value in row.items():
-                if key.startswith("final/") and value != "":
-                    finals[key].append(float(value))
-    return dict(finals)
+    """Every final measure of a stage: its value for each seed, NaN where it is undefined."""
+    own = [row for row in rows if row["stage"] == stage and "final/target" in row]
+    found = {key: None for row in own for key in row if key.startswith("final/")}
+    measures = [*found, *(key for key, *_ in COLUMNS if key not in found)] if own else []
+    return {key: [float(row.get(key, math.nan)) for row in own] for key in measures}
 
 
 def _entry(seeds: Sequence[float]) -> dict[str, float | list[float]]:

@@ -85,6 +85,10 @@ class Pair:
             )
         return state, rows
 
+    def learned(self, state: list[Trainee]) -> list[PyTree]:
+        """The parameters of both."""
+        return [each.params for each in state]
+
     def finish(self, state: list[Trainee]) -> list[Row]:
         """The last rows of `advance` say it all."""
         del state

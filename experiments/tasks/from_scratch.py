@@ -74,6 +74,7 @@ class FromScratch:
     mesh: Mesh | None = None
 
     held_out_part: ClassVar[str] = "test"  # of the data, on which the networks are measured
+    lanes_compete: ClassVar[bool] = False  # see `Training`
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -254,6 +255,7 @@ class FromScratch:
             evaluate=functools.partial(measures, f"{{}}/{self.held_out_part}", "{}/train"),
             measure=functools.partial(measures, "final/{}", "final/train"),
             label=self._label(lanes),
+            lanes_compete=self.lanes_compete,
         )
 
     def _lanes(self, name: str, method: Method) -> Lanes:

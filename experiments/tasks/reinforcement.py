@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,15 +220,22 @@ class Training:
         keys = jax.random.split(key, self.task.num_seeds)
         returns, lengths = self._evaluate(state, keys)
         training = known(state.episodes)["episode/return"]
-        return [
+        rows: list[Row] = [
             {
                 "seed": seed,
                 "final/return": float(np.mean(returns[seed])),
                 "final/length": float(np.mean(lengths[seed])),
-                "final/training_return": float(training[seed]),
             }
             for seed in range(self.task.num_seeds)
         ]
+        for row, value in zip(rows, training, strict=True):
+            if np.isfinite(value):  # else no episode has ended
+                row["final/training_return"] = float(value)
+        return rows
+
+    def learned(self, state: Any) -> Any:
+        """The parameters of all networks and seeds."""
+        return state.params
 
     def save(self, state: Any, folder: Path) -> None:
         """Writes the policy of every seed to policies/NAME/seed_N.npz."""
@@ -265,14 +271,10 @@ class Training:
 
 
 def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
-    """Metrics of the final evaluation, with the values of all seeds."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["stage"] == stage:
-            for name, value in row.items():
-                if name.startswith("final/"):
-                    found[name].append(float(value))
-    return dict(found)
+    """Metrics of the final evaluation, with the values of all seeds, NaN where undefined."""
+    own = [row for row in rows if row["stage"] == stage and "final/return" in row]
+    names = ("final/return", "final/length", "final/training_return")
+    return {name: [float(row.get(name, math.nan)) for row in own] for name in names}
 
 
 def _seconds(rows: Sequence[Row], stage: str) -> float:

@@ -1,13 +1,16 @@
 """Search of learning rates and other numbers, with the same budget for every method.
 
 All candidates of a method are trained side by side in one program, each from the same seeds, and
-judged by the accuracy on validation examples. Test examples are not looked at.
+judged by the accuracy on validation examples. Test examples are not looked at. A candidate may
+diverge, which makes it the worst; the search ends only where all of a method do.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +35,8 @@ class Search:
     """
 
     grid: Mapping[str, Mapping[str, Sequence[float]]]
+
+    lanes_compete: ClassVar[bool] = True  # see `Training`
 
     def validate(self) -> None:
         """As for the experiment; also every method must have the same number of candidates."""
@@ -78,7 +83,7 @@ class Search:
         for name in self._names():
             finals = [row for row in rows if row["stage"] == name and "final/accuracy" in row]
             candidates[name] = [
-                {**candidate, **_mean_over_seeds(finals, candidate)}
+                {**candidate, **self._mean_over_seeds(finals, candidate)}
                 for candidate in self._candidates(name)
             ]
         best = {
@@ -99,9 +104,10 @@ class Search:
     def plot(self, rows: list[Row], folder: Path) -> None:
         """Nothing to see: the table says it."""
 
-
-def _mean_over_seeds(finals: list[Row], candidate: Mapping[str, float]) -> dict[str, float]:
-    own = [row for row in finals if all(row[key] == value for key, value in candidate.items())]
-    return {
-        measure: float(np.mean([row[f"final/{measure}"] for row in own])) for measure in MEASURES
-    }
+    def _mean_over_seeds(
+        self, finals: Sequence[Row], candidate: Mapping[str, float]
+    ) -> dict[str, float]:
+        own = [row for row in finals if all(row[key] == v for key, v in candidate.items())]
+        if len(own) < self.num_seeds:  # some seed diverged
+            return {"accuracy": 0.0, "loss": math.inf}
+        return {name: float(np.mean([row[f"final/{name}"] for row in own])) for name in MEASURES}

@@ -192,6 +192,7 @@ class Training:
       evaluate: `(params, model_state) -> {name: [lanes]}` for all lanes, after every chunk.
       measure: the same at the end of the training.
       label: extra columns of the metric rows, one mapping per lane.
+      lanes_compete: whether a lane may diverge as long as another one does not, as in a search.
       begun: called at the first chunk, to start what can go on beside the training.
     """
 
@@ -209,6 +210,7 @@ class Training:
     evaluate: Callable[[PyTree, PyTree], dict[str, jax.Array]]
     measure: Callable[[PyTree, PyTree], dict[str, jax.Array]]
     label: list[Row]
+    lanes_compete: bool = False
     begun: Callable[[], None] | None = None
     _program: Future[Callable[..., Any]] | None = None
 
@@ -247,6 +249,10 @@ class Training:
     def finish(self, state: TrainState) -> list[Row]:
         """One row a lane with the final measures."""
         return self._rows(self.measure(state.params, state.model_state))
+
+    def learned(self, state: TrainState) -> Any:
+        """The parameters of all lanes; of none where a lane may diverge."""
+        return () if self.lanes_compete else state.params
 
     def shapes(self, final: Mapping[str, Any]) -> TrainState:
         """Shapes and dtypes of the state, from those of the final states of earlier stages."""
@@ -296,9 +302,14 @@ class Training:
         )
 
     def _rows(self, metrics: Mapping[str, jax.Array]) -> list[Row]:
+        """One row a lane. Where lanes compete, one that diverged has no metrics but `diverged`."""
         columns = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
-        return [
+        finite = np.isfinite(np.stack([*columns.values()])).all(axis=0)
+        rows = []
+        for lane, label in enumerate(self.label):
+            measured: Row = {name: float(values[lane]) for name, values in columns.items()}
+            if self.lanes_compete and finite.any() and not finite[lane]:
+                measured = {"diverged": 1}
             # The label again at the end, so that a metric stands behind the seed.
-            {"seed": label["seed"], **{k: float(v[lane]) for k, v in columns.items()}, **label}
-            for lane, label in enumerate(self.label)
-        ]
+            rows.append({"seed": label["seed"], **measured, **label})
+        return rows

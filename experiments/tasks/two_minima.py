@@ -146,6 +146,10 @@ class Walk:
             for seed in range(self.task.num_seeds)
         ]
 
+    def learned(self, state: Walkers) -> jax.Array:
+        """Where the walkers are."""
+        return state.position
+
     def finish(self, state: Walkers) -> list[Row]:
         """The last rows of `advance` say it all."""
         del state

@@ -5,6 +5,7 @@
 """
 
 from experiments.trackers.csv import Csv as Csv
+from experiments.trackers.csv import RowsDigest as RowsDigest
 from experiments.trackers.csv import read_rows as read_rows
 from experiments.trackers.rows import Row as Row
 from experiments.trackers.rows import Tracker as Tracker

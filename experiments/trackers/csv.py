@@ -1,7 +1,10 @@
 """metrics.csv, the record that a resumed run starts from."""
 
 import csv
+import hashlib
 import io
+import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,20 +21,29 @@ class Csv:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.digest = RowsDigest()
         self._columns: list[str] = []
 
     def cut(self, rows: Sequence[Row]) -> None:
         """Makes the file hold exactly `rows`."""
         self._columns = []
         self._write_anew(rows)
+        self.digest = RowsDigest()
+        self.digest.update(rows)
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Appends rows."""
+        """Appends rows, all or, if that raises OSError, none."""
         if all(column in self._columns for row in rows for column in row):
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(self._lines(rows))
+            size = self.path.stat().st_size
+            try:
+                with self.path.open("a", encoding="utf-8", newline="") as file:
+                    file.write(self._lines(rows))
+            except OSError:
+                os.truncate(self.path, size)
+                raise
         else:
             self._write_anew([*read_rows(self.path), *rows])
+        self.digest.update(rows)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -45,23 +57,54 @@ class Csv:
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
         for row in rows:
-            writer.writerow({c: v if isinstance(v, str) else repr(v) for c, v in row.items()})
+            writer.writerow({column: _text(value) for column, value in row.items()})
         return text.getvalue()
+
+
+class RowsDigest:
+    """SHA-256 of rows, the same for those that are written and for those that are read again."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def update(self, rows: Iterable[Row]) -> None:
+        """Adds rows."""
+        for row in rows:
+            cells = sorted((column, _text(value)) for column, value in row.items())
+            text = json.dumps([cell for cell in cells if cell[1]])
+            self._sha256.update(f"{text}\n".encode())
+
+    def __str__(self) -> str:
+        return self._sha256.hexdigest()
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.csv, numbers as numbers; empty cells are left out.
 
-    A last line that lacks its end, as while a run writes it, is left out too.
+    A last line that lacks its end, as while a run writes it, is left out too. Raises ValueError,
+    which names the file, for what is not such a file.
     """
     if not path.is_file():
         return []
     whole, end, _ = path.read_bytes().rpartition(b"\n")
-    text = io.StringIO((whole + end).decode(), newline="")
+    try:
+        lines = list(csv.reader(io.StringIO((whole + end).decode(), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    header, *lines = lines or [[]]
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(header):
+            raise ValueError(
+                f"{path}: row {number} has {len(line)} cells, but there are {len(header)} columns"
+            )
     return [
-        {column: _value(text) for column, text in line.items() if column and text}
-        for line in csv.DictReader(text)
+        {column: _value(text) for column, text in zip(header, line, strict=True) if text}
+        for line in lines
     ]
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else repr(value)
 
 
 def _value(text: str) -> float | int | str:

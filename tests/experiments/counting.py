@@ -89,6 +89,7 @@ class InMemory:
     def __init__(self, store: dict[int, Any], event: Callable[[str], None] = nothing) -> None:
         self._store = store
         self._event = event
+        self.folder = "memory"
 
     def latest(self) -> Mark:
         return Mark(**json.loads(self._store[max(self._store)][0])) if self._store else Mark()

@@ -11,7 +11,7 @@ import pytest
 from counting import Counting, InMemory, nothing
 
 from experiments import loop
-from experiments.loop import Mark, SaveError
+from experiments.loop import Diverged, Mark, SaveError
 from experiments.targets import ConfigError
 from experiments.trackers import Csv, Row, read_rows
 
@@ -229,3 +229,38 @@ def test_mark_is_json_with_the_iterator(tmp_path: Path) -> None:
     mark = InMemory(stores["second"]).latest()
     expected = Mark(7, 18, mark.seconds, True, {"first": 7}, {"next": 7})
     assert mark == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, np.float32("nan")])
+@pytest.mark.parametrize("where", ["advance", "finish"])
+def test_a_metric_that_is_not_finite_ends_the_run_unsaved(
+    where: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores, stage = new_stores(), Counting("first")
+    original = getattr(stage, where)
+
+    def broken(*arguments: Any) -> Any:
+        if where == "finish":
+            return [*original(*arguments), {"seed": 1, "loss": value}]
+        state, rows = original(*arguments)
+        return state, [{**row, "loss": value} if "late" in row else row for row in rows]
+
+    monkeypatch.setattr(stage, where, broken)
+    step = 7 if where == "finish" else 6
+    with pytest.raises(
+        Diverged, match=rf"stage first: loss of seed 1 is \w+ at step {step}; last .* step 4 of "
+    ):
+        run([stage], tmp_path, stores)
+    assert list(stores["first"]) == [4]
+    assert run([Counting("first")], tmp_path, stores)
+
+
+def test_learned_arrays_are_looked_at_before_they_are_saved(tmp_path: Path) -> None:
+    class Learning(Counting):
+        def learned(self, state: Any) -> Any:
+            return {"a": state["x"], "b": [state["x"] / (len(self.chunks) < 3)]}
+
+    stores = new_stores()
+    with pytest.raises(Diverged, match=r"stage first: b.0 is not finite at step 7; last"):
+        run([Learning("first")], tmp_path, stores)
+    assert list(stores["first"]) == [4]

@@ -269,7 +269,7 @@ def test_a_config_that_was_changed(
     before = Path("here/config.yaml").read_text()
     Path("here/config.yaml").write_text(edit(before))
     assert edit(before) != before
-    assert call("resume=here") == 2
+    assert call("resume=here", "edited=config.yaml") == 2
     error = capsys.readouterr().err
     assert re.match(r"error: here/config\.yaml", error)
     assert re.search(message, error)

@@ -125,5 +125,7 @@ def test_fuzz_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             change = draw.choice([_flip, _flip, _lines, _edit, _edit, _edit])
             content = change(draw.choice(texts), draw)
             (folder / "config.yaml").write_bytes(content)
-            report.add(index, content, *guard.call([f"resume={folder}"], folder))
+            # As edited on purpose: what was not is refused before its values are used.
+            meant = [f"resume={folder}", "edited=config.yaml"]
+            report.add(index, content, *guard.call(meant, folder))
     report.close()

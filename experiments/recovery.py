@@ -1,0 +1,112 @@
+"""What a resumed run may start from: whole checkpoints of one moment, with the rows up to it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.checkpoint import Checkpoints
+from experiments.loop import Mark, SaveError
+from experiments.targets import ConfigError
+from experiments.trackers import Row, RowsDigest, read_rows
+
+
+class Record:
+    """What every checkpoint remembers of its run, and a resumed run is compared with.
+
+    Attributes:
+      folder: of the run.
+      config: its configuration, without what may change, by full keys.
+      edited: whether the user says that the configuration was changed on purpose.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, edited: bool) -> None:
+        self.folder = folder
+        self.config = {key: json.dumps(value) for key, value in config.items()}
+        self.edited = edited
+
+    def facts(self, rows: RowsDigest) -> dict[str, Any]:
+        """What a checkpoint is to remember; `rows` is the digest of those written so far."""
+        return {"config": self.config, "rows": str(rows)}
+
+    def recover(
+        self, stages: Mapping[str, Checkpoints], say: Callable[[str], None] = print
+    ) -> None:
+        """Sets aside what is newer than the newest moment that all stages can go on from.
+
+        `say` gets one line if a checkpoint is damaged. Raises SaveError if none can be used, or if
+        metrics.csv is not what it was; ConfigError if config.yaml is not.
+        """
+        damaged = [
+            f"{checkpoints.folder / str(step)} ({reason})"
+            for checkpoints in stages.values()
+            for step, reason in checkpoints.damaged.items()
+        ]
+        marks = [
+            (mark.num_rows, mark.step, name)
+            for name, checkpoints in stages.items()
+            for mark in checkpoints.marks()
+        ]
+        rows = self._rows()
+        if marks:
+            num_rows, step, name = max(marks)
+            self._compare(stages[name].facts(step), rows[:num_rows], num_rows)
+        for moment in sorted({num_rows for num_rows, _, _ in marks}, reverse=True):
+            chosen = {name: _newest(each, moment) for name, each in stages.items()}
+            if _belong_together(chosen, rows[:moment]):
+                break
+        else:
+            if damaged:
+                raise SaveError(f"no checkpoint to go on from; damaged: {', '.join(damaged)}")
+            return
+        for name, checkpoints in reversed(stages.items()):
+            for step in (*(mark.step for mark in checkpoints.marks()), *checkpoints.damaged):
+                if step > chosen[name].step:
+                    checkpoints.set_aside(step)
+        if damaged:
+            used = ", ".join(f"step {mark.step} of {name}" for name, mark in chosen.items())
+            say(f"damaged: {', '.join(damaged)}; going on from {used}")
+
+    def _rows(self) -> list[Row]:
+        try:
+            return read_rows(self.folder / "metrics.csv")
+        except (OSError, ValueError) as error:
+            raise SaveError(str(error)) from error
+
+    def _compare(self, facts: Mapping[str, Any], rows: Sequence[Row], num_rows: int) -> None:
+        digest = RowsDigest()
+        digest.update(rows)
+        if len(rows) < num_rows or str(digest) != facts["rows"]:
+            raise SaveError(
+                f"{self.folder / 'metrics.csv'} was changed: the {num_rows} rows at the last "
+                "checkpoint were others; put them back"
+            )
+        if self.edited:
+            return
+        for key, value in facts["config"].items():
+            if (now := self.config.get(key, "missing")) != value:
+                raise edited(self.folder, f"{key} was {value} at the last checkpoint, is {now}")
+
+
+def edited(folder: Path, what: str) -> ConfigError:
+    """The error for a config.yaml that is not what a run wrote."""
+    return ConfigError(
+        f"{folder / 'config.yaml'} was changed: {what}; put it back, or add edited=config.yaml if "
+        "the change is meant"
+    )
+
+
+def _newest(checkpoints: Checkpoints, num_rows: int) -> Mark:
+    """The newest mark that knows of `num_rows` rows at most."""
+    return max(
+        (mark for mark in checkpoints.marks() if mark.num_rows <= num_rows),
+        key=lambda mark: mark.step,
+        default=Mark(),
+    )
+
+
+def _belong_together(chosen: Mapping[str, Mark], rows: Sequence[Row]) -> bool:
+    """Whether no stage wrote some of `rows` after its mark: it would write them twice."""
+    return all(
+        row["stage"] != name for name, mark in chosen.items() for row in rows[mark.num_rows :]
+    )
