@@ -41,7 +41,7 @@ class Bars:
 
     def cut(self, rows: Sequence[Row]) -> None:
         """Shows what is done already and starts to draw."""
-        steps = {str(row["stage"]): int(row["step"]) for row in rows}
+        steps = dict(_position(row, self._lengths) for row in rows)
         self._progress.start()
         for stage in self._lengths:
             done = steps.get(stage, 0)
@@ -53,7 +53,7 @@ class Bars:
         """Moves the bar of the rows' stage."""
         if not rows:
             return
-        stage, step = str(rows[-1]["stage"]), int(rows[-1]["step"])
+        stage, step = _position(rows[-1], self._lengths)
         self._add(stage, step)
         self._progress.update(self._bars[stage], completed=step)
         if _is_timed(rows):
@@ -88,14 +88,14 @@ class Lines:
 
     def cut(self, rows: Sequence[Row]) -> None:
         """Names the stage that comes next."""
-        steps = {str(row["stage"]): int(row["step"]) for row in rows}
+        steps = dict(_position(row, self._lengths) for row in rows)
         self._begin([name for name, length in self._lengths.items() if steps.get(name) != length])
 
     def log(self, rows: Sequence[Row]) -> None:
         """Prints the stage, its step, the speed and the first metric."""
         if not rows or not _is_timed(rows):
             return
-        stage, step = str(rows[-1]["stage"]), int(rows[-1]["step"])
+        stage, step = _position(rows[-1], self._lengths)
         if step < self._lengths[stage] and time.monotonic() - self._shown < self._seconds:
             return
         self._shown = time.monotonic()
@@ -117,6 +117,12 @@ class Lines:
 
 
 _COMPILING = "compiling ..."
+
+
+def _position(row: Row, lengths: Mapping[str, int]) -> tuple[str, int]:
+    """The stage of a row and its step there; some stages count days or rounds in their rows."""
+    stage = str(row["stage"])
+    return stage, min(int(row["step"]), lengths.get(stage, 0))
 
 
 def _is_timed(rows: Sequence[Row]) -> bool:

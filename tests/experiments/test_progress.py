@@ -97,3 +97,15 @@ def test_bars_tell_that_they_compile() -> None:
     progress.close()
     assert "0:00:00" in file.getvalue()
     assert "compiling ..." in file.getvalue()
+
+
+def test_rows_that_count_in_other_units() -> None:
+    file = io.StringIO()
+    progress = make_progress({"portfolio": 1, "game": 1}, Console(file=file, width=100))
+    progress.cut([])
+    progress.log(rows("portfolio", 1000))
+    assert file.getvalue().splitlines() == [
+        "portfolio: compiling ...",
+        "portfolio 1/1  1:11  12.3 steps/s  loss 1.5",
+        "game: compiling ...",
+    ]
