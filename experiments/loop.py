@@ -299,6 +299,7 @@ def _train(
         if batches is not None:
             batches.set_state(mark.batches)
     step = saved = mark.step
+    compiled: set[int] = set()  # lengths of chunks that were run before
     while step < stage.num_steps:
         chunk_started = time.perf_counter()
         # Chunks end at multiples of their size, from wherever they start.
@@ -308,10 +309,10 @@ def _train(
             state, rows = stage.advance(state, batches, step, end - step)
             rows = _finite_rows(labels, rows)
         now = time.perf_counter()
-        times: Row = {
-            "time/seconds": now - started,
-            "time/steps_per_second": (end - step) / (now - chunk_started),
-        }
+        times: Row = {"time/seconds": now - started}
+        if end - step in compiled:  # the first chunk of a length spends its time on compilation
+            times["time/steps_per_second"] = (end - step) / (now - chunk_started)
+        compiled.add(end - step)
         log([row | times for row in rows])
         finished, stop = end == stage.num_steps, should_stop()
         saves = finished or stop or end // every > saved // every
