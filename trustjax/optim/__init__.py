@@ -6,8 +6,9 @@ from trustjax.optim.alternating import clean_params as clean_params
 from trustjax.optim.auon import AuONState as AuONState
 from trustjax.optim.auon import auon as auon
 from trustjax.optim.auon import hybrid_auon as hybrid_auon
-from trustjax.optim.auon import matrix_labels as matrix_labels
 from trustjax.optim.auon import scale_by_auon as scale_by_auon
+from trustjax.optim.auon_labels import describe_labels as describe_labels
+from trustjax.optim.auon_labels import matrix_labels as matrix_labels
 from trustjax.optim.esam import ESAMState as ESAMState
 from trustjax.optim.esam import esam as esam
 from trustjax.optim.fisher import FisherState as FisherState

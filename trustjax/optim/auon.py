@@ -30,14 +30,14 @@ from optax.contrib import MuonDimensionNumbers
 
 from trustjax._checks import check_choice, check_number
 from trustjax.geometry.matrix import newton_schulz
-from trustjax.geometry.norm import is_floating, reduction_dtype, vector_norm, widened
+from trustjax.geometry.norm import reduction_dtype, vector_norm, widened
 from trustjax.optim import _leaves
 from trustjax.optim._leaves import PyTree
+from trustjax.optim.auon_labels import matrix_labels as matrix_labels
+from trustjax.optim.auon_labels import matrix_numbers
 
 DimensionNumbers = PyTree | Callable[[PyTree], PyTree]
 LabelFn = PyTree | Callable[[PyTree], PyTree]
-
-_NOT_MATRICES = {"embed", "embedding", "embeddings", "wte", "wpe", "head", "token"}
 
 
 class AuONState(NamedTuple):
@@ -256,10 +256,12 @@ def auon(
       other: the optimizer of the other leaves, with a rate of its own; None for
         `optax.adamw(3e-3)`, the paper's.
       label_fn: maps parameters to a tree of "auon" and "other", or is one; None for
-        `matrix_labels`. It sees leaves without a gradient, which stay, as `optax.MaskedNode`.
+        `matrix_labels`, which `describe_labels` prints. It sees leaves without a gradient, which
+        stay, as `optax.MaskedNode`.
       weight_decay: :math:`\lambda`, decoupled, of the matrices.
-      nesterov, gamma, ns_steps, normalize, brake, shape_factor, dimension_numbers, mu_dtype: see
-        `scale_by_auon`.
+      dimension_numbers: the matrix in each leaf, as of `scale_by_auon`; None for what names, shapes
+        and biases tell, as `describe_labels` prints it.
+      nesterov, gamma, ns_steps, normalize, brake, shape_factor, mu_dtype: see `scale_by_auon`.
 
     Source: arXiv:2509.24320v1; which leaves: Section 4 of the code of October 2025.
 
@@ -270,24 +272,42 @@ def auon(
     >>> print(updates["kernel"][0], updates["bias"])
     [-0.0442685 -0.0442685] [-0.5 -0.5]
     """
-    matrices = optax.chain(
-        scale_by_auon(
-            beta,
-            nesterov=nesterov,
-            gamma=gamma,
-            ns_steps=ns_steps,
-            normalize=normalize,
-            brake=brake,
-            shape_factor=shape_factor,
-            dimension_numbers=dimension_numbers,
-            mu_dtype=mu_dtype,
-        ),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    transforms = {"auon": matrices, "other": optax.adamw(3e-3) if other is None else other}
+    optimizer_of_others = optax.adamw(3e-3) if other is None else other
     labels = functools.partial(_labels, matrix_labels if label_fn is None else label_fn)
-    return _leaves.on_trained("auon", optax.partition(transforms, labels))
+
+    def with_numbers(numbers: DimensionNumbers | None) -> optax.GradientTransformationExtraArgs:
+        matrices = optax.chain(
+            scale_by_auon(
+                beta,
+                nesterov=nesterov,
+                gamma=gamma,
+                ns_steps=ns_steps,
+                normalize=normalize,
+                brake=brake,
+                shape_factor=shape_factor,
+                dimension_numbers=numbers,
+                mu_dtype=mu_dtype,
+            ),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+        return optax.partition({"auon": matrices, "other": optimizer_of_others}, labels)
+
+    transform = with_numbers(dimension_numbers)
+    if dimension_numbers is None:
+        # From the whole tree: a partition hides the biases, which tell inputs from outputs.
+        def update_fn(
+            updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
+        ) -> tuple[PyTree, Any]:
+            numbers = matrix_numbers(updates)
+            inner = with_numbers(lambda _: numbers)
+            moves, state = inner.update(updates, state, params, **extra_args)
+            return moves, state
+
+        return _leaves.on_trained(
+            "auon", optax.GradientTransformationExtraArgs(transform.init, update_fn)
+        )
+    return _leaves.on_trained("auon", transform)
 
 
 def hybrid_auon(
@@ -329,22 +349,6 @@ def hybrid_auon(
         dimension_numbers=dimension_numbers,
         mu_dtype=mu_dtype,
     )
-
-
-def matrix_labels(params: PyTree) -> PyTree:
-    """ "auon" for leaves of two or more axes, "other" for the rest, embeddings and heads.
-
-    An embedding or a head is a leaf in whose path a name has the word embed, embedding, embeddings,
-    wte, wpe, token or head, as in {"lm_head": {"kernel": ...}}. Integer leaves are "other".
-    """
-
-    def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
-        names = jax.tree_util.keystr(path, simple=True, separator="/").lower().split("/")
-        words = {word for name in names for word in (name, *name.split("_"))}
-        is_matrix = is_floating(leaf) and np.ndim(leaf) >= 2 and not words & _NOT_MATRICES
-        return "auon" if is_matrix else "other"
-
-    return jax.tree.map_with_path(label, params)
 
 
 def _labels(label_fn: LabelFn, params: PyTree) -> PyTree:
