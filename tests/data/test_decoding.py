@@ -219,6 +219,15 @@ def test_frame_smaller_than_the_gif() -> None:
         read(bytes(encoded))
 
 
+def test_pixels_beyond_the_palette() -> None:
+    """Pillow makes them black."""
+    colours = (b"PLTE", bytes([1, 2, 3, 4, 5, 6]))
+    inside = read(png(3, 8, np.array([[0, 1]], np.uint8), colours))
+    np.testing.assert_array_equal(inside, [[[1, 2, 3], [4, 5, 6]]])
+    with pytest.raises(DataError, match=r"^row 3: image with pixels beyond its palette"):
+        read(png(3, 8, np.array([[0, 2]], np.uint8), colours))
+
+
 def test_decompression_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow warns above the limit and raises an error of its own above twice of it."""
     rows = np.zeros((20, 20), np.uint8)

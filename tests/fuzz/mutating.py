@@ -4,6 +4,7 @@ TRUSTJAX_FUZZ is the number of inputs of a test, 300 by default. Input i is made
 generator of seed i alone, so that one that fails can be made again.
 """
 
+import copy
 import json
 import os
 import signal
@@ -35,25 +36,25 @@ def _interrupt(*_: Any) -> None:
     raise Hang
 
 
+# Of the events that make or change files, the place of the path among the arguments.
+_CHANGES = {"os.mkdir": 0, "os.rename": 1, "os.remove": 0, "os.symlink": 1, "os.link": 1}
 _writes: list[str] = []
-_allowed: list[str] = []
+_allowed: list[str] = []  # the folder to write in, while watched
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _allowed:
+    """Notes what Python writes outside the allowed folder. A hook cannot be taken off again."""
+    if not _allowed or (event != "open" and event not in _CHANGES):
         return
+    path = arguments[_CHANGES.get(event, 0)]
     if event == "open":
-        path, mode, flags = arguments
-        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if mode is None else set(mode) - {
-            "r", "b", "t"
-        }  # fmt: skip
-    elif event in ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link"):
-        path, writes = arguments[-2] if event == "os.rename" else arguments[0], True
-    else:
-        return
-    if writes and isinstance(path, str | os.PathLike):
-        full = os.path.abspath(os.fspath(path))
-        if not full.startswith(_allowed[0]) and full != os.devnull:
+        _, mode, flags = arguments
+        reads = not set(mode) & set("wax+") if mode else not flags & (os.O_WRONLY | os.O_RDWR)
+        if reads:
+            return
+    if isinstance(path, str | os.PathLike):  # else a descriptor that is open already
+        full = Path(os.path.abspath(path))
+        if not full.is_relative_to(_allowed[0]) and str(full) != os.devnull:
             _writes.append(f"{event} {full}")
 
 
@@ -147,7 +148,7 @@ def edited(random: Random, value: Any) -> Any:
                 if random.integers(5) == 0:
                     del place[key]
                 else:
-                    place[key] = ABSURD[random.integers(len(ABSURD))]
+                    place[key] = copy.deepcopy(ABSURD[random.integers(len(ABSURD))])
                 break
             place = place[key]
     return value

@@ -57,8 +57,8 @@ def decode_image(place: str, encoded: bytes) -> npt.NDArray[np.uint8]:
     Raises:
       DataError: bytes that cannot be decoded; no pixels or more than Pillow's MAX_IMAGE_PIXELS;
         several frames or pages; a mode with alpha, with more than 8 bits or not of grey or RGB;
-        more than 8 bits or further channels that Pillow drops; pixels that are transparent by a
-        palette or a key colour.
+        more than 8 bits or further channels that Pillow drops; pixels beyond the palette or
+        transparent by it or by a key colour.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -102,6 +102,8 @@ def _loss(image: "Image.Image") -> str | None:
             return "image of more than 8 bits or more than 3 channels; convert it to 8-bit RGB"
     if 0 < area < width * height:  # a frame of a GIF, or a TIFF that lacks strips; WebP has none
         return f"image of {width} x {height} pixels that has data for only {area} of them"
+    if image.mode == "P" and np.asarray(image).max() >= len(image.getpalette() or ()) // 3:
+        return "image with pixels beyond its palette"
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         return "image with transparent pixels; put it on a background first"
     return None
