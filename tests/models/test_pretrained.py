@@ -617,6 +617,15 @@ def test_links_are_followed(tmp_path: Path) -> None:
     )
 
 
+def test_epsilon_given_as_an_int(tmp_path: Path) -> None:
+    """JAX takes no int of 64 bits, but the float of that value."""
+    folder = copy(tmp_path)
+    change_config({"layer_norm_eps": 2**63})(folder)
+    epsilon = pretrained_vit(folder).layer_norm_epsilon
+    assert isinstance(epsilon, float)
+    assert epsilon == 2.0**63
+
+
 def test_activation_of_the_pooler(tmp_path: Path) -> None:
     folder = copy(tmp_path, "pooler_bfloat16")
     change_config({"pooler_act": "relu"})(folder)

@@ -46,6 +46,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if type(default) is float:
             if not _is_number(value, at_least=float(_FLOAT32.tiny)):
                 raise _wrong(path, name, "a float32 above 0", value)
+            config[name] = float(value)  # JAX takes no int of 64 bits
         elif type(default) is int:
             _check_size(path, name, value)
         elif type(value) is not type(default):
