@@ -32,6 +32,8 @@ from experiments.progress import make_progress
 from experiments.stopping import StopSignals
 from experiments.targets import ConfigError, argument_error, build
 from experiments.trackers import Csv, Tracker, read_rows
+from trustjax.data import DataError
+from trustjax.models import CheckpointError
 
 _PACKAGES = ("trustjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -57,7 +59,7 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
     except ValueError as error:
         raise argument_error("task", error) from error
     console = Console(width=None if sys.stdout.isatty() else 120)
-    with _locked(folder), StopSignals() as signals:
+    with _locked(folder), StopSignals() as signals, _input_errors():
         if not resumed:
             with _writing(folder):
                 _claim(folder)
@@ -101,6 +103,15 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
         else:
             _say(console, f"stopped; continue with: {resume_command(folder)}")
     return 0 if done else 128 + (signals.received or 0)
+
+
+@contextlib.contextmanager
+def _input_errors() -> Iterator[None]:
+    """One line for data and checkpoints that cannot be used, whenever a stage reads them."""
+    try:
+        yield
+    except (DataError, CheckpointError) as error:
+        raise argument_error("task", error) from error
 
 
 def resume_command(folder: Path) -> str:

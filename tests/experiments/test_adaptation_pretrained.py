@@ -1,7 +1,9 @@
 """The adaptation experiment from a checkpoint: on digits, from a tiny random one."""
 
+import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,9 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
+from pyarrow import parquet
+from safetensors.numpy import load_file, save_file
 
 from experiments import run
 from experiments.checkpoint import Checkpoints
@@ -112,9 +118,34 @@ def test_fine_tuning_of_a_checkpoint(pretrained, call, capsys):
     ],
 )
 def test_wrong_models_end_with_one_line(override, message, pretrained, call, capsys):
-    assert call(*SMALL, pretrained, override) == 2
+    folder = () if override.startswith("model.pretrained=") else (pretrained,)
+    assert call(*SMALL, *folder, override) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_weights_that_are_not_finite_end_with_one_line(pretrained, call, capsys):
+    """They are read when the first stage starts, not before."""
+    folder = shutil.copytree(pretrained.removeprefix("model.pretrained="), "checkpoint")
+    tensors = load_file(folder + "/model.safetensors")
+    tensors["layernorm.bias"][0] = np.nan
+    save_file(tensors, folder + "/model.safetensors")
+    overrides = (f"++model.pretrained={folder}", "task.pretrain_steps=0", "task.only=[tram]")
+    assert call(*SMALL, *overrides) == 2
+    error = capsys.readouterr().err
+    assert "task: checkpoint/model.safetensors: tensor 'layernorm.bias' is not finite" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_images_that_cannot_be_read_end_with_one_line(call, capsys):
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 8)).save(buffer, "PNG")
+    table = pyarrow.table({"image": [buffer.getvalue()], "label": [0]})
+    parquet.write_table(table, "train-00000-of-00001.parquet")
+    assert call(*SMALL, "data=folder", "data.path=.") == 2
+    error = capsys.readouterr().err
+    assert "row 0, column 'image': image mode RGBA" in error
     assert len(error.splitlines()) == 1
 
 
