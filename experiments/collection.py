@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from experiments.config import flat
+from experiments.config import flat, read_config
 from experiments.targets import ConfigError, nearest_name
 from experiments.trackers import Row, read_rows
 
@@ -83,9 +81,9 @@ def read_run(folder: Path) -> Run:
             raise ConfigError(f"{folder}: holds no run (no {name})")
     config, metrics = folder / "config.yaml", folder / "metrics.csv"
     try:
-        found = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
+        found = flat(read_config(config).config)
         rows = read_rows(metrics)
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+    except (AttributeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder}: cannot be read: {error}") from error
     if not rows or not all("stage" in row and "step" in row for row in rows):
         raise ConfigError(f"{metrics}: has no rows with stage and step yet")

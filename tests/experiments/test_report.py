@@ -252,7 +252,8 @@ def test_methods_can_be_chosen(tmp_path: Path) -> None:
         (["nowhere"], "nowhere: holds no run (no config.yaml)"),
         (["bare"], "bare: holds no run (no metrics.csv)"),
         (["empty"], "empty/metrics.csv: has no rows with stage and step yet"),
-        (["broken"], "broken: cannot be read: "),
+        (["broken"], "broken/config.yaml, line 2: "),
+        (["bomb"], "bomb/config.yaml, line 1: got the anchor or alias 'a'"),
         (["search"], "search: stage a has accuracy twice for seed 0 at step 1; --tasks COLUMN"),
         (["run", "run"], "a run is given twice: run run"),
         (["run", "other"], "different experiments: run is of tiny, other is of huge; --tasks exp"),
@@ -277,6 +278,8 @@ def test_one_line_and_exit_code_2(
     write_run(Path("other"), {"a": [1.0]}, exp="huge")
     write_run(Path("broken"), {"a": [1.0]})
     Path("broken/config.yaml").write_text("a: [")
+    write_run(Path("bomb"), {"a": [1.0]})
+    Path("bomb/config.yaml").write_text("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]")
     Path("bare").mkdir()
     Path("bare/config.yaml").write_text("exp: tiny")
     write_run(Path("empty"), {})
