@@ -1,6 +1,7 @@
 """Overrides on the command line: what they say, whether anything reads them, what they compose."""
 
 import contextlib
+import math
 import re
 import shlex
 import typing
@@ -73,19 +74,11 @@ def values(override: Override) -> list[Any]:
 def check_overrides(texts: Sequence[str]) -> list[str]:
     """Checks overrides before Hydra composes them, and returns them for Hydra.
 
-    Beside what `check_override` raises: ConfigError for a key that is given twice, of which Hydra
-    would take the last, and for a sweep of more than 10,000 jobs.
+    Of a key that is given twice Hydra takes the last. Beside what `check_override` raises:
+    ConfigError for a sweep of more than 10,000 jobs.
     """
     checked = [check_override(text) for text in texts]
-    seen: dict[str, str] = {}
-    jobs = 1
-    for text in texts:
-        override = parse(text)
-        key = override.key_or_group + (f"@{override.package}" if override.package else "")
-        if key in seen:
-            raise ConfigError(f"{key}: given twice, as {seen[key]!r} and as {text!r}")
-        seen[key] = text
-        jobs *= len(values(override))
+    jobs = math.prod(len(values(parse(text))) for text in texts)
     if jobs > MOST_JOBS:
         raise ConfigError(f"the values make {jobs} jobs, allowed: {MOST_JOBS}")
     return checked
@@ -243,7 +236,7 @@ def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
     Allowed are `tracker`, `mesh` (the task's) and lengths: fields of the task itself whose names
     end in "steps". Raises ConfigError for any other, where `folder` holds no run, and where its
-    config.yaml cannot be read, lacks keys of a run or has more.
+    config.yaml cannot be read or has keys that no run has.
     """
     try:
         here = (folder / "config.yaml").exists()
@@ -256,9 +249,6 @@ def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     for name in saved.config:
         if name not in own:
             raise saved.place(unknown_key(str(name), own))
-    for name in own:
-        if name not in saved.config:
-            raise ConfigError(f"{saved.path}: {name} is missing")
     config = OmegaConf.create(saved.config)
     for override in map(parse, arguments):
         key = override.key_or_group

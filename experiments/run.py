@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import traceback
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -165,6 +166,9 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
             raise ConfigError(f"edited: got {shown(each[7:])}, allowed: config.yaml")
     arguments = [each for each in arguments if each not in edited]
     config = resumed_config(folder, arguments)
+    for name in typing.get_type_hints(Root):
+        if name not in config:
+            raise ConfigError(f"{folder / 'config.yaml'}: {name} is missing")
     changed = tuple(parse(each).key_or_group.removeprefix("task.") for each in arguments)
     try:
         check_values(config, Root, whole=True)

@@ -58,9 +58,13 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
 
     Names that are longer than 120 characters, or alike but for signs that a folder's name should
     not hold, end in a hash of their values. Raises ConfigError for an override that cannot be read,
-    for a value that is given twice, and for more than 10,000 jobs.
+    for a key or a value that is given twice, and for more than 10,000 jobs.
     """
     check_overrides(overrides)
+    keys = [parse(override).get_key_element() for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"{key}: given twice")
     choices: list[list[str]] = []
     several = []  # which of them vary
     for index, override in enumerate(map(parse, overrides)):

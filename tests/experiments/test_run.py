@@ -75,7 +75,6 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
         ),
         (["task.noise=a=b"], "task.noise: cannot read 'a=b'"),
         (["task.noise=" + 300 * "[" + 300 * "]"], "task.noise: got brackets 300 deep"),
-        (["task.noise=1", "task.noise=2"], "task.noise: given twice, as 'task.noise=1' and as"),
         (["two"], "two: got no value, allowed: key=value"),
         (["optimizer=sam"], "optimizer: nothing in +exp=two_minima chooses one"),
         (["+optimizer=sam"], "optimizer: nothing in +exp=two_minima reads it"),
