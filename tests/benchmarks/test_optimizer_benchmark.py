@@ -31,7 +31,8 @@ def test_flops_of_a_compiled_step_are_those_of_its_passes(name, programs):
     """TRAM: three forward and two backward passes. One more would be 14 % or more."""
     flops = {name: program.flops for name, program in programs.items()}
     expected = optimizers.cost_of_passes(flops, PASSES[name])
-    np.testing.assert_allclose(flops[name], expected, rtol=0.04)  # the checks for numbers that are not finite
+    # The checks for numbers that are not finite cost up to 3.1 %.
+    np.testing.assert_allclose(flops[name], expected, rtol=0.04)
     assert flops["forward"] > 0.12 * expected
 
 
