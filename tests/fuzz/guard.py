@@ -1,56 +1,47 @@
-"""What a fuzzed command may do: end well or with one line, soon, and write in its own folder."""
+"""Runs inputs by the thousand, each under a watch, and counts what became of them.
+
+TRUSTJAX_FUZZ is the number of inputs of a test, 300 by default. Input i is made from the seed i
+alone, so that one that fails can be made again.
+"""
 
 import contextlib
-import io
 import os
-import random
 import signal
 import sys
-import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import pytest
-
-from experiments import run, session
-
-COUNT = int(os.environ.get("TRUSTJAX_FUZZ", "300"))
-_SECONDS = 20
+NUM_INPUTS = int(os.environ.get("TRUSTJAX_FUZZ", "300"))
+SECONDS = 20  # longer is a hang
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
     "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink", "os.link",
     "os.chmod", "os.chown", "shutil.rmtree", "shutil.copyfile", "shutil.move",
 }  # fmt: skip
 _STARTS = {
-    "os.system",
-    "os.exec",
-    "os.fork",
-    "os.posix_spawn",
-    "subprocess.Popen",
-    "socket.connect",
-}
+    "os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect",
+}  # fmt: skip
 
 _watched: list[Path] = []  # the folder, while one is watched
-_seen: list[str] = []
+_touched: list[str] = []
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """Notes what is written outside the watched folder, and what is started."""
     if not _watched:
         return
     if event == "open":
         path, _, flags = arguments
-        if isinstance(path, int) or not (flags or 0) & _WRITES:
-            return
-        paths = [path]
+        paths = [path] if (flags or 0) & _WRITES and not isinstance(path, int) else []
     elif event in _CHANGES:
         paths = [each for each in arguments[:2] if isinstance(each, str | bytes | os.PathLike)]
     elif event in _STARTS:
         if arguments[0] != "uname":  # MLflow asks for the processor when it is imported
-            _seen.append(f"{event} {arguments}")
+            _touched.append(f"{event} {arguments}")
         return
     else:
         return
@@ -58,100 +49,73 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         place = Path(os.fsdecode(path)).absolute()
         inside = place.is_relative_to(_watched[0]) or "__pycache__" in place.parts
         if not inside and place != Path(os.devnull):
-            _seen.append(f"{event} {place}")
+            _touched.append(f"{event} {place}")
 
 
-sys.addaudithook(_hook)
+sys.addaudithook(_watch)  # cannot be taken off again
 
 
-class _Slow(BaseException):
-    """An input took too long."""
+class Hang(BaseException):
+    """Past all handlers of the code under test."""
 
 
-def _stop(*_: object) -> None:
-    raise _Slow
-
-
-def _before_training(*_: object) -> None:
-    raise SystemExit(0)
+def _interrupt(*_: object) -> None:
+    raise Hang
 
 
 @contextlib.contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """Every command in here ends before its folder is taken, and Hydra writes below `folder`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(session, "_locked", _before_training)
-        patch.setattr(sys, "dont_write_bytecode", True)
-        patch.setattr(tempfile, "tempdir", str(folder))
-        for name in ("HYDRA_FULL_ERROR", "TF_CPP_MIN_LOG_LEVEL", "XLA_FLAGS"):
-            patch.setenv(name, os.environ.get(name, ""))
-        for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-            patch.setenv(name, "1")
-        yield
-    jax.config.update("jax_enable_x64", False)
-
-
-def call(arguments: Sequence[str], folder: Path) -> tuple[int, str, str]:
-    """The exit code of `experiments.run`, what it printed, and what was wrong with that if any."""
-    output, error = io.StringIO(), io.StringIO()
-    code, wrong = 0, ""
-    before, sys.argv = sys.argv, ["run", *arguments]
-    handler = signal.signal(signal.SIGALRM, _stop)
-    signal.alarm(_SECONDS)
-    started = time.perf_counter()
-    _seen.clear()
+def _limited(folder: Path) -> Iterator[None]:
+    """Ends what takes too long, and watches what it writes outside `folder`."""
+    _touched.clear()
     _watched.append(folder)
+    before = signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
-            run.main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except _Slow:
-        wrong = f"takes more than {_SECONDS} s"
-    except BaseException as fault:  # what a user would see as a traceback
-        wrong = f"{type(fault).__name__}: {str(fault)[:200]}"
+        yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
         _watched.clear()
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
-        sys.argv = before
-    lines = error.getvalue().splitlines()
-    if "Traceback" in error.getvalue():
-        wrong = f"traceback: {lines[-1]} after {lines[-3:-1]}"
-    elif code and not wrong and not output.getvalue() and not _is_one_line(lines):
-        wrong = f"exit code {code} with {lines[:3]}"
-    if _seen and not wrong:
-        wrong = f"touched {_seen[:3]}"
-    if time.perf_counter() - started > _SECONDS and not wrong:
-        wrong = f"took {time.perf_counter() - started:.0f} s"
-    return code, error.getvalue(), wrong
 
 
-def _is_one_line(lines: Sequence[str]) -> bool:
-    usage = bool(lines) and lines[0].startswith("usage: ")  # of an option that there is not
-    return usage or (len(lines) == 1 and lines[0].startswith("error: "))
+def fuzz(
+    name: str,
+    folder: Path,
+    attempt: Callable[[int], str | None],
+    refusals: tuple[type[Exception], ...] = (),
+) -> None:
+    """Runs `attempt` on the seeds of `NUM_INPUTS` inputs; prints and checks the counts.
 
-
-class Report:
-    """Counts what became of the inputs; a fault says how to have it again."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.counts, self.faults = name, Counter[str](), []  # type: ignore[var-annotated]
-
-    def add(self, index: int, what: object, code: int, error: str, wrong: str) -> None:
-        self.counts["wrong" if wrong else f"exit code {code}"] += 1
-        if wrong:
-            self.faults.append(f"{index}: {what!r}: {wrong}")
-            print(f"{self.name} {self.faults[-1][:1000]}", flush=True)
-        if (index + 1) % 500 == 0:
-            print(f"{self.name}: {dict(self.counts)}", flush=True)
-
-    def close(self) -> None:
-        print(f"{self.name}: {dict(self.counts)}", flush=True)
-        assert not self.faults, f"{len(self.faults)} faults, the first: {self.faults[:3]}"
-
-
-def generator(index: int) -> random.Random:
-    """The source of randomness of one input."""
-    return random.Random(f"trustjax {index}")
+    `attempt` makes the input, gives it to the code under test, asserts that the result is whole,
+    and may return a name for what became of it. It may raise one of `refusals` with a message of
+    one line; warnings are errors, as everywhere in the tests. All that it imports must have been
+    imported before: a module whose import was cut off at the limit stays broken.
+    """
+    counts = Counter[str]()
+    faults: list[str] = []
+    slowest = 0.0
+    for seed in range(NUM_INPUTS):
+        start, fault = time.perf_counter(), ""
+        try:
+            with _limited(folder):
+                outcome = attempt(seed) or "accepted"
+        except Hang:
+            outcome, fault = "hangs", traceback.format_exc(limit=-8)
+        except refusals as error:
+            outcome = "refused"
+            if "\n" in str(error) or not str(error):
+                fault = f"not one line: {error!r}"
+        except Exception:
+            outcome, fault = "wrong", traceback.format_exc(limit=-4)
+        if _touched:
+            outcome, fault = "outside", f"{fault}{_touched[:3]}"
+        slowest = max(slowest, time.perf_counter() - start)
+        counts[outcome] += 1
+        if fault:
+            faults.append(f"{name}, input {seed}: {fault}")
+            print(faults[-1], flush=True)
+        if (seed + 1) % 500 == 0 or seed + 1 == NUM_INPUTS:
+            line = f"{name}: {seed + 1} inputs, {dict(counts)}, slowest {slowest:.2f} s"
+            print(line, flush=True)
+    assert not faults, "\n".join([line, *faults[:5]])
+    assert len(counts) > 1, line  # or nothing was tried but the first check

@@ -1,24 +1,11 @@
-"""Damaged inputs by the thousand, and the count of what became of them.
-
-TRUSTJAX_FUZZ is the number of inputs of a test, 300 by default. Input i is made from the random
-generator of seed i alone, so that one that fails can be made again.
-"""
+"""Bytes and JSON that were damaged."""
 
 import copy
 import json
-import os
-import signal
-import sys
-import time
-import traceback
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-NUM_INPUTS = int(os.environ.get("TRUSTJAX_FUZZ", "300"))
-SECONDS = 20  # longer is a hang
 Random = np.random.Generator
 # What stands in damaged or hostile JSON in the place of a sensible value.
 ABSURD: list[Any] = [
@@ -26,86 +13,6 @@ ABSURD: list[Any] = [
     float("nan"), float("inf"), "", "a\nb", "16", "x" * 5000, "../../etc/passwd", "\0", "\ud800",
     [], [0.5] * 3, [None], [[]], {}, {"0": "a"}, {"height": 16, "width": 16},
 ]  # fmt: skip
-
-
-class Hang(BaseException):
-    """Past all handlers of the code under test."""
-
-
-def _interrupt(*_: Any) -> None:
-    raise Hang
-
-
-# Of the events that make or change files, the place of the path among the arguments.
-_CHANGES = {"os.mkdir": 0, "os.rename": 1, "os.remove": 0, "os.symlink": 1, "os.link": 1}
-_writes: list[str] = []
-_allowed: list[str] = []  # the folder to write in, while watched
-
-
-def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """Notes what Python writes outside the allowed folder. A hook cannot be taken off again."""
-    if not _allowed or (event != "open" and event not in _CHANGES):
-        return
-    path = arguments[_CHANGES.get(event, 0)]
-    if event == "open":
-        _, mode, flags = arguments
-        reads = not set(mode) & set("wax+") if mode else not flags & (os.O_WRONLY | os.O_RDWR)
-        if reads:
-            return
-    if isinstance(path, str | os.PathLike):  # else a descriptor that is open already
-        full = Path(os.path.abspath(path))
-        if not full.is_relative_to(_allowed[0]) and str(full) != os.devnull:
-            _writes.append(f"{event} {full}")
-
-
-sys.addaudithook(_watch)
-
-
-def fuzz(
-    name: str,
-    folder: Path,
-    attempt: Callable[[Random], None],
-    refusals: tuple[type[Exception], ...],
-) -> None:
-    """Runs `attempt` on `NUM_INPUTS` inputs; prints and checks the counts.
-
-    `attempt` makes the input, reads it, and asserts that the result is whole. It may raise one of
-    `refusals` with a message of one line; warnings are errors, as everywhere in the tests.
-    """
-    accepted, refused, faults, hangs, slowest = 0, 0, [], [], 0.0
-    _writes.clear()
-    before = signal.signal(signal.SIGALRM, _interrupt)
-    _allowed.append(str(folder))
-    try:
-        for index in range(NUM_INPUTS):
-            start = time.perf_counter()
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            try:
-                attempt(np.random.default_rng(index))
-                accepted += 1
-            except Hang:
-                hangs.append(index)
-            except refusals as error:
-                refused += 1
-                if "\n" in str(error) or not str(error):
-                    faults.append(f"input {index}: not one line: {error!r}")
-            except Exception:
-                faults.append(f"input {index}: {traceback.format_exc(limit=-4)}")
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            slowest = max(slowest, time.perf_counter() - start)
-    finally:
-        _allowed.clear()
-        signal.signal(signal.SIGALRM, before)
-    counts = (
-        f"{name}: {NUM_INPUTS} inputs, {accepted} accepted, {refused} refused, {len(faults)} other "
-        f"errors, {len(hangs)} hangs, {len(_writes)} files outside, slowest {slowest:.2f} s"
-    )
-    print(counts)
-    problems = [*faults, *(f"input {index}: a hang" for index in hangs), *_writes]
-    assert not problems, "\n".join([counts, *problems[:5]])
-    assert accepted, counts  # or nothing was tried but the first check
-    assert refused, counts
 
 
 def damaged(random: Random, content: bytes) -> bytes:

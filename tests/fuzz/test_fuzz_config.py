@@ -2,16 +2,17 @@
 
 import json
 import random
-import warnings
 from pathlib import Path
 from typing import Any
 
-import guard
 import odd
 import pytest
 import yaml
+from commands import call, guarded
+from guard import fuzz
 
 from experiments.config import check_config, save_config
+from experiments.digests import _seal
 from experiments.overrides import composed
 
 EXPERIMENTS = ("two_minima", "mirror_descent", "ppo_cartpole", "sam_vision", "auon_equivalence")
@@ -21,6 +22,8 @@ def _flip(text: bytes, draw: random.Random) -> bytes:
     """Some bits, bytes or pieces are other ones."""
     data = bytearray(text)
     for _ in range(draw.choice([1, 1, 2, 8])):
+        if not data:
+            break
         at, kind = draw.randrange(len(data)), draw.randrange(6)
         if kind < 3:
             data[at] ^= 1 << draw.randrange(8)
@@ -75,7 +78,7 @@ def _places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 def _edit(text: bytes, draw: random.Random) -> bytes:
     """Values are other values, and nodes name other targets."""
-    config = yaml.safe_load(text)
+    config = yaml.load(text, yaml.CSafeLoader)
     for _ in range(draw.choice([1, 1, 2, 4])):
         places = _places(config, [])
         if not places:
@@ -98,15 +101,27 @@ def _edit(text: bytes, draw: random.Random) -> bytes:
 
 
 def _dumped(config: Any) -> bytes:
-    class Plain(yaml.SafeDumper):
+    class Plain(yaml.CSafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
     return yaml.dump(config, Dumper=Plain, sort_keys=False, allow_unicode=True).encode()
 
 
+# What a resume may change.
+OVERRIDES = (
+    "task.steps=7",
+    "task.pretrain_steps=7",
+    "tracker=csv",
+    "mesh=data_parallel",
+    "mesh={}",
+)
+
+
 @pytest.mark.slow
-def test_fuzz_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("meant", [False, True], ids=["resume", "edited"])
+def test_fuzz_config(meant: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a digest that fits or not; where an edit is meant, it need not."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     texts = []
     for exp in EXPERIMENTS:
@@ -114,18 +129,19 @@ def test_fuzz_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         texts.append((tmp_path / "config.yaml").read_bytes())
     folder = tmp_path / "run"
     folder.mkdir()
-    report = guard.Report("config.yaml")
-    with guard.guarded(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    file = folder / "config.yaml"
+    command = [f"resume={folder}", *(["edited=config.yaml"] if meant else [])]
+
+    def attempt(seed: int) -> str:
+        draw = random.Random(seed)
+        change = draw.choice([_flip, _flip, _lines, _edit, _edit, _edit])
+        content = change(draw.choice(texts), draw)
+        file.write_bytes(content if meant or draw.random() < 0.2 else content + _seal(content))
+        overrides = draw.sample(OVERRIDES, draw.randrange(3)) if draw.random() < 0.1 else []
+        return call(*command, *overrides)
+
+    with guarded(folder):
         for text in texts:  # as it was; also imports what the tasks need
-            (folder / "config.yaml").write_bytes(text)
-            assert guard.call([f"resume={folder}"], folder)[0] == 0
-        for index in range(guard.COUNT):
-            draw = guard.generator(index)
-            change = draw.choice([_flip, _flip, _lines, _edit, _edit, _edit])
-            content = change(draw.choice(texts), draw)
-            (folder / "config.yaml").write_bytes(content)
-            # As edited on purpose: what was not is refused before its values are used.
-            meant = [f"resume={folder}", "edited=config.yaml"]
-            report.add(index, content, *guard.call(meant, folder))
-    report.close()
+            file.write_bytes(text)
+            assert call(*command) == "exit code 0"
+        fuzz("resume edited=config.yaml" if meant else "resume", folder, attempt)

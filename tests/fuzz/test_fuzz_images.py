@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mutating import Random, damaged, fuzz
+from guard import fuzz
+from mutating import damaged
 from PIL import Image
 
 from trustjax.data import DataError
@@ -60,7 +61,8 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     whole = images()
 
-    def attempt(random: Random) -> None:
+    def attempt(seed: int) -> None:
+        random = np.random.default_rng(seed)
         content = whole[random.integers(len(whole))]
         if random.integers(20):
             content = damaged(random, content)

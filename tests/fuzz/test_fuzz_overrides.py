@@ -3,12 +3,12 @@
 import random
 import sys
 import traceback
-import warnings
 from pathlib import Path
 
-import guard
 import odd
 import pytest
+from commands import call, guarded
+from guard import fuzz
 
 from experiments import run
 from experiments.config import flat, groups, to_plain
@@ -74,20 +74,20 @@ def test_fuzz_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     keys = {}
     for exp in EXPERIMENTS:
         keys[exp] = [*flat(composed([f"+exp={exp}"]))]
-    report = guard.Report("overrides")
-    with guard.guarded(tmp_path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+
+    def attempt(seed: int) -> str:
+        draw = random.Random(seed)
+        exp = draw.choice(["two_minima", *EXPERIMENTS])
+        arguments = [f"+exp={exp}"]
+        arguments += [_argument(keys[exp], draw) for _ in range(draw.choice([1, 1, 1, 2, 3]))]
+        # Hydra's own entry composes twice, so that only some inputs take all of it.
+        options = any(each.startswith("-") for each in arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            if seed % 10 and not options:
+                patch.setattr(run, "_job", _composed_once)
+            return call(*arguments)
+
+    with guarded(tmp_path):
         for exp in EXPERIMENTS:
-            assert guard.call([f"+exp={exp}"], tmp_path)[0] == 0
-        for index in range(guard.COUNT):
-            draw = guard.generator(index)
-            exp = draw.choice(["two_minima", *EXPERIMENTS])
-            arguments = [f"+exp={exp}"]
-            arguments += [_argument(keys[exp], draw) for _ in range(draw.choice([1, 1, 1, 2, 3]))]
-            # Hydra's own entry composes twice, so that only some inputs take all of it.
-            options = any(each.startswith("-") for each in arguments)
-            with pytest.MonkeyPatch.context() as patch:
-                if index % 10 and not options:
-                    patch.setattr(run, "_job", _composed_once)
-                report.add(index, arguments, *guard.call(arguments, tmp_path))
-    report.close()
+            assert call(f"+exp={exp}") == "exit code 0"
+        fuzz("overrides", tmp_path, attempt)

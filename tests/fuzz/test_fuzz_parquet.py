@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from mutating import Random, damaged, edited, fuzz
+from guard import fuzz
+from mutating import Random, damaged, edited
 from PIL import Image
 from pyarrow import parquet
 
@@ -71,7 +72,8 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "train-00000-of-00001.parquet"
 
-    def attempt(random: Random) -> None:
+    def attempt(seed: int) -> None:
+        random = np.random.default_rng(seed)
         buffer = io.BytesIO()
         parquet.write_table(
             table(random),

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mutating import ABSURD, Random, damaged, edited, fuzz
+from guard import fuzz
+from mutating import ABSURD, Random, damaged, edited
 
 from trustjax.agents import PPO, load_policy, ppo
 
@@ -114,7 +115,8 @@ def test_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         good.append((path.read_bytes(), members))
     act = jax.jit(lambda policy, x, key: policy.act(x, key)[0])
 
-    def attempt(random: Random) -> None:
+    def attempt(seed: int) -> None:
+        random = np.random.default_rng(seed)
         whole, members = good[random.integers(len(good))]
         kind = random.integers(4)
         path.write_bytes(damaged(random, whole) if kind == 0 else changed(random, members))
