@@ -263,7 +263,10 @@ def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 value = hydra.compose(overrides=[f"+{key}={value}"]).get(key, {})
         place = f"task.{key}" if key.startswith("mesh") else key
-        OmegaConf.update(config, place, value, merge=False, force_add=True)
+        try:
+            OmegaConf.update(config, place, value, merge=False, force_add=True)
+        except (ValueError, TypeError, OmegaConfBaseException) as error:  # no keys where it belongs
+            raise ConfigError(f"{place}: {_first_line(error)}") from error
     return to_plain(config)
 
 

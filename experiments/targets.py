@@ -135,7 +135,8 @@ def check_nodes(value: Any, key: str, *, depth: int = 0) -> None:
 
     Raises ConfigError for a target that is no factory, for an argument that its signature does not
     have, lacks, or that does not fit its annotation, be it plain data or what another target makes;
-    for a name that is not text, an integer beyond 64 bits, and deep nesting. Nothing is called.
+    for names of Hydra's beside no `_target_`, a name that is not text, an integer beyond 64 bits,
+    and deep nesting. Nothing is called.
     """
     if depth > _DEEPEST:
         raise ConfigError(f"{key[:60]}...: nested more than {_DEEPEST} levels deep")
@@ -150,6 +151,8 @@ def check_nodes(value: Any, key: str, *, depth: int = 0) -> None:
         for name, item in value.items():
             if not isinstance(name, str):
                 raise ConfigError(f"{key}: got the name {name!r}, allowed: names that are text")
+            if "_target_" not in value and re.fullmatch(r"_\w+_", name):  # means something to Hydra
+                raise ConfigError(f"{key}.{name}: unknown key, as {key} has no _target_")
             if name != "_target_":
                 check_nodes(item, f"{key}.{name}", depth=depth + 1)
         if "_target_" in value:

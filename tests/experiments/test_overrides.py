@@ -4,6 +4,7 @@ import copy
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -170,3 +171,14 @@ def test_what_a_resumed_run_may_not_change(given: str, folder: Path) -> None:
 def test_resume_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no run"):
         resumed_config(tmp_path, [])
+
+
+@pytest.mark.parametrize("task", [[1, 2], [], 3, "x", None])
+@pytest.mark.parametrize("given", ["task.steps=9", "mesh.data=4", "tracker.x=3"])
+def test_a_change_within_what_has_no_keys(task: Any, given: str, folder: Path) -> None:
+    """One line, here or where the values are checked."""
+    saved = OmegaConf.load(folder / "config.yaml")
+    saved["task"] = saved["tracker"] = task
+    OmegaConf.save(saved, folder / "config.yaml")
+    with pytest.raises(ConfigError, match=r"^(task|tracker)"):
+        check_config(resumed_config(folder, [given]))

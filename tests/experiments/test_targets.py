@@ -188,6 +188,10 @@ def nested(depth: int) -> Any:
             r"^task\.learning_rate: got 'x', allowed: a number",
         ),
         ({"a": "???"}, r"^task\.a: got '\?\?\?'"),
+        *(
+            ({"a": {name: {"x": 1}}}, rf"^task\.a\.{name}: unknown key, as task\.a has no _target_")
+            for name in ("_recursive_", "_convert_", "_partial_", "_args_")
+        ),
         ({"a": {1: 2}}, r"^task\.a: got the name 1, allowed: names that are text"),
         ({"a": 2**63}, r"^task\.a: got 9223372036854775808, allowed: integers of 64 bits"),
         ({"a": 10**5000}, r"^task\.a: got an integer of 16610 bits, allowed"),

@@ -97,7 +97,9 @@ def _edit(text: bytes, draw: random.Random) -> bytes:
             del parent[key]
         elif isinstance(parent, dict):
             parent[draw.choice(odd.NAMES)] = odd.value(draw)
-    return json.dumps(config, allow_nan=True).encode() if draw.random() < 0.3 else _dumped(config)
+    if draw.random() < 0.3:
+        return json.dumps(config).encode()
+    return _dumped(config)
 
 
 def _dumped(config: Any) -> bytes:
@@ -105,17 +107,14 @@ def _dumped(config: Any) -> bytes:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
-    return yaml.dump(config, Dumper=Plain, sort_keys=False, allow_unicode=True).encode()
+    try:
+        return yaml.dump(config, Dumper=Plain, sort_keys=False, allow_unicode=True).encode()
+    except RecursionError:  # nested too deep for this library, not for the one under test
+        return json.dumps(config).encode()
 
 
 # What a resume may change.
-OVERRIDES = (
-    "task.steps=7",
-    "task.pretrain_steps=7",
-    "tracker=csv",
-    "mesh=data_parallel",
-    "mesh={}",
-)
+OVERRIDES = ("task.steps=7", "tracker=csv", "tracker=default", "mesh=data", "mesh={}")
 
 
 @pytest.mark.slow
