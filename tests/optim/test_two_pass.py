@@ -327,28 +327,71 @@ def test_accumulation_around_the_attack():
     np.testing.assert_allclose(actual, w - 0.1 * jax.grad(loss_fn)(attacked, 0.3), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("make", "wrapper"),
-    [
-        (
-            lambda: optax.chain(
-                optax.clip(1.0), optax.MultiSteps(attacked_sgd(), 2).gradient_transformation()
-            ),
-            "MultiSteps",
-        ),
-        (
-            lambda: optax.contrib.split_real_and_imaginary(attacked_sgd()),
-            "split_real_and_imaginary",
-        ),
-    ],
-    ids=["multi_steps", "split_real_and_imaginary"],
-)
+# Those that pass no arguments on, by the name that the error gives.
+DROPPING = {
+    "MultiSteps": lambda tx: optax.chain(
+        optax.clip(1.0), optax.MultiSteps(tx, 2).gradient_transformation()
+    ),
+    "split_real_and_imaginary": optax.contrib.split_real_and_imaginary,
+}
+
+
+@pytest.mark.parametrize("wrapper", DROPPING)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_the_wrapper_that_drops_arguments_is_named(make, wrapper, wrap):
-    w, tx = array(SOFTMAX["w"]), make()
-    words = f"sam needs grad_fn.* two_pass_step passed grad_fn, but .* to {wrapper} only where"
+@pytest.mark.parametrize(
+    ("make", "needs"),
+    [
+        (attacked_sgd, ("sam", "grad_fn")),
+        (lambda: natural_gradient(0.01), ("natural_gradient", "loss_fn and divergence_fn")),
+    ],
+    ids=["sam", "natural_gradient"],
+)
+def test_the_wrapper_that_drops_arguments_is_named(wrapper, wrap, make, needs):
+    w, tx = array(SOFTMAX["w"]), DROPPING[wrapper](make())
+    name, arguments = needs
+    words = f"{name} needs {arguments}.* two_pass_step passed {arguments}, but .* to {wrapper} only"
     with pytest.raises(ValueError, match=words):
-        wrap(two_pass_step(softmax_loss, tx))(w, tx.init(w))
+        wrap(two_pass_step(softmax_loss, tx, output_fn=logits))(w, tx.init(w))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [attacked_sgd, lambda: optax.chain(tram(), optax.sgd(0.1)), lambda: natural_gradient(0.01)],
+    ids=["sam", "tram", "natural_gradient"],
+)
+@pytest.mark.parametrize("around", [lambda tx: tx, optax.chain], ids=["bare", "chain"])
+def test_the_wrapper_that_reshapes_parameters_is_named(make, around):
+    """`optax.flatten` hands on one vector, which a function of the parameters does not take."""
+    params = {"w": array(SOFTMAX["w"])}
+    tx = around(optax.flatten(make()))
+    step = two_pass_step(lambda p: softmax_loss(p["w"]), tx, output_fn=lambda p: logits(p["w"]))
+    with pytest.raises(ValueError, match=r"flatten .* float32\[4\].*around the base optimizer"):
+        step(params, tx.init(params))
+
+
+def test_lookahead_is_refused():
+    """Its parameters are pairs."""
+    pairs = optax.LookaheadParams.init_synced(array(SOFTMAX["w"]))
+    tx = optax.lookahead(attacked_sgd(), 2, 0.5)
+    with pytest.raises(ValueError, match=r"params is an optax\.LookaheadParams"):
+        two_pass_step(softmax_loss, tx)(pairs, tx.init(pairs))
+
+
+def test_schedule_free_attacks_at_its_own_parameters():
+    tx = optax.contrib.schedule_free(attacked_sgd(), 0.1)
+    w = array(SOFTMAX["w"])
+    state = tx.init(w)
+    step = jax.jit(two_pass_step(softmax_loss, tx))
+    inner, inner_state = attacked_sgd(), attacked_sgd().init(w)
+    base = optax.contrib.schedule_free(optax.identity(), 0.1)
+    base_state = base.init(w)
+    for _ in range(2):
+        y = w
+        w, state, *_ = step(w, state)
+        gradient = jax.grad(softmax_loss)
+        move, inner_state = inner.update(gradient(y), inner_state, y, grad_fn=gradient)
+        updates, base_state = base.update(move, base_state, y)
+        np.testing.assert_allclose(w, y + updates, rtol=1e-5)
 
 
 def test_arguments_without_a_source_are_named_alone():

@@ -26,15 +26,21 @@ class MissingArgumentError(ValueError):
         self.names = names
 
 
-def check_whole_tree(name: str, params: PyTree) -> None:
-    """Raises ValueError if a part of `params` is hidden, as inside optax.masked or partition."""
+def check_whole_tree(name: str, params: PyTree, way_out: str | None = None) -> None:
+    """Raises ValueError if a part of `params` is hidden, as inside optax.masked or partition.
+
+    `way_out` says what to write instead; None stands for what an attack does.
+    """
+    if way_out is None:
+        way_out = (
+            f"Put it in front, optax.chain({name}(..., mask=...), optax.partition(...)): mask= "
+            "chooses the leaves that are attacked"
+        )
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
         raise ValueError(
             f"{name} evaluates the whole model, so it cannot stand inside optax.masked or "
-            "optax.partition, where the other leaves are hidden. Put it in front, "
-            f"optax.chain({name}(..., mask=...), optax.partition(...)): mask= chooses the leaves "
-            "that are attacked"
+            f"optax.partition, where the other leaves are hidden. {way_out}"
         )
 
 

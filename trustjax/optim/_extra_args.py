@@ -2,11 +2,15 @@
 
 import inspect
 import traceback
+import types
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from trustjax.optim._attack import PyTree
+from trustjax.geometry.norm import dtype_of
+from trustjax.optim._leaves import PyTree
 
 
 def with_extra_args(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -34,9 +38,41 @@ def with_extra_args(tx: optax.GradientTransformation) -> optax.GradientTransform
 
 def dropped_by(error: Exception) -> str | None:
     """The name of the wrapper that Optax gave no extra arguments before `error` was raised."""
-    names = [
-        getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
+    names = [_qualified_name(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
     dropped = [i for i, name in enumerate(names) if name.startswith("with_extra_args_support")]
     return names[dropped[-1] + 1].split(".")[0] if dropped else None
+
+
+def check_same_parameters(params: PyTree, seen: PyTree) -> None:
+    """Raises ValueError, naming the wrapper, if a transform within `tx` sees other parameters.
+
+    `seen` is what it gave to a function of the parameters; their shapes are compared.
+    """
+    form, seen_form = (
+        [jax.tree.structure(tree), *map(jnp.shape, jax.tree.leaves(tree))]
+        for tree in (params, seen)
+    )
+    if form == seen_form:
+        return
+    frames = (frame for frame, _ in traceback.walk_stack(None))
+    names = [
+        _qualified_name(frame).split(".")[0]
+        for frame in frames
+        if frame.f_globals.get("__name__", "").startswith("optax.")
+    ]
+    wrappers = [name for name in dict.fromkeys(names) if name not in ("chain", "named_chain")]
+    raise ValueError(
+        f"{' or '.join(wrappers) or 'a wrapper'} gives the transform inside of it {_forms(seen)} "
+        f"for the parameters {_forms(params)}, of which the loss is a function: put it around the "
+        "base optimizer alone, such as optax.chain(sam(...), optax.flatten(base))"
+    )
+
+
+def _qualified_name(frame: types.FrameType) -> str:
+    return str(getattr(frame.f_code, "co_qualname", frame.f_code.co_name))
+
+
+def _forms(tree: PyTree) -> str:
+    leaves = jax.tree.leaves(tree)
+    first = ", ".join(f"{dtype_of(leaf).name}{list(jnp.shape(leaf))}" for leaf in leaves[:3])
+    return f"{first} and {len(leaves) - 3} more" if len(leaves) > 3 else first

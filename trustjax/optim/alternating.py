@@ -71,7 +71,11 @@ def alternating(
     attack, base = with_extra_args(attack), with_extra_args(base)
 
     def init_fn(params: PyTree) -> AlternatingState:
-        _attack.check_whole_tree("alternating", params)
+        _attack.check_whole_tree(
+            "alternating",
+            params,
+            "Put it inside: alternating(attack(..., mask=...), optax.partition(...))",
+        )
         return AlternatingState(
             attack.init(params),
             base.init(_leaves.trained_part(params, params)),

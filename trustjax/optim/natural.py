@@ -108,7 +108,7 @@ def natural_gradient(
     check_number("slack", slack, at_least=1.0)
 
     def init_fn(params: PyTree) -> NaturalState:
-        _attack.check_whole_tree("natural_gradient", params)
+        _check_whole_tree(params)
         _leaves.check_real("natural_gradient", params)
         dtype = reduction_dtype(params)
         return NaturalState(
@@ -132,13 +132,15 @@ def natural_gradient(
         del extra_args
         if params is None or loss_fn is None or divergence_fn is None:
             given = {"params": params, "loss_fn": loss_fn, "divergence_fn": divergence_fn}
-            missing = " and ".join(name for name, value in given.items() if value is None)
-            raise ValueError(
-                f"natural_gradient needs {missing}: call tx.update(grads, state, params, "
-                "loss_fn=..., divergence_fn=...), both functions of the parameters alone, on the "
-                "batch of the gradient"
+            missing = tuple(name for name, value in given.items() if value is None)
+            raise _attack.MissingArgumentError(
+                f"natural_gradient needs {' and '.join(missing)}: call "
+                "tx.update(grads, state, params, loss_fn=..., divergence_fn=...), both functions "
+                "of the parameters alone, on the batch of the gradient; "
+                "trustjax.optim.two_pass_step does",
+                missing,
             )
-        _attack.check_whole_tree("natural_gradient", params)
+        _check_whole_tree(params)
         _leaves.check_gradient(params, updates)
         space = _TrainedLeaves(params)
         at = space.values(params)
@@ -205,6 +207,14 @@ def natural_gradient(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_whole_tree(params: PyTree) -> None:
+    _attack.check_whole_tree(
+        "natural_gradient",
+        params,
+        "Give it the trained leaves alone, and loss_fn and divergence_fn the others as constants",
+    )
 
 
 class _Search(NamedTuple):

@@ -8,7 +8,7 @@ import optax
 
 from trustjax._checks import check_choice
 from trustjax.optim._attack import AttackState, MissingArgumentError, PyTree, example_mean
-from trustjax.optim._extra_args import dropped_by, with_extra_args
+from trustjax.optim._extra_args import check_same_parameters, dropped_by, with_extra_args
 from trustjax.optim.tram import DIVERGENCES, Divergence
 
 
@@ -73,7 +73,8 @@ def two_pass_step(
     Raises:
       ValueError: an unknown `divergence`; in a step, an attack that is the last of a chain, whose
         gradient would be added to the parameters as it is; an argument that the optimizer needs
-        and that has no source, or that a wrapper around it dropped.
+        and that has no source, or that a wrapper around it dropped; parameters that a wrapper such
+        as `optax.flatten` or `optax.lookahead` has changed for what it wraps.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from trustjax.optim import tram
@@ -110,9 +111,20 @@ def two_pass_step(
                 "parameters it would raise the loss. An attack comes first and the optimizer "
                 "after it: optax.chain(sam(...), optax.adamw(...))"
             )
+        if isinstance(params, optax.LookaheadParams):
+            raise ValueError(
+                "params is an optax.LookaheadParams, a pair of parameters of which the loss takes "
+                "one, and optax.lookahead passes no extra arguments on: give tx without it, and "
+                "move the slow parameters between steps"
+            )
         grad_and_loss = jax.value_and_grad(loss_and_aux, has_aux=True)
         (loss, aux), grads = grad_and_loss(params, *args)
         grads = map_grads(grads)
+
+        def at(seen: PyTree) -> PyTree:
+            """What a transform within `tx` takes for parameters of the model."""
+            check_same_parameters(params, seen)
+            return seen
 
         # The line searches of Optax want value_fn to name every extra argument, used or not.
         def value_fn(
@@ -129,10 +141,10 @@ def two_pass_step(
             loss_fn: object = None,
             divergence_fn: object = None,
         ) -> jax.Array:
-            return loss_and_aux(params, *args)[0]
+            return loss_and_aux(at(params), *args)[0]
 
         def selected_loss(params: PyTree, where: jax.Array | None) -> jax.Array:
-            loss, aux = loss_and_aux(params, *args)
+            loss, aux = loss_and_aux(at(params), *args)
             if where is None:
                 return loss
             losses = aux["losses"]
@@ -143,15 +155,15 @@ def two_pass_step(
             "value": loss,
             "grad": grads,
             "value_fn": value_fn,
-            "loss_fn": lambda p: loss_and_aux(p, *args)[0],
+            "loss_fn": lambda p: loss_and_aux(at(p), *args)[0],
         }
         if isinstance(aux, Mapping):
             known = ("outputs", "where", "losses")
             extra_args |= {name: aux[name] for name in known if name in aux}
             if "losses" in aux:
-                extra_args["losses_fn"] = lambda p: loss_and_aux(p, *args)[1]["losses"]
+                extra_args["losses_fn"] = lambda p: loss_and_aux(at(p), *args)[1]["losses"]
         if output_fn is not None:
-            extra_args["output_fn"] = lambda p: output_fn(p, *args)
+            extra_args["output_fn"] = lambda p: output_fn(at(p), *args)
         if noisy_output_fn is not None:
             extra_args["noisy_outputs"] = noisy_output_fn(params, *args)
         if noisy_loss_fn is not None:
@@ -166,7 +178,7 @@ def two_pass_step(
 
             old = outputs_of(params) if output_fn is not None else aux["outputs"]
             old, where = jax.lax.stop_gradient(old), extra_args.get("where")
-            extra_args["divergence_fn"] = lambda p: measure(old, outputs_of(p), where)
+            extra_args["divergence_fn"] = lambda p: measure(old, outputs_of(at(p)), where)
 
         try:
             updates, opt_state = tx.update(grads, opt_state, params, **extra_args)
