@@ -6,16 +6,16 @@ diverge, which makes it the worst; the search ends only where all of a method do
 """
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.loop import Row, Summary, Table
+from experiments.loop import Diverged, Row, Summary, Table
 from experiments.optimizers import Method
 from experiments.tasks.supervised import Lanes
 
@@ -73,23 +73,27 @@ class Search:
         numbers = {"learning_rate": lanes.learning_rate, **lanes.numbers}
         columns = {key: np.asarray(value) for key, value in numbers.items()}
         return [
-            {"seed": int(index), **{k: float(f"{v[lane]:.6g}") for k, v in columns.items()}}
+            {"seed": int(index), **{key: _logged(v[lane]) for key, v in columns.items()}}
             for lane, index in enumerate(lanes.seed_index)
         ]
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """The best candidate of every method: highest accuracy, then lowest loss, over seeds."""
-        candidates = {}
+        """The best candidate of every method: highest accuracy, then lowest loss, over seeds.
+
+        Raises Diverged where none is left.
+        """
+        candidates, best = {}, {}
         for name in self._names():
             finals = [row for row in rows if row["stage"] == name and "final/accuracy" in row]
-            candidates[name] = [
+            tried = [
                 {**candidate, **self._mean_over_seeds(finals, candidate)}
                 for candidate in self._candidates(name)
             ]
-        best = {
-            name: max(tried, key=lambda c: (c["accuracy"], -c["loss"]))
-            for name, tried in candidates.items()
-        }
+            whole = [each for each in tried if "diverged" not in each]
+            if not whole:
+                raise Diverged(f"{name}: of every candidate a seed diverged; see metrics.csv")
+            candidates[name] = tried
+            best[name] = max(whole, key=lambda each: (each["accuracy"], -each["loss"]))
         cells = []
         for name, found in best.items():
             rate, accuracy, loss = (found[key] for key in ("learning_rate", *MEASURES))
@@ -107,7 +111,13 @@ class Search:
     def _mean_over_seeds(
         self, finals: Sequence[Row], candidate: Mapping[str, float]
     ) -> dict[str, float]:
-        own = [row for row in finals if all(row[key] == v for key, v in candidate.items())]
+        logged = {key: _logged(jnp.asarray(value, float)) for key, value in candidate.items()}
+        own = [row for row in finals if all(row[key] == value for key, value in logged.items())]
         if len(own) < self.num_seeds:  # some seed diverged
-            return {"accuracy": 0.0, "loss": math.inf}
+            return {"diverged": True}
         return {name: float(np.mean([row[f"final/{name}"] for row in own])) for name in MEASURES}
+
+
+def _logged(number: jax.typing.ArrayLike) -> float:
+    """A number of a lane as it stands in metrics.csv."""
+    return float(f"{float(number):.6g}")
