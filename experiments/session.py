@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from rich.console import Console
 
 from experiments import loop, recovery
 from experiments.checkpoint import Checkpoints
-from experiments.config import save_config
+from experiments.config import groups, save_config
 from experiments.digests import unsealed
 from experiments.files import write_text
 from experiments.overrides import fixed_part
 from experiments.progress import make_progress
 from experiments.stopping import StopSignals
-from experiments.targets import ConfigError, argument_error, build
+from experiments.targets import ConfigError, argument_error, build, place_of_argument
 from experiments.trackers import Csv, Tracker, read_rows
 from trustjax.data import DataError
 from trustjax.models import CheckpointError
@@ -59,12 +59,14 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
     except ValueError as error:
         raise argument_error("task", error) from error
     console = Console(width=None if sys.stdout.isatty() else 120)
-    with _locked(folder), StopSignals() as signals, _input_errors():
+    with _locked(folder), StopSignals() as signals, _input_errors(config, resumed=resumed):
         if not resumed:
             with _writing(folder):
                 _claim(folder)
         try:
             stages = task.stages()
+        except (DataError, CheckpointError):
+            raise
         except ValueError as error:  # a number that does not fit the data; else a fault of ours
             if " must " not in str(error):
                 raise
@@ -106,12 +108,19 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
 
 
 @contextlib.contextmanager
-def _input_errors() -> Iterator[None]:
-    """One line for data and checkpoints that cannot be used, whenever a stage reads them."""
+def _input_errors(config: Mapping[str, Any], *, resumed: bool) -> Iterator[None]:
+    """One line for data and checkpoints that cannot be used, whenever a stage reads them.
+
+    It names the key to override: what a task takes from a config group stands in the root then.
+    """
     try:
         yield
     except (DataError, CheckpointError) as error:
-        raise argument_error("task", error) from error
+        key = place_of_argument(error, config["task"], "task")
+        _, _, below = key.partition(".")
+        if not resumed and below.partition(".")[0] in groups():
+            key = below
+        raise argument_error(key, error) from error
 
 
 def resume_command(folder: Path) -> str:

@@ -373,5 +373,26 @@ def build(node: Mapping[str, Any], key: str) -> Any:
 def argument_error(key: str, error: Exception) -> ConfigError:
     """What the node at `key` raised about an argument, with the full key in front."""
     message = " ".join(str(error).split())
-    separator = "." if re.match(r"[a-z][\w.]* must ", message) else ": "
+    separator = "." if _ARGUMENT.match(message) else ": "
     return ConfigError(f"{key}{separator}{message}")
+
+
+_ARGUMENT = re.compile(r"([a-z]\w*)[\w.]* must ")
+
+
+def place_of_argument(error: Exception, node: Any, key: str) -> str:
+    """The key of the first node, in `node` at `key`, that takes the argument `error` speaks of.
+
+    That is `key` where there is none. Targets are those that `check_nodes` has let pass.
+    """
+    name = _ARGUMENT.match(str(error))
+    found = name and _taker(name[1], node, key)
+    return found or key
+
+
+def _taker(argument: str, node: Any, key: str) -> str | None:
+    if not isinstance(node, Mapping):
+        return None
+    if _is_node(node) and argument in inspect.signature(locate(node["_target_"], key)).parameters:
+        return key
+    return next(filter(None, (_taker(argument, node[n], f"{key}.{n}") for n in node)), None)

@@ -275,6 +275,39 @@ def test_a_config_that_was_changed(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["+exp=sam_vision", "data=mnist"], "data.path"),
+        (["+exp=sam_vision", "data=folder", "data.path=/nowhere"], "data.path"),
+        (["+exp=tram_vision", "data=cifar10"], "data.path"),
+        (["+exp=tram_vision", "model=vit_pretrained", "model.pretrained=a/b"], "model.pretrained"),
+    ],
+)
+def test_the_key_of_data_and_weights_that_are_not_there(
+    arguments: list[str],
+    key: str,
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is the one to override, and once more in a resumed run the one in config.yaml."""
+
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    assert call(*arguments, "num_seeds=1", "hydra.run.dir=here") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {key} must be a folder or a hub id")
+    assert error.count("\n") == 1
+    save_config(check_config(composed(arguments)), Path("here/config.yaml"))
+    assert call("resume=here") == 2
+    error = capsys.readouterr().err
+    assert re.match(rf"error: here/config\.yaml, line \d+: task\.{key} must be a folder", error)
+    assert error.count("\n") == 1
+
+
 def test_a_folder_in_use(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     Path("here").mkdir()
     with filelock.FileLock("here/.lock"):
