@@ -1,6 +1,7 @@
 """Checkpoints of one stage, through Orbax: whole or absent, and known to be what was written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ class Checkpoints:
         for step in sorted(steps):
             try:
                 self._whole[step] = self._verified(step)
+            except PermissionError as error:  # it may be whole
+                raise SaveError(f"cannot read step {step} in {self.folder}: {error}") from error
             except (OSError, ValueError, KeyError, TypeError) as error:
                 self.damaged[step] = _first_line(error)
 
@@ -151,12 +154,16 @@ class Checkpoints:
 
 def _files(path: Path) -> dict[str, Path]:
     """All that is not a folder below `path`, without the digests, by its name relative to it."""
-    found = {
-        each.relative_to(path).as_posix(): each
-        for each in sorted(path.rglob("*"))
-        if each.is_symlink() or not each.is_dir()
-    }
-    return {name: each for name, each in found.items() if name != DIGESTS}
+    found = []
+    for place, folders, names in os.walk(path, onerror=_raise):  # rglob hides what it may not read
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found += [Path(place, name) for name in [*names, *links]]
+    named = {each.relative_to(path).as_posix(): each for each in sorted(found)}
+    return {name: each for name, each in named.items() if name != DIGESTS}
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _remove(path: Path) -> None:

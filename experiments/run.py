@@ -165,7 +165,12 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
         if each != "edited=config.yaml":
             raise ConfigError(f"edited: got {shown(each[7:])}, allowed: config.yaml")
     arguments = [each for each in arguments if each not in edited]
-    config = resumed_config(folder, arguments)
+    try:
+        config = resumed_config(folder, arguments)
+    except ConfigError as error:
+        if isinstance(error.__cause__, PermissionError):
+            _fail(str(error), 1)
+        raise
     for name in typing.get_type_hints(Root):
         if name not in config:
             raise ConfigError(f"{folder / 'config.yaml'}: {name} is missing")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -299,6 +300,56 @@ def test_a_folder_in_place_of_a_file(
     assert str(folder) in one_error_line(capsys)
 
 
+@pytest.fixture
+def theirs(call: Call, finished: Path) -> Iterator[Path]:
+    """A copy of the run that belongs to the user, who is not root."""
+    with tempfile.TemporaryDirectory() as place:  # pytest's own places are root's alone
+        here = Path(shutil.copytree(finished, Path(place) / "run"))
+        assert call(f"resume={here}") == 0  # imports all that it needs
+        try:
+            if os.geteuid() == 0:
+                nobody = 65534
+                for path in (Path(place), *Path(place).rglob("*")):
+                    os.chown(path, nobody, nobody)
+                os.seteuid(nobody)
+            yield here
+        finally:
+            os.seteuid(os.getuid())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "metrics.csv",
+        ".lock",
+        "checkpoints",
+        "checkpoints/sgd",
+        "checkpoints/sam_0.5/6",
+        "checkpoints/sam_0.5/6/digests.txt",
+        "checkpoints/sam_0.5/6/mark/metadata",
+        "checkpoints/sam_0.5/6/state",
+        "checkpoints/sam_0.5/6/state/manifest.ocdbt",
+        "",
+    ],
+)
+def test_what_may_not_be_read(
+    name: str, theirs: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line with the file's name; nothing is taken for damaged, and all stays as it was."""
+    capsys.readouterr()
+    path = theirs / name
+    path.chmod(0)
+    try:
+        code, error = call(f"resume={theirs}"), one_error_line(capsys)
+    finally:
+        path.chmod(0o700)
+    assert "Permission denied" in error
+    assert str(path) in error
+    assert code == 1
+    assert call(f"resume={theirs}") == 0
+
+
 def test_numbers_that_are_not_finite_stop_a_run(
     call: Call, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,6 +417,35 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert (checkpoints.damaged, checkpoints.marks()[0].step) == ({}, 4)
     last = int(read_rows(tmp_path / "metrics.csv")[-1]["step"])
     result = killing.run([f"resume={tmp_path}", f"task.steps={last + 2}"])
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_two_of_sigint_within_a_chunk(tmp_path: Path) -> None:
+    """The first one waits for the chunk, which would take minutes; the second does not."""
+    long = ("task.steps_per_chunk=10000000", "task.num_starts=1", "num_seeds=1")
+    first = killing.run([*tiny("task.steps=4", *long), f"hydra.run.dir={tmp_path}"])
+    assert first.returncode == 0, first.stderr
+    before = (tmp_path / "metrics.csv").read_bytes()
+    process = start(f"resume={tmp_path}", "task.steps=10000000")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert "compiling" in process.stdout.readline()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline() == "stopping after this chunk; once more stops at once\n"
+    with pytest.raises(subprocess.TimeoutExpired):  # it goes on
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    output, error = process.communicate(timeout=60)
+    assert time.monotonic() - started < 5
+    assert (process.returncode, output, error) == (130, "", "")
+    checkpoints = Checkpoints(tmp_path / "checkpoints" / "sgd", 2)
+    assert (checkpoints.damaged, checkpoints.latest().step) == ({}, 4)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+    result = killing.run([f"resume={tmp_path}", "task.steps=6"])
     assert (result.returncode, result.stderr) == (0, "")
 
 
