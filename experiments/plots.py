@@ -41,6 +41,7 @@ _TITLES = {
     "trust/radius": "Radius of the trust region",
     "trust/distance": "Distance moved in the trust region",
     "trust/used": "Share of the radius used",
+    "trust/nonfinite": "Share of second passes that were not finite",
     "kl/new_old": "KL(new, old) per iteration",
     "entropy": "Entropy of the policy",
     "episode/return": "Return in training",

@@ -158,7 +158,8 @@ def classification_step(
         )
         reference = penalty and penalty.refreshed(state.reference, state.params)
         new_state = TrainState(params, aux["model_state"], opt_state, reference, state.step + 1)
-        return new_state, {**aux["metrics"], **trust_metrics(opt_state)}
+        broke = broken_passes(state.opt_state, opt_state)
+        return new_state, {**aux["metrics"], **trust_metrics(opt_state), **broke}
 
     return step
 
@@ -171,6 +172,14 @@ def trust_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
         return {}
     used = jnp.where(radius == 0, 0.0, distance / jnp.where(radius == 0, 1.0, radius))
     return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
+
+
+def broken_passes(before: optax.OptState, after: optax.OptState) -> dict[str, jax.Array]:
+    """1 for a step whose second gradient was not finite (`on_nonfinite` of `sam`), else 0."""
+    count, new_count = (optax.tree.get(each, "nonfinite_count") for each in (before, after))
+    if count is None:
+        return {}
+    return {"trust/nonfinite": (new_count - count).astype(jnp.float32)}
 
 
 @dataclass

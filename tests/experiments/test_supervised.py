@@ -134,6 +134,15 @@ def test_esam_gets_losses_of_examples():
     assert gap(first[1], first[2]) > 1e-3
 
 
+@pytest.mark.parametrize("far", [True, False])
+def test_second_passes_that_broke_are_logged(far):
+    """Their share among the steps of a chunk, which the loop takes the mean of."""
+    rho = lambda count: jnp.where((count == 1) & far, 1e38, 0.1)
+    states, metrics = run(optax.chain(sam(rho), optax.sgd(0.5)), None)
+    assert [float(each["trust/nonfinite"]) for each in metrics] == [0, far, 0]
+    assert int(optax.tree.get(states[-1].opt_state, "nonfinite_count")) == far
+
+
 @pytest.mark.parametrize(("radius", "used"), [(0.5, 1.0), (0.0, 0.0), (np.nan, np.nan)])
 def test_share_of_a_radius_that_is_not_a_number(radius, used):
     """It is not 0, as if nothing had moved."""
