@@ -38,6 +38,7 @@ def x64() -> Iterator[None]:
 @pytest.fixture
 def compiled() -> Iterator[list[str]]:
     """Names of the programs that are compiled from here on."""
+    jax.clear_caches()  # or programs that another test has compiled are missing
     names: list[str] = []
 
     def listener(event: str, duration: float, **details: Any) -> None:
