@@ -57,7 +57,7 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
     try:
         task.validate()
     except ValueError as error:
-        raise argument_error("task", error) from error
+        raise _wrong_argument(error, config, resumed=resumed) from error
     console = Console(width=None if sys.stdout.isatty() else 120)
     with _locked(folder), StopSignals() as signals, _input_errors(config, resumed=resumed):
         if not resumed:
@@ -70,7 +70,7 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
         except ValueError as error:  # a number that does not fit the data; else a fault of ours
             if " must " not in str(error):
                 raise
-            raise argument_error("task", error) from error
+            raise _wrong_argument(error, config, resumed=resumed) from error
         metrics = Csv(folder / "metrics.csv")
         record = recovery.Record(folder, fixed_part(config), edited=edited)
         planned = loop.plan(
@@ -109,18 +109,23 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
 
 @contextlib.contextmanager
 def _input_errors(config: Mapping[str, Any], *, resumed: bool) -> Iterator[None]:
-    """One line for data and checkpoints that cannot be used, whenever a stage reads them.
-
-    It names the key to override: what a task takes from a config group stands in the root then.
-    """
+    """One line for data and checkpoints that cannot be used, whenever a stage reads them."""
     try:
         yield
     except (DataError, CheckpointError) as error:
-        key = place_of_argument(error, config["task"], "task")
-        _, _, below = key.partition(".")
-        if not resumed and below.partition(".")[0] in groups():
-            key = below
-        raise argument_error(key, error) from error
+        raise _wrong_argument(error, config, resumed=resumed) from error
+
+
+def _wrong_argument(error: Exception, config: Mapping[str, Any], *, resumed: bool) -> ConfigError:
+    """What the task raised about an argument of its own or of one of its nodes.
+
+    It names the key to override: what a task takes from a config group stands in the root then.
+    """
+    key = place_of_argument(error, config["task"], "task")
+    _, _, below = key.partition(".")
+    if not resumed and below.partition(".")[0] in groups():
+        key = below
+    return argument_error(key, error)
 
 
 def resume_command(folder: Path) -> str:

@@ -308,6 +308,17 @@ def test_the_key_of_data_and_weights_that_are_not_there(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("argument", ["model.activation=sine", "task.steps=0"])
+def test_the_key_of_an_argument(
+    argument: str, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the task or of what it holds."""
+    assert call("+exp=sam_vision", argument, "hydra.run.dir=here") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {argument.partition('=')[0]} must be ")
+    assert error.count("\n") == 1
+
+
 def test_a_folder_in_use(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     Path("here").mkdir()
     with filelock.FileLock("here/.lock"):
