@@ -176,7 +176,6 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
             raise ConfigError(f"{folder / 'config.yaml'}: {name} is missing")
     changed = tuple(parse(each).key_or_group.removeprefix("task.") for each in arguments)
     try:
-        check_values(config, Root, whole=True)
         _run(folder, config, resumed=True, edited=bool(edited))
     except ConfigError as error:
         if str(error).removeprefix("task.").startswith(changed):
@@ -185,7 +184,8 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
 
 
 def _run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False) -> None:
-    set_environment(deterministic=config["deterministic"])
+    check_values(config, Root, whole=True)
+    set_environment(deterministic=config["deterministic"])  # before JAX is imported
     config = check_config(config)
     from experiments import session  # imports JAX and Orbax, which takes seconds
     from experiments.loop import Diverged, SaveError

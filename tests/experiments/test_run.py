@@ -92,6 +92,8 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
         (["task.optimizer._target_=os.system"], "task.optimizer._target_: got 'os.system'"),
         (["task.methods.sam.x=1"], "task.methods.sam.x: unknown key"),
         (["~task.optimizer"], "task: missing a required argument: 'optimizer'"),
+        (["~deterministic"], "deterministic: got None, allowed: true or false"),
+        (["~deterministic=true"], "deterministic: missing"),
         (["checkpoint=3"], "checkpoint: got 3, allowed: the keys every, keep"),
         (["--exp=x"], "--experimental-rerun: not allowed"),
         (["hydra.run.dir=/dev/null/x"], "hydra.run.dir: [Errno 20]"),
