@@ -24,6 +24,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
+# Pages whose blocks compile for many seconds.
+LONG = ("mdpo", "mirror", "natural")
+
 # What would take long or needs the network, by what is quick and at hand.
 SMALLER = {
     "brax:hopper?backend=spring": "gymnax:Pendulum-v1",
@@ -91,7 +94,14 @@ def test_the_example_of_the_readme_is_whole_and_learns() -> None:
     assert radius > 0
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p)], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in LONG))
+        for page in PAGES
+        if blocks(page)
+    ],
+)
 def test_the_blocks_of_a_page_run_one_after_the_other(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,14 @@ def check_equal(found, expected):
     )
 
 
-@pytest.mark.parametrize(("algorithm", "seeds"), [("ppo", 2), ("trpo", None), ("mdpo", None)])
+@pytest.mark.parametrize(
+    ("algorithm", "seeds"),
+    [
+        pytest.param("ppo", 2, marks=pytest.mark.slow),
+        pytest.param("trpo", None, marks=pytest.mark.slow),
+        ("mdpo", None),
+    ],
+)
 def test_eight_devices_equal_one(algorithm, seeds, x64):
     """Parameters, statistics, environments and every metric, over ten iterations.
 
@@ -50,6 +57,7 @@ def test_eight_devices_equal_one(algorithm, seeds, x64):
     assert found[1]["entropy"].shape == ((10,) if seeds is None else (seeds, 10))
 
 
+@pytest.mark.slow
 def test_gradients_of_one_device_alone_differ(x64, monkeypatch):
     """Without the mean of gradients over devices the numbers are others."""
     expected = trained("ppo", 1, num_updates=2)

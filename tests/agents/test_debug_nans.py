@@ -26,6 +26,7 @@ AGENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_no_episode_yet(name):
     with jax.debug_nans(True):

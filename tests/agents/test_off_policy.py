@@ -67,6 +67,7 @@ def check_learned(state, history, num_updates=8):
             assert np.all(np.isfinite(values)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "options"),
     [
@@ -100,6 +101,7 @@ def test_densities_near_the_bounds(order):
 
 
 class TestIdentities:
+    @pytest.mark.slow
     def test_with_the_largest_step_mdpo_is_sac(self, x64):
         """c = lambda: the same networks after every step, though pi_k is a copy of long ago."""
         fixed = {"temperature": 0.2, "learn_temperature": False}
@@ -107,6 +109,7 @@ class TestIdentities:
         found, _ = trained("mdpo", temperature=0.2, step_size=5.0, num_steps=8, learning_starts=64)
         check_close(found.params, expected.params, 1e-9, 1e-9)
 
+    @pytest.mark.slow
     def test_the_old_policy_is_a_copy_of_m_steps_ago(self):
         def old_and_new(policy_steps):
             state, history = trained("mdpo", policy_steps=policy_steps)
@@ -131,6 +134,7 @@ class TestIdentities:
         assert np.all(held < 0.5 * free)
 
 
+@pytest.mark.slow
 def test_side_by_side_equal_single_runs():
     """Seeds, and the temperature, the step and m, in one program."""
 
@@ -175,6 +179,7 @@ def test_temperature_moves_towards_the_target():
     assert np.all(np.diff(down) < 0)
 
 
+@pytest.mark.slow
 def test_any_optimizer():
     state, history = trained("sac", optimizer=lambda rate: optax.chain(sam(0.01), optax.adam(rate)))
     check_learned(state, history)
@@ -202,6 +207,7 @@ def test_policy_acts_and_is_saved(env, tmp_path):
         assert np.any(np.abs(many) > 1)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(x64):
     """Networks, replay, environments, temperature and every metric, over four iterations."""
 

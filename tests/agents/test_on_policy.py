@@ -68,6 +68,7 @@ def check_close(found, expected, rtol=0.0, atol=0.0):
 # ---- transformations
 
 
+@pytest.mark.slow
 def test_side_by_side_equal_single_runs():
     """Of a key and a rate each."""
     config = ppo.Config(**SHARED)
@@ -112,6 +113,7 @@ def test_one_compilation_and_no_weak_types():
 # ---- training in chunks
 
 
+@pytest.mark.slow
 def test_chunks_equal_one_scan():
     """Also with a length that does not divide."""
     agent, lengths = agent_of("mdpo"), []
@@ -170,6 +172,7 @@ def test_evaluate():
     np.testing.assert_array_equal(lengths, np.full(2, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"gru_size": 4, "dtype": jnp.bfloat16}], ids=str)
 def test_saved_policy_acts_alike(options, tmp_path):
     agent = agent_of("ppo", env="probe:continuous", normalize_observations=True, **options)
@@ -272,7 +275,7 @@ def test_minibatches_of_transitions():
 
 
 @pytest.mark.parametrize("gru_size", [None, 4])
-@pytest.mark.parametrize("algorithm", ["ppo", "mdpo"])
+@pytest.mark.parametrize("algorithm", ["ppo", pytest.param("mdpo", marks=pytest.mark.slow)])
 def test_first_ratio_is_one(algorithm, gru_size):
     """With hardly any rate the policy of learning is that of the rollout, over all iterations."""
     _, history = trained(
@@ -339,6 +342,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers(name):
     state, history = trained("ppo", optimizer=OPTIMIZERS[name])

@@ -93,6 +93,11 @@ AGENTS = {
         OffPolicyMDPO, mdpo.OffPolicyConfig(**REPLAY, policy_steps=20, step_size=10.0)
     ),
 }  # fmt: skip
+# One agent of each family learns in every run of the tests, all of them in the slow ones.
+QUICK_FIRST = [
+    name if name in ("ppo", "mdpo", "sac") else pytest.param(name, marks=pytest.mark.slow)
+    for name in AGENTS
+]
 
 
 def trained(algorithm, **options):
@@ -148,21 +153,21 @@ def check_actions(agent, states, observations, right):
         np.testing.assert_allclose(action, right, atol=0.1)
 
 
-@pytest.mark.parametrize("algorithm", AGENTS)
+@pytest.mark.parametrize("algorithm", QUICK_FIRST)
 @pytest.mark.parametrize("name", PROBES)
 def test_values(name, algorithm):
     agent, states = trained_on_all(algorithm)
     assert np.all(value_errors(agent, states[name], name) < 0.05)
 
 
-@pytest.mark.parametrize("algorithm", AGENTS)
+@pytest.mark.parametrize("algorithm", QUICK_FIRST)
 @pytest.mark.parametrize("name", ["action", "both"])
 def test_actions(name, algorithm):
     agent, states = trained_on_all(algorithm)
     check_actions(agent, states[name], *PROBES[name])
 
 
-@pytest.mark.parametrize("algorithm", AGENTS)
+@pytest.mark.parametrize("algorithm", QUICK_FIRST)
 def test_continuous(algorithm):
     first = {} if "temperature" in vars(AGENTS[algorithm][1]) else {"initial_log_std": -2.0}
     agent, states = trained(algorithm, env="probe:continuous", **first)

@@ -32,6 +32,7 @@ def returns_of(gru_size):
     return jax.jit(jax.vmap(returns))(jax.random.split(KEY, SEEDS))
 
 
+@pytest.mark.slow
 def test_memory_solves_what_needs_it():
     """Seen to fail where the carry is zeroed in every step of `unroll`, or of the rollout.
 
@@ -40,6 +41,7 @@ def test_memory_solves_what_needs_it():
     assert np.median(np.mean(returns_of(8), 1)) == 1
 
 
+@pytest.mark.slow
 def test_without_memory_it_is_a_guess():
     assert np.all(np.abs(np.mean(returns_of(None), 1)) < 0.5)
 
@@ -100,6 +102,7 @@ def test_next_value_is_that_of_the_next_step():
     np.testing.assert_allclose(found["returns"][:, :-1][goes_on], expected[goes_on], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_goes_on_over_rollouts():
     """The fourth step is the first of the second rollout, or one within a longer first."""
     short, long = looked(total_steps=2 * 12), looked(num_steps=4, total_steps=16)

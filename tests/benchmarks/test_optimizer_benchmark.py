@@ -26,6 +26,7 @@ def test_every_optimizer_has_its_passes():
     assert PASSES.keys() == OPTIMIZERS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_flops_of_a_compiled_step_are_those_of_its_passes(name, programs):
     """TRAM: three forward and two backward passes. One more would be 14 % or more."""
@@ -97,6 +98,7 @@ def test_targets(factor, met):
     assert optimizers.cost_of_passes(costs, PASSES["sam"]) == 7.0
 
 
+@pytest.mark.slow
 def test_command_line(monkeypatch, tmp_path, capsys):
     """On the transformer for GPUs without its blocks, which take long to compile."""
     model = WORKLOADS["vit_b16"].model.clone(width=16, depth=0, num_heads=2)

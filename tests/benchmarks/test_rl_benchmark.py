@@ -11,6 +11,7 @@ TINY = ["--environment", "probe:action", "--steps", "2560", "--num-envs", "8", "
 FIELDS = ["--set", "num_steps=16", "hidden=(4,)", "learning_rate=0.1", "anneal_learning_rate=False"]
 
 
+@pytest.mark.slow
 def test_a_training_tells_speed_and_returns(capsys):
     """The line has what the peers' scripts have."""
     rl_run.main([*TINY, "--num-seeds", "2", "--target", "0.9", *FIELDS])

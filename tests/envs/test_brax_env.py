@@ -95,6 +95,7 @@ def test_an_episode_that_terminates(pendulum):
     assert not again.truncated.any()
 
 
+@pytest.mark.slow
 def test_action_repeat_like_brax():
     env = make("brax:inverted_pendulum?backend=spring&action_repeat=2", max_steps_in_episode=3)
     key = jax.random.key(1)

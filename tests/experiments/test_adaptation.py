@@ -132,6 +132,7 @@ def test_search_ranks_by_validation_accuracy_and_never_sees_test_examples():
     assert shared == 0
 
 
+@pytest.mark.slow
 def test_search_varies_the_weight_of_a_penalty():
     """Seeds side by side with weights; the heavier, the closer to the start the function stays."""
     to_start = FromReference(mesa_penalty, decay=1.0)

@@ -78,6 +78,7 @@ def call(monkeypatch, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_fine_tuning_of_a_checkpoint(pretrained, call, capsys):
     """Without pre-training of its own, to the end; frozen parts stay, as weight decay is on."""
     overrides = (pretrained, "model.frozen_blocks=0", "task.pretrain_steps=0", "task.only=[tram]")

@@ -47,6 +47,7 @@ def all_rows(task):
     return rows
 
 
+@pytest.mark.slow
 def test_auon_is_normalised_momentum_sgd(tmp_path):
     """To gamma^2 / (2 N), here 1e-4, while the brake on entries of size 1 is another method."""
     task = Equivalence(**SMALL)

@@ -57,6 +57,7 @@ def test_test_examples_have_right_labels_and_are_never_trained_on():
     assert images.shape == (500, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_sam_memorises_less(tmp_path):
     """Fails with the attack's sign flipped, with radius 0, and with right labels at every level."""
     task = FromScratch(**SMALL)

@@ -67,6 +67,7 @@ def call(monkeypatch, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
     """The reward of the probe is that of the action: fails with the advantage's sign flipped."""
     assert call(*TINY, "hydra.run.dir=run") == 0
@@ -169,6 +170,7 @@ def test_what_is_wrong_is_one_line(call, capsys):
     assert "hopper" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sam", "auon", "mirror_descent"])
 def test_other_optimizers_are_an_override(optimizer, call):
     assert call(*TINY, f"optimizer={optimizer}", "task.total_steps=256", "hydra.run.dir=run") == 0

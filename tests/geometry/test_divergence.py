@@ -233,11 +233,12 @@ def test_hessian_at_equality_is_the_fisher_matrix(name, factor, x64):
     logits = jnp.array([0.2, -0.1, 0.4])
     p = jax.nn.softmax(logits)
     for argument in (0, 1):
-        hessian = jax.hessian(DIVERGENCES[name], argnums=argument)(logits, logits)
+        hessian = jax.jit(jax.hessian(DIVERGENCES[name], argnums=argument))(logits, logits)
         expected = factor * (jnp.diag(p) - jnp.outer(p, p))
         np.testing.assert_allclose(hessian, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_against_differences(x64):
     logits, step = random_logits(2, 4), 1e-6 * random_logits(2, 4, seed=1)
     higher, lower = all_of(*(logits + step)), all_of(*(logits - step))

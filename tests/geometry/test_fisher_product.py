@@ -43,7 +43,7 @@ def test_product_is_the_hessian_of_a_network(x64):
     old = logits(params)
     divergence = lambda params: jnp.mean(kl_divergence(old, logits(params)))
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    hessian = jax.hessian(lambda flat: divergence(unravel(flat)))(flat)
+    hessian = jax.jit(jax.hessian(lambda flat: divergence(unravel(flat))))(flat)
     vector = jnp.asarray(random.normal(size=flat.shape))
     found = fisher_vector_product(divergence, params, unravel(vector))
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(found)[0], hessian @ vector, rtol=1e-8)

@@ -223,6 +223,7 @@ def test_smart_finds_worse_inputs_than_chance():
         assert rise(worst).mean() > rise(corner).mean()
 
 
+@pytest.mark.slow
 def test_smart_perturbation_is_held_constant(x64):
     """No gradient flows through it, neither from the weights nor from the inputs."""
 

@@ -55,7 +55,9 @@ def test_matches_numpy(variables_of: Callable[..., Any], shape: tuple[int, ...])
             np.testing.assert_allclose(output, expected[..., 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("num_actions", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "num_actions", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4))]
+)
 def test_gradients_of_the_head(variables_of: Callable[..., Any], num_actions: int) -> None:
     """Few outputs are computed one by one: to first and second order no different."""
     model = Actor(hidden=(6,), num_actions=num_actions)

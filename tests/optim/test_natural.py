@@ -162,8 +162,10 @@ def test_agrees_with_the_exact_inverse(x64):
     loss_fn, divergence_fn = policy_losses(params)
     step, state = policy_step(natural_gradient(1e-6, damping=1e-3, cg_steps=50), params)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    fisher = jax.hessian(lambda flat: divergence_fn(unravel(flat)))(flat) + 1e-3 * np.eye(len(flat))
-    gradient = jax.grad(lambda flat: loss_fn(unravel(flat)))(flat)
+    fisher = jax.jit(jax.hessian(lambda flat: divergence_fn(unravel(flat))))(flat) + 1e-3 * np.eye(
+        len(flat)
+    )
+    gradient = jax.jit(jax.grad(lambda flat: loss_fn(unravel(flat))))(flat)
     x = -jnp.linalg.solve(fisher, gradient)
     expected = x * jnp.sqrt(2e-6 / (x @ fisher @ x))
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(step)[0], expected, rtol=1e-3)
@@ -224,6 +226,7 @@ def test_dtypes_integers_and_traced_radius():
     assert state.distance[1] > 2 * state.distance[0] > 0.04
 
 
+@pytest.mark.slow
 def test_radius_may_be_a_schedule():
     params, tx = policy(np.float32), natural_gradient(lambda count: 0.01 / (1 + count))
     loss_fn, divergence_fn = policy_losses(params)
@@ -388,6 +391,7 @@ def test_eight_devices_are_one(check_vma, x64):
     jax.tree.map(close, shared, state)
 
 
+@pytest.mark.slow
 def test_vmap_over_an_axis_is_one(x64):
     params = policy()
     expected, _ = policy_step(natural_gradient(1.0, accept_ratio=0.8), params)
