@@ -121,6 +121,7 @@ class TestIdentities:
         _, _, distance = old_and_new(11)  # of which 20, 40, ..., 160 are no multiples
         assert np.all(distance > 0)
 
+    @pytest.mark.slow
     def test_the_old_policy_holds_the_new_one(self):
         """The smaller the step, the nearer stays the policy to the one that never changes."""
 
@@ -154,6 +155,7 @@ def test_side_by_side_equal_single_runs():
     assert len(np.unique(history["entropy"][:, -1])) == 3
 
 
+@pytest.mark.slow
 def test_chunks_with_a_callback_give_the_same_numbers():
     agent = config("sac").agent()
     seen = []
@@ -167,6 +169,7 @@ def test_chunks_with_a_callback_give_the_same_numbers():
     check_close(history, rows, 1e-4, 1e-5)
 
 
+@pytest.mark.slow
 def test_temperature_moves_towards_the_target():
     """Up while the entropy is below the target, down while it is above."""
 

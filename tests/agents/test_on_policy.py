@@ -286,6 +286,7 @@ def test_first_ratio_is_one(algorithm, gru_size):
     np.testing.assert_allclose(history["ratio/distance"], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mdpo_step_sizes():
     _, history = trained("mdpo", step_size=2.0)
     np.testing.assert_allclose(history["step_size"], 2 * np.array([1, 0.8, 0.6, 0.4, 0.2]), 1e-6)
@@ -350,6 +351,7 @@ def test_optimizers(name):
     assert np.max(history["ratio/distance"]) > 0
 
 
+@pytest.mark.slow
 def test_second_gradient_of_sam_is_used():
     """At radius 0 it is Adam; elsewhere it is not."""
 

@@ -111,6 +111,7 @@ def test_memory_goes_on_over_rollouts():
         np.testing.assert_allclose(short[name][1, 0], long[name][0, 3], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_trpo_differentiates_through_memory():
     config = trpo.Config(
         env="probe:memory", num_envs=4, num_steps=6, total_steps=24, hidden=(4,), gru_size=4,

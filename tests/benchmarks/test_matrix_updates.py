@@ -35,3 +35,15 @@ def test_transformer_has_the_matrices_of_twelve_layers():
 def test_refused(arguments, tmp_path):
     with pytest.raises(SystemExit):
         matrix_updates.main(["--out", str(tmp_path / "x"), *arguments])
+
+
+def test_only_some(tmp_path):
+    """Ratios are to AdamW, which must be among them; those between the others are left out."""
+    out = tmp_path / "numbers.json"
+    tiny = ["--out", str(out), "--size", "32", "--repeats", "1"]
+    matrix_updates.main([*tiny, "--only", "adamw", "auon"])
+    (found,) = json.loads(out.read_text())["parameters"].values()
+    assert found["rows"].keys() == {"adamw", "auon"}
+    assert "muon_to_auon" not in found
+    with pytest.raises(SystemExit):
+        matrix_updates.main([*tiny, "--only", "auon"])

@@ -37,6 +37,7 @@ def test_flops_of_a_compiled_step_are_those_of_its_passes(name, programs):
     assert flops["forward"] > 0.12 * expected
 
 
+@pytest.mark.slow
 def test_memory_of_tram_is_one_copy_of_the_parameters_more(programs):
     params, state = programs["tram_previous"].carry
     for name in ("tram_noise", "sam"):

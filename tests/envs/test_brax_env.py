@@ -68,6 +68,7 @@ def loop(env, reset, step, length, key, params):
     return Rollout(*(np.stack(part) for part in zip(*rows, strict=True)))
 
 
+@pytest.mark.slow
 def test_brax_numbers(pendulum):
     env, reset, step = pendulum
     assert env.observation_shape == (4,)

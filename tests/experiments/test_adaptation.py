@@ -111,6 +111,7 @@ def test_methods_start_from_the_same_network_and_see_the_same_batches(trained):
     assert not np.array_equal(batches[0]["image"][0], batches[0]["image"][1])  # seeds differ
 
 
+@pytest.mark.slow
 def test_seeds_in_a_vmap_do_what_they_do_alone(trained):
     """The first of two seeds trains as the only one does."""
     rows, _ = train(Adaptation(**SMALL | {"num_seeds": 1, "only": ["tram"]}))
@@ -119,6 +120,7 @@ def test_seeds_in_a_vmap_do_what_they_do_alone(trained):
     assert alone["final/target"] == pytest.approx(together[0]["final/target"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_search_ranks_by_validation_accuracy_and_never_sees_test_examples():
     rates = {"learning_rate": (1e-5, 3e-3)}
     search = {"grid": {"adamw": rates, "sam": {**rates, "rho": (0.05,)}}}

@@ -120,6 +120,7 @@ def test_without_a_penalty():
     assert_trees_close(states[-1].params, light[-1].params)
 
 
+@pytest.mark.slow
 def test_esam_gets_losses_of_examples():
     """The step descends on half of the examples; what the penalty says of all stays."""
     tx = optax.chain(esam(0.1, beta=1.0, gamma=0.5), optax.sgd(0.5))

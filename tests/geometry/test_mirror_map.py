@@ -104,9 +104,9 @@ def test_hessian_of_the_divergence(name, x64):
         pytest.skip("a derivative of the singular values that JAX does not have")
     mirror_map = MAPS[name]
     (x,) = points(name, 1, 6)
-    expected = jax.hessian(mirror_map.potential)(x)
+    expected = jax.jit(jax.hessian(mirror_map.potential))(x)
     for argument in (0, 1):
-        hessian = jax.hessian(mirror_map.divergence, argnums=argument)(x, x)
+        hessian = jax.jit(jax.hessian(mirror_map.divergence, argnums=argument))(x, x)
         np.testing.assert_allclose(hessian, expected, rtol=1e-6, atol=1e-9)
 
 

@@ -203,6 +203,7 @@ def test_it_climbs_within_the_radius():
     assert losses[0] - losses[-1] > 0.3
 
 
+@pytest.mark.slow
 def test_dtypes_integers_and_traced_radius():
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy(np.float32)) | {
         "n": jnp.array([3])
@@ -378,6 +379,7 @@ def on_eight_devices(tx, check_vma=True):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_eight_devices_are_one(check_vma, x64):
     """Fails when products, losses or divergences are not averaged over the devices."""
