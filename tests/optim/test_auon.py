@@ -17,7 +17,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from trustjax.models import ViT
 from trustjax.optim import auon, hybrid_auon, matrix_labels, scale_by_auon
-from trustjax.optim.auon import _known_excess, _two_moments_do, brake_excess
+from trustjax.optim._auon_brake import brake_excess, known_excess, two_moments_suffice
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "auon.json").read_text())
 FORMS = {
@@ -125,7 +125,7 @@ def test_large_matrices_whose_brake_is_not_measured(kind):
     matrix[5, 9] += 1.0
     unit = matrix / np.linalg.norm(matrix)
     for gamma, known in ((1.0, True), (3.0, False)):
-        assert (_known_excess(gamma, size * size, np.float32) is not None) == known
+        assert (known_excess(gamma, size * size, np.float32) is not None) == known
         brake = np.sqrt(np.mean(np.cosh(gamma * unit) ** 2))
         tx = scale_by_auon(0.0, nesterov=False, gamma=gamma)
         gradient = jnp.asarray(matrix, jnp.float32)
@@ -133,11 +133,11 @@ def test_large_matrices_whose_brake_is_not_measured(kind):
         np.testing.assert_allclose(update[5, 9], (unit / brake)[5, 9], rtol=8e-7)
     # Exact arithmetic: the mean of the bounds is within an eps of float32 of the brake.
     low, high = (np.sqrt(1 + x / size**2) - 1 for x in (1.0, np.sinh(1.0) ** 2))
-    found = _known_excess(1.0, size * size, np.float32)
+    found = known_excess(1.0, size * size, np.float32)
     assert low < found < high
-    assert _known_excess(1.0, size * size, np.float64) is None
-    assert _known_excess(1.0, 512 * 512, np.float32) is None
-    assert jax.jit(lambda gamma: _known_excess(gamma, size * size, np.float32) is None)(1.0)
+    assert known_excess(1.0, size * size, np.float64) is None
+    assert known_excess(1.0, 512 * 512, np.float32) is None
+    assert jax.jit(lambda gamma: known_excess(gamma, size * size, np.float32) is None)(1.0)
 
 
 def test_brake_on_entries_of_size_one():
@@ -313,10 +313,10 @@ def test_two_moments_give_the_brake():
     random = np.random.default_rng(0)
     shape = (240, 256)
     size = math.prod(shape)
-    assert _two_moments_do(1.0, size, np.float32)
-    assert not _two_moments_do(1.0, 64 * 64, np.float32)
-    assert not _two_moments_do(3.0, size, np.float32)
-    assert not _two_moments_do(1.0, size, np.float64)
+    assert two_moments_suffice(1.0, size, np.float32)
+    assert not two_moments_suffice(1.0, 64 * 64, np.float32)
+    assert not two_moments_suffice(3.0, size, np.float32)
+    assert not two_moments_suffice(1.0, size, np.float64)
     few = np.zeros(size)
     few[:3] = (1.0, 0.8, 0.1)
     mixed = random.normal(size=size) * 0.7 / np.sqrt(size)

@@ -1,5 +1,8 @@
 """Matrices on the Frobenius sphere, and near the orthogonal ones."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -73,3 +76,35 @@ def newton_schulz(
         gram = x @ jnp.matrix_transpose(x)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return jnp.matrix_transpose(x) if is_tall else x
+
+
+def size_along(x: jax.Array, axes: tuple[int, ...]) -> int:
+    """The number of entries of `x` along `axes`."""
+    return math.prod(x.shape[axis] for axis in axes)
+
+
+def as_matrices(
+    function: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    fan_in: tuple[int, ...],
+    fan_out: tuple[int, ...],
+) -> jax.Array:
+    """Applies `function` to `x` as a stack of matrices [..., inputs, outputs].
+
+    Args:
+      function: maps a stack of matrices to one of the same shape.
+      x: the array, such as a convolution kernel.
+      fan_in: the axes, none of them negative, that make up the rows of a matrix.
+      fan_out: those that make up its columns. All other axes count separate matrices.
+
+    Returns:
+      The result, with the shape and the order of axes of `x`.
+    """
+    others = tuple(axis for axis in range(x.ndim) if axis not in (*fan_in, *fan_out))
+    order = (*others, *fan_in, *fan_out)
+    moved = jnp.transpose(x, order)
+    stack = moved.reshape(
+        *(x.shape[axis] for axis in others), size_along(x, fan_in), size_along(x, fan_out)
+    )
+    inverse = tuple(order.index(axis) for axis in range(x.ndim))
+    return jnp.transpose(function(stack).reshape(moved.shape), inverse)

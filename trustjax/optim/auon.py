@@ -29,9 +29,19 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from trustjax._checks import check_choice, check_number
-from trustjax.geometry.matrix import newton_schulz
+from trustjax.geometry.matrix import as_matrices, newton_schulz, size_along
 from trustjax.geometry.norm import reduction_dtype, vector_norm, widened
 from trustjax.optim import _leaves
+from trustjax.optim._auon_brake import (
+    brake_excess,
+    excess_of,
+    known_excess,
+    log_brake,
+    norm_and_spread,
+    one_for_zero,
+    scaled_average,
+    two_moments_suffice,
+)
 from trustjax.optim._leaves import PyTree
 from trustjax.optim.auon_labels import matrix_labels as matrix_labels
 from trustjax.optim.auon_labels import matrix_numbers
@@ -153,24 +163,24 @@ def scale_by_auon(
         dtype = momentum.dtype
         fan_in, fan_out = _matrix_axes(momentum, numbers)
         axes = (*fan_in, *fan_out)
-        size = _size(momentum, axes)
+        size = size_along(momentum, axes)
         share = 1 - jnp.asarray(beta, dtype) if nesterov else jnp.ones([], dtype)
         ratio = jnp.asarray(beta, dtype) / share
 
         parts = ratio, momentum, gradient if nesterov else None
-        multiple = functools.partial(_multiple, *parts)
+        multiple = functools.partial(scaled_average, *parts)
         of_entries = brake == "entries" and not ns_steps
-        known = _known_excess(gamma, size, dtype) if of_entries else None
-        with_fourth = of_entries and known is None and _two_moments_do(gamma, size, dtype)
-        scale, norm, spread = _norm_and_spread(*parts, axes=axes, with_fourth=with_fourth)
+        known = known_excess(gamma, size, dtype) if of_entries else None
+        with_fourth = of_entries and known is None and two_moments_suffice(gamma, size, dtype)
+        scale, norm, spread = norm_and_spread(*parts, axes=axes, with_fourth=with_fourth)
         small, slope = jnp.asarray(epsilon, dtype), jnp.asarray(gamma, dtype)
-        length = _one_for_zero(norm + small * scale / share)
+        length = one_for_zero(norm + small * scale / share)
         to_unit, unit_norm = scale / length, norm / length
 
         # What is applied before the brake: a multiple of H, or an iterate of Newton-Schulz.
         iterate = None
         if ns_steps:
-            iterate = _as_matrices(
+            iterate = as_matrices(
                 lambda x: newton_schulz(x, steps=ns_steps), multiple(to_unit), fan_in, fan_out
             )
             norm = vector_norm(iterate, axes, keepdims=True)
@@ -182,7 +192,7 @@ def scale_by_auon(
 
         if brake == "rms":
             entries = unit if iterate is not None else multiple(to_unit)
-            shrink = jnp.exp(-_log_brake(entries * (slope * math.sqrt(size)), axes))
+            shrink = jnp.exp(-log_brake(entries * (slope * math.sqrt(size)), axes))
         else:
             if iterate is not None:
                 excess = brake_excess(slope * (iterate if normalize else unit), axis=axes)
@@ -190,11 +200,11 @@ def scale_by_auon(
                 excess = jnp.full_like(norm, known)
             elif with_fourth:
                 sinh = jnp.sinh(slope * unit_norm / jnp.sqrt(spread))
-                excess = _excess(jnp.square(sinh) * (spread / size))
+                excess = excess_of(jnp.square(sinh) * (spread / size))
             else:
                 excess = brake_excess(multiple(slope * to_unit), axis=axes)
             shrink = 1 / (1 + (excess + jnp.asarray(brake_epsilon, dtype)))
-        aspect = math.sqrt(max(1.0, _size(momentum, fan_out) / _size(momentum, fan_in)))
+        aspect = math.sqrt(max(1.0, size_along(momentum, fan_out) / size_along(momentum, fan_in)))
         final = shrink * aspect if shape_factor else shrink
         update = multiple(factor * final) if iterate is None else iterate * final
         return update, jnp.sum(norm * shrink), jnp.asarray(norm.size, dtype)
@@ -365,135 +375,6 @@ def _labels(label_fn: LabelFn, params: PyTree) -> PyTree:
     return _leaves.broadcast("label_fn", found, params)
 
 
-def brake_excess(entries: jax.Array, *, axis: tuple[int, ...] = (-2, -1)) -> jax.Array:
-    r"""r - 1 for the brake r of AuON, which is too near to 1 for float32.
-
-    .. math:: r - 1 = \sqrt{\mathrm{mean} \cosh(x)^2} - 1
-                    = \mathrm{expm1}(\tfrac12 \mathrm{log1p}(\mathrm{mean} \sinh(x)^2))
-
-    Args:
-      entries: gamma times the normalised matrix, floats [..., m, n].
-      axis: the axes of a matrix.
-
-    Returns:
-      [..., 1, 1], >= 0.
-    """
-    grown = jnp.expm1(jnp.abs(widened(entries)))
-    sinh = 0.5 * grown * (1 + 1 / (1 + grown))  # several times faster than jnp.sinh on CPU
-    return _excess(jnp.mean(jnp.square(sinh), axis=axis, keepdims=True))
-
-
-def _excess(mean_square_sinh: jax.Array) -> jax.Array:
-    """r - 1 for r = sqrt(1 + mean of sinh squared)."""
-    return jnp.expm1(0.5 * jnp.log1p(mean_square_sinh))
-
-
-def _known_excess(gamma: jax.typing.ArrayLike, size: int, dtype: jnp.dtype) -> float | None:
-    """r - 1 where its bounds in the module's docstring agree to a rounding error, else None.
-
-    So large a matrix need not be read again. A traced gamma gives None.
-    """
-    if isinstance(gamma, jax.core.Tracer) or jnp.size(gamma) > 1:
-        return None
-    slope = np.asarray(gamma).item()
-    if slope > 10:
-        return None
-    low, high = slope**2 / (2 * size), math.sinh(slope) ** 2 / (2 * size)
-    return (low + high) / 2 if high - low <= 2 * np.finfo(dtype).eps else None
-
-
-def _two_moments_do(gamma: jax.typing.ArrayLike, size: int, dtype: jnp.dtype) -> bool:
-    r"""Whether the sums of x^2 and x^4 give r - 1 to a rounding error. A traced gamma: False.
-
-    :math:`K = (\sum x^2)^2 / \sum x^4` entries of one size, :math:`\sqrt{\sum x^2 / K}`, have these
-    sums, and so the same first two terms of the series of sinh squared. The other terms are at most
-    what they are for a single entry of 1, and differ by less than a quarter of that.
-    """
-    if isinstance(gamma, jax.core.Tracer) or jnp.size(gamma) > 1:
-        return False
-    slope = min(np.asarray(gamma).item(), 10.0)
-    rest = math.sinh(slope) ** 2 - slope**2 - slope**4 / 3
-    return bool(rest <= 8 * size * np.finfo(dtype).eps)
-
-
-def _multiple(
-    ratio: jax.Array,
-    momentum: jax.Array,
-    gradient: jax.Array | None,
-    scale: jax.Array,
-) -> jax.Array:
-    """`scale` times H / (1 - beta), or `scale` times M without Nesterov's gradient.
-
-    Every use computes it anew from M and G: XLA on CPU then reads these inside its reductions,
-    and does not write H to memory for the sake of several uses.
-    """
-    if gradient is None:
-        return scale * momentum
-    return (scale * ratio) * momentum + scale * gradient
-
-
-# Compiled, as otherwise the branches would be, in every update outside jit.
-@functools.partial(jax.jit, static_argnames=("axes", "with_fourth"))
-def _norm_and_spread(
-    ratio: jax.Array,
-    momentum: jax.Array,
-    gradient: jax.Array | None,
-    *,
-    axes: tuple[int, ...],
-    with_fourth: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A scale, the norm over `axes` of `_multiple` with it, and (sum of x^2)^2 / (sum of x^4).
-
-    The scale is 1, unless powers of the numbers under- or overflow: then one over the largest.
-    Without `with_fourth` the last of the three is 1.
-    """
-
-    multiple = functools.partial(_multiple, ratio, momentum, gradient)
-
-    def sums(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-        square = jnp.square(multiple(scale))
-        total = jnp.sum(square, axes, keepdims=True)
-        fourth = jnp.sum(jnp.square(square), axes, keepdims=True) if with_fourth else total
-        return total, fourth
-
-    one = jnp.ones([], momentum.dtype)
-    total, fourth = sums(one)
-    info, size = np.finfo(momentum.dtype), _size(momentum, axes)
-    # Above this all powers that underflow are together less than a rounding error of their sum.
-    lowest = size * float(info.tiny / info.eps)
-
-    def plain() -> tuple[jax.Array, jax.Array, jax.Array]:
-        return jnp.ones_like(total), total, fourth
-
-    def scaled() -> tuple[jax.Array, jax.Array, jax.Array]:
-        top = jnp.max(jnp.abs(multiple(one)), axes, keepdims=True)
-        largest = float(info.max) ** 0.75  # its inverse is no subnormal number, which would be 0
-        scale = 1 / jnp.clip(top, 1 / largest, largest)
-        return scale, *sums(scale)
-
-    usable = jnp.all((jnp.minimum(total, fourth) > lowest) & (jnp.maximum(total, fourth) < jnp.inf))
-    scale, total, fourth = jax.lax.cond(usable, plain, scaled)
-    spread = jnp.square(total) / _one_for_zero(fourth) if with_fourth else jnp.ones_like(total)
-    return scale, jnp.sqrt(total), _one_for_zero(spread)
-
-
-def _one_for_zero(x: jax.Array) -> jax.Array:
-    """A divisor that is not zero; NaN stays."""
-    return jnp.where(x == 0, jnp.ones_like(x), x)
-
-
-def _log_brake(entries: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """log r, from log cosh, for entries of any size."""
-    size = jnp.abs(entries)
-    log_cosh = size + jnp.log1p(jnp.exp(-2 * size)) - math.log(2)
-    return 0.5 * (
-        jax.nn.logsumexp(2 * log_cosh, axis=axes, keepdims=True) - math.log(_size(entries, axes))
-    )
-
-
-# ---- the matrix in a leaf
-
-
 def _numbers(
     dimension_numbers: DimensionNumbers | None, updates: PyTree
 ) -> list[MuonDimensionNumbers | None]:
@@ -527,24 +408,3 @@ def _matrix_axes(
     if set(fan_in) & set(fan_out):
         raise ValueError(f"dimension_numbers must name different axes, got {numbers}")
     return fan_in, fan_out
-
-
-def _size(leaf: jax.Array, axes: tuple[int, ...]) -> int:
-    return math.prod(leaf.shape[axis] for axis in axes)
-
-
-def _as_matrices(
-    function: Callable[[jax.Array], jax.Array],
-    leaf: jax.Array,
-    fan_in: tuple[int, ...],
-    fan_out: tuple[int, ...],
-) -> jax.Array:
-    """`function` on `leaf` as a stack of matrices [..., inputs, outputs]."""
-    others = tuple(axis for axis in range(leaf.ndim) if axis not in (*fan_in, *fan_out))
-    order = (*others, *fan_in, *fan_out)
-    moved = jnp.transpose(leaf, order)
-    stack = moved.reshape(
-        *(leaf.shape[axis] for axis in others), _size(leaf, fan_in), _size(leaf, fan_out)
-    )
-    back = tuple(order.index(axis) for axis in range(leaf.ndim))
-    return jnp.transpose(function(stack).reshape(moved.shape), back)
