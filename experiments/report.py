@@ -16,219 +16,19 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from scipy import stats
-
-from experiments import plots
+from experiments import report_figures
 from experiments.collection import Collection, Run, collect, read_run
 from experiments.files import write_text
+from experiments.scores import Score, rank_correlation, score
 from experiments.statistics import (
     BOOTSTRAP_SEEDS,
     FEW_SEEDS,
     METHOD,
     Interval,
-    interquartile_mean,
-    mean_interval,
-    mean_over_tasks,
-    probability_of_improvement,
 )
 from experiments.targets import ConfigError, nearest_name
-
-_MOST_POINTS = 60  # of a curve
-
-
-_BOOTSTRAP = f"95 % bootstrap interval (from {BOOTSTRAP_SEEDS} seeds up)"
-
-
-class Score(NamedTuple):
-    """What a method reached in one metric.
-
-    Attributes:
-      values: of every seed, by task; scaled to [0, 1] if there are several tasks.
-      mean: over seeds, then over tasks.
-      gain: the same of the differences to the baseline, paired by seed; None for the baseline, and
-        where the two have different seeds.
-      middle: interquartile mean over seeds and tasks.
-      better: probability that a seed is above one of the baseline (below, where less is better);
-        None for the baseline itself and where the baseline has no such metric.
-    """
-
-    values: list[list[float]]
-    mean: Interval
-    gain: Interval | None
-    middle: Interval
-    better: Interval | None
-
-
-# Scores
-
-
-def score(collection: Collection, metric: str, baseline: str, *, lower: bool) -> dict[str, Score]:
-    """The scores of all methods that have the metric in every task.
-
-    With several tasks the values of each are scaled to [0, 1]: the lowest of all methods and seeds
-    is 0, the highest 1. `lower` tells that less is better.
-    """
-    having = collection.having(metric)
-    keys = {
-        method: [[s.key for s in seeds if s.task == task] for task in collection.tasks]
-        for method, seeds in having.items()
-    }
-    values = {
-        method: [
-            np.array([s.last(metric) for s in seeds if s.task == task]) for task in collection.tasks
-        ]
-        for method, seeds in having.items()
-    }
-    if len(collection.tasks) > 1:
-        for index in range(len(collection.tasks)):
-            every = np.concatenate([of_tasks[index] for of_tasks in values.values()])
-            low, extent = every.min(), np.ptp(every)
-            for of_tasks in values.values():
-                of_tasks[index] = (of_tasks[index] - low) / (extent or 1.0)
-    sign = -1 if lower else 1
-    scores = {}
-    for method, of_tasks in values.items():
-        better = gain = None
-        if method != baseline and baseline in values:
-            pairs = list(zip(of_tasks, values[baseline], strict=True))
-            better = probability_of_improvement([(sign * x, sign * y) for x, y in pairs])
-            if keys[method] == keys[baseline]:
-                gain = mean_over_tasks([x - y for x, y in pairs])
-        scores[method] = Score(
-            [x.tolist() for x in of_tasks], mean_over_tasks(of_tasks), gain,
-            interquartile_mean(of_tasks), better,
-        )  # fmt: skip
-    return scores
-
-
-def rank_correlation(collection: Collection, first: str, second: str) -> Interval:
-    """Spearman's rank correlation of two metrics over methods, in each seed; mean over seeds.
-
-    The k-th seed of one method goes with the k-th of every other. Raises ConfigError unless there
-    are three methods with both metrics and as many seeds each.
-    """
-    both = collection.having(second)
-    seeds = [both[method] for method in collection.having(first) if method in both]
-    if len(seeds) < 3 or len({len(each) for each in seeds}) > 1:
-        raise ConfigError(
-            f"--correlation: {first} and {second} must be there for three methods or more, each "
-            f"with as many seeds; found {[len(each) for each in seeds]}"
-        )
-    x, y = (
-        np.array([[s.last(metric) for s in each] for each in seeds]) for metric in (first, second)
-    )
-    return mean_interval([stats.spearmanr(a, b).statistic for a, b in zip(x.T, y.T, strict=True)])
-
-
-# Figures
-
-
-def plot_curves(collection: Collection, metrics: Sequence[str], path: Path) -> None:
-    """Mean and interval over seeds at every step that all seeds of a method have reached."""
-
-    def curve(method: str, metric: str, task: str) -> dict[float, list[float]]:
-        seeds = collection.methods[method]
-        series = [s.series[metric] for s in seeds if s.task == task and metric in s.series]
-        shared = sorted(set.intersection(*map(set, series))) if series else []
-        if not shared:
-            return {}
-        some = np.unique(np.linspace(0, len(shared) - 1, _MOST_POINTS).astype(int))
-        return {float(shared[i]): [each[shared[i]] for each in series] for i in some}
-
-    contents = [
-        plots.Panel(
-            f"{plots.metric_title(metric)}, {task}" if task else plots.metric_title(metric),
-            {method: curve(method, metric, task) for method in collection.methods},
-            {"xlabel": "step", **plots.metric_settings(metric)},
-        )
-        for metric in metrics
-        for task in collection.tasks
-    ]
-    plots.plot_bands(contents, list(collection.methods), path)
-
-
-def plot_scores(
-    collection: Collection, scores: Mapping[str, Mapping[str, Score]], path: Path
-) -> None:
-    """For each metric a bar per method: the interval, the mean in it, the single seeds."""
-    style = plots.styles(collection.methods)
-    figure, axes = _bar_panels(len(scores), len(style))
-    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
-        _plot_bars(axis, style, {method: each.mean for method, each in of_methods.items()})
-        for place, method in enumerate(style):
-            if method in of_methods:
-                seeds = np.concatenate(of_methods[method].values)
-                axis.plot(seeds, np.full(len(seeds), place), "|", color="black", alpha=0.5)
-        title = plots.metric_title(metric)
-        axis.set_title(f"{title}, scaled" if len(collection.tasks) > 1 else title)
-    figure.suptitle(f"Mean, {METHOD}, single seeds", fontsize="medium")
-    plots.save(figure, path)
-
-
-def plot_gains(
-    collection: Collection, scores: Mapping[str, Mapping[str, Score]], baseline: str, path: Path
-) -> None:
-    """For each metric a bar per method: the gain over the baseline, paired by seed."""
-    style = plots.styles(collection.methods)
-    others = {method: style[method] for method in style if method != baseline} or style
-    figure, axes = _bar_panels(len(scores), len(others))
-    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
-        found = {method: each.gain for method, each in of_methods.items() if each.gain}
-        _plot_bars(axis, others, found)
-        axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(plots.metric_title(metric))
-    figure.suptitle(f"Gain over {baseline}, paired by seed, {METHOD}", fontsize="medium")
-    plots.save(figure, path)
-
-
-def plot_improvement(
-    collection: Collection,
-    scores: Mapping[str, Mapping[str, Score]],
-    baseline: str,
-    lower: Sequence[str],
-    path: Path,
-) -> None:
-    """For each metric a bar a method: the probability of improvement over the baseline."""
-    style = plots.styles(collection.methods)
-    others = {method: style[method] for method in style if method != baseline} or style
-    figure, axes = _bar_panels(len(scores), len(others))
-    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
-        found = {method: each.better for method, each in of_methods.items() if each.better}
-        _plot_bars(axis, others, found)
-        axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
-        sense = ", less is better" if metric in lower else ""
-        axis.set(title=f"{plots.metric_title(metric)}{sense}", xlim=(-0.02, 1.02))
-    figure.suptitle(f"Probability of improvement over {baseline}, {_BOOTSTRAP}", fontsize="medium")
-    plots.save(figure, path)
-
-
-def _bar_panels(num_panels: int, num_bars: int) -> tuple[Figure, list[Axes]]:
-    columns = plots.full_columns(num_panels, most=3)
-    return plots.panels(num_panels, columns=columns, width=4.6, height=1.2 + 0.3 * num_bars)
-
-
-def _plot_bars(
-    axis: Axes, style: Mapping[str, Mapping[str, str]], found: Mapping[str, Interval]
-) -> None:
-    """A bar for each method that was found, from top to bottom in the order of `style`."""
-    for place, method in enumerate(style):
-        if method in found and np.isfinite(found[method].mean):
-            mean, low, high = found[method]
-            color = style[method]["color"]
-            if np.isfinite(high):
-                axis.barh(place, high - low, left=low, height=0.7, color=color, alpha=0.35)
-            axis.plot([mean, mean], [place - 0.35, place + 0.35], color=color, linewidth=2.5)
-    axis.use_sticky_edges = False  # room beside the outer bars
-    axis.set_yticks(range(len(style)), list(style), fontsize=8)
-    axis.set_ylim(len(style) - 0.5, -0.5)
-
-
-# Text
 
 
 def markdown(
@@ -381,10 +181,10 @@ def report(
         if any(len(seed.series.get(name, ())) > 1 for seed in seeds)
     ]
     out.mkdir(parents=True, exist_ok=True)
-    plot_curves(collection, curves or logged[:1], out / "learning_curves.png")
-    plot_scores(collection, scores, out / "scores.png")
-    plot_gains(collection, scores, baseline, out / "gains.png")
-    plot_improvement(collection, scores, baseline, lower, out / "improvement.png")
+    report_figures.plot_curves(collection, curves or logged[:1], out / "learning_curves.png")
+    report_figures.plot_scores(collection, scores, out / "scores.png")
+    report_figures.plot_gains(collection, scores, baseline, out / "gains.png")
+    report_figures.plot_improvement(collection, scores, baseline, lower, out / "improvement.png")
     write_text(out / "report.md", markdown(collection, runs, scores, baseline, lower, correlations))
     return collection.notes
 

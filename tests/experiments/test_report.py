@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments import report
+from experiments import plots, report
 from experiments.collection import Collection
+from experiments.report_figures import plot_curves
+from experiments.scores import score
 from experiments.statistics import mean_interval
 from experiments.targets import ConfigError
 from experiments.trackers import Csv, Row
@@ -61,7 +63,7 @@ def collect(*folders: Path, tasks: str | None = None) -> Collection:
 def values(folders: Sequence[Path], metric: str = "final/x") -> dict[str, list[list[float]]]:
     collection = collect(*folders)
     first = next(iter(collection.methods))
-    scores = report.score(collection, metric, first, lower=False)
+    scores = score(collection, metric, first, lower=False)
     return {method: each.values for method, each in scores.items()}
 
 
@@ -94,8 +96,8 @@ def test_curves_are_means_over_the_seeds_of_all_runs(
     one = write_run(tmp_path / "one", {"sam": [1.0, 2.0]}, num_steps=500)
     two = write_run(tmp_path / "two", {"sam": [3.0]}, num_steps=400, seed=1, finished=False)
     drawn = []
-    monkeypatch.setattr(report.plots, "band", lambda _, curves, *__, **___: drawn.append(curves))
-    report.plot_curves(collect(one, two), ["accuracy"], tmp_path / "curves.png")
+    monkeypatch.setattr(plots, "band", lambda _, curves, *__, **___: drawn.append(curves))
+    plot_curves(collect(one, two), ["accuracy"], tmp_path / "curves.png")
     (curves,) = drawn
     assert curves[1] == [1, 2, 3]
     assert max(curves) == 400  # as far as all seeds are
@@ -158,7 +160,7 @@ def test_a_run_that_is_going_on(tmp_path: Path) -> None:
 def test_less_is_better(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", {"a": [1.0, 2.0], "b": [0.5, 1.5]})
     for lower, probability in ((False, 0.25), (True, 0.75)):
-        found = report.score(collect(folder), "final/x", "a", lower=lower)
+        found = score(collect(folder), "final/x", "a", lower=lower)
         assert found["a"].better is None
         assert found["b"].better is not None
         assert found["b"].better.mean == probability
@@ -173,7 +175,7 @@ def test_tasks_are_scaled_and_aggregated(tmp_path: Path) -> None:
     )
     two = write_run(tmp_path / "two", {"a": [0.1, 0.1], "b": [0.5, 0.4], "c": [0.3]}, task=far)
     collection = collect(one, two, tasks="task.domain")
-    scores = report.score(collection, "final/x", "a", lower=False)
+    scores = score(collection, "final/x", "a", lower=False)
     assert list(scores) == ["a", "b"]  # c has one task alone
     assert scores["a"].values == [[0, 0.5], [0, 0]]
     np.testing.assert_allclose(scores["b"].values, [[1, 0.5], [1, 0.75]])
@@ -195,7 +197,7 @@ def test_a_column_may_tell_tasks_apart(tmp_path: Path) -> None:
     assert collection.tasks == ["0.2", "0.4"]
     assert list(collection.methods) == ["a", "b"]
     assert "noise" not in collection.metrics()
-    scores = report.score(collection, "final/x", "a", lower=False)
+    scores = score(collection, "final/x", "a", lower=False)
     assert scores["b"].values == [[0.5, 1], [0.5, 1]]
 
 

@@ -1,0 +1,118 @@
+"""The figures of a report: learning curves, scores, paired gains, probabilities of improvement."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import plots
+from experiments.collection import Collection
+from experiments.scores import Score
+from experiments.statistics import BOOTSTRAP_SEEDS, METHOD, Interval
+
+MOST_POINTS = 60  # of a curve
+
+# How the intervals of interquartile means and of probabilities are made.
+BOOTSTRAP = f"95 % bootstrap interval (from {BOOTSTRAP_SEEDS} seeds up)"
+
+
+def plot_curves(collection: Collection, metrics: Sequence[str], path: Path) -> None:
+    """Mean and interval over seeds at every step that all seeds of a method have reached."""
+
+    def curve(method: str, metric: str, task: str) -> dict[float, list[float]]:
+        seeds = collection.methods[method]
+        series = [s.series[metric] for s in seeds if s.task == task and metric in s.series]
+        shared = sorted(set.intersection(*map(set, series))) if series else []
+        if not shared:
+            return {}
+        some = np.unique(np.linspace(0, len(shared) - 1, MOST_POINTS).astype(int))
+        return {float(shared[i]): [each[shared[i]] for each in series] for i in some}
+
+    contents = [
+        plots.Panel(
+            f"{plots.metric_title(metric)}, {task}" if task else plots.metric_title(metric),
+            {method: curve(method, metric, task) for method in collection.methods},
+            {"xlabel": "step", **plots.metric_settings(metric)},
+        )
+        for metric in metrics
+        for task in collection.tasks
+    ]
+    plots.plot_bands(contents, list(collection.methods), path)
+
+
+def plot_scores(
+    collection: Collection, scores: Mapping[str, Mapping[str, Score]], path: Path
+) -> None:
+    """For each metric a bar per method: the interval, the mean in it, the single seeds."""
+    style = plots.styles(collection.methods)
+    figure, axes = _bar_panels(len(scores), len(style))
+    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
+        _plot_bars(axis, style, {method: each.mean for method, each in of_methods.items()})
+        for place, method in enumerate(style):
+            if method in of_methods:
+                seeds = np.concatenate(of_methods[method].values)
+                axis.plot(seeds, np.full(len(seeds), place), "|", color="black", alpha=0.5)
+        title = plots.metric_title(metric)
+        axis.set_title(f"{title}, scaled" if len(collection.tasks) > 1 else title)
+    figure.suptitle(f"Mean, {METHOD}, single seeds", fontsize="medium")
+    plots.save(figure, path)
+
+
+def plot_gains(
+    collection: Collection, scores: Mapping[str, Mapping[str, Score]], baseline: str, path: Path
+) -> None:
+    """For each metric a bar per method: the gain over the baseline, paired by seed."""
+    style = plots.styles(collection.methods)
+    others = {method: style[method] for method in style if method != baseline} or style
+    figure, axes = _bar_panels(len(scores), len(others))
+    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
+        found = {method: each.gain for method, each in of_methods.items() if each.gain}
+        _plot_bars(axis, others, found)
+        axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        axis.set_title(plots.metric_title(metric))
+    figure.suptitle(f"Gain over {baseline}, paired by seed, {METHOD}", fontsize="medium")
+    plots.save(figure, path)
+
+
+def plot_improvement(
+    collection: Collection,
+    scores: Mapping[str, Mapping[str, Score]],
+    baseline: str,
+    lower: Sequence[str],
+    path: Path,
+) -> None:
+    """For each metric a bar a method: the probability of improvement over the baseline."""
+    style = plots.styles(collection.methods)
+    others = {method: style[method] for method in style if method != baseline} or style
+    figure, axes = _bar_panels(len(scores), len(others))
+    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
+        found = {method: each.better for method, each in of_methods.items() if each.better}
+        _plot_bars(axis, others, found)
+        axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+        sense = ", less is better" if metric in lower else ""
+        axis.set(title=f"{plots.metric_title(metric)}{sense}", xlim=(-0.02, 1.02))
+    figure.suptitle(f"Probability of improvement over {baseline}, {BOOTSTRAP}", fontsize="medium")
+    plots.save(figure, path)
+
+
+def _bar_panels(num_panels: int, num_bars: int) -> tuple[Figure, list[Axes]]:
+    columns = plots.full_columns(num_panels, most=3)
+    return plots.panels(num_panels, columns=columns, width=4.6, height=1.2 + 0.3 * num_bars)
+
+
+def _plot_bars(
+    axis: Axes, style: Mapping[str, Mapping[str, str]], found: Mapping[str, Interval]
+) -> None:
+    """A bar for each method that was found, from top to bottom in the order of `style`."""
+    for place, method in enumerate(style):
+        if method in found and np.isfinite(found[method].mean):
+            mean, low, high = found[method]
+            color = style[method]["color"]
+            if np.isfinite(high):
+                axis.barh(place, high - low, left=low, height=0.7, color=color, alpha=0.35)
+            axis.plot([mean, mean], [place - 0.35, place + 0.35], color=color, linewidth=2.5)
+    axis.use_sticky_edges = False  # room beside the outer bars
+    axis.set_yticks(range(len(style)), list(style), fontsize=8)
+    axis.set_ylim(len(style) - 0.5, -0.5)
