@@ -205,11 +205,21 @@ def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> N
             if panel.curves.get(name):
                 band(axis, panel.curves[name], name, style[name], scale=panel.scale)
         axis.set(title=panel.title, **panel.settings)
+        _drop_needless_logarithm(axis)
         if len(groups) > 1 and (i + 1) % columns == 0:
             _group_legend(axis, group, style)
     if len(groups) == 1:
         _shared_legend(figure, axes, names, style)
     save(figure, path)
+
+
+def _drop_needless_logarithm(axis: Axes) -> None:
+    """Makes a logarithmic axis linear where it spans less than a decade and has no round ticks."""
+    low, high = axis.get_ylim()
+    if axis.get_yscale() == "log" and high < 10 * low:
+        axis.set_yscale("linear")
+        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.autoscale_view()
 
 
 def grouped(names: Sequence[str]) -> list[list[str]]:

@@ -68,7 +68,7 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
     if len(names) > 1:
         contents = [
             plots.Panel(
-                f"{titles[domain]}: gain over {names[0]}, paired by seed",
+                f"{titles[domain]}: gain over\n{names[0]}, paired by seed",
                 {
                     name: plots.paired_gain(curves[domain][name], curves[domain][names[0]])
                     for name in names[1:]

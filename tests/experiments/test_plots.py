@@ -103,3 +103,17 @@ def test_metrics_have_titles_in_words_and_one_scale() -> None:
     assert plots.metric_title("value/explained") == "Value explained"
     assert plots.metric_settings("trust/radius") == {"yscale": "log"}
     assert plots.metric_settings("accuracy/test") == {}
+
+
+@pytest.mark.parametrize(("highest", "scale"), [(1.0, "linear"), (100.0, "log")])
+def test_a_logarithmic_axis_has_a_decade_or_more(
+    highest: float, scale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = drawn(monkeypatch)
+    curve = {"sam": {0.0: [0.96, 0.97], 1.0: [highest, highest]}}
+    plots.plot_bands([plots.Panel("x", curve, {"yscale": "log"})], ["sam"], Path("x.png"))
+    axis = figures[0].axes[0]
+    assert axis.get_yscale() == scale
+    low, high = axis.get_ylim()
+    assert low < 0.96
+    assert highest < high
