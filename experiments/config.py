@@ -29,6 +29,7 @@ from experiments.targets import (
 from experiments.trackers.rows import Tracker
 
 CONF = Path(__file__).parent.parent / "conf"
+MOST_SEEDS = 10_000  # of one run, trained together
 
 
 class Precision(StrEnum):
@@ -60,7 +61,7 @@ class Root:
       task: `_target_`, a dataclass with the methods of `experiments.loop.Task`, and its fields.
       exp: name of the experiment, a file in conf/exp.
       seed: root of all randomness, 0 to 2**32 - 1.
-      num_seeds: seeds trained together.
+      num_seeds: number of seeds trained together, from 1 to 10,000.
       precision: the dtype that the task computes in.
       deterministic: let XLA use only deterministic operations on GPU.
       tracker: what records the metrics beside metrics.csv: name to `folder -> Tracker`.
@@ -143,6 +144,13 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     ):
         if value < least:
             raise ConfigError(f"{key}: got {value}, allowed: an integer >= {least}")
+    # Seeds share one program and its memory: a number with a digit too many would work for hours
+    # before it fails.
+    if config["num_seeds"] > MOST_SEEDS:
+        raise ConfigError(
+            f"num_seeds: got {config['num_seeds']}, allowed: an integer <= {MOST_SEEDS}; more "
+            "seeds are further runs, each with another seed"
+        )
     if config["seed"] >= 2**32:
         raise ConfigError(f"seed: got {config['seed']}, allowed: an integer < 2**32")
     check_nodes(config["tracker"], "tracker")

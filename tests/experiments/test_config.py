@@ -49,6 +49,10 @@ def test_nodes_of_config_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"seed": -1}, "seed: got -1, allowed: an integer >= 0"),
         ({"seed": 2**32}, "seed: got 4294967296"),
         ({"num_seeds": 0}, "num_seeds: got 0, allowed: an integer >= 1"),
+        (
+            {"num_seeds": 10**9},
+            "num_seeds: got 1000000000, allowed: an integer <= 10000; more seeds",
+        ),
         ({"checkpoint": {"every": 0, "keep": 2}}, r"checkpoint\.every: got 0"),
         ({"checkpoint": {"every": 1, "keep": 0}}, r"checkpoint\.keep: got 0"),
         ({"task": {}}, r"task\._target_: missing"),
