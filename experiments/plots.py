@@ -176,17 +176,26 @@ def cross(
     axis.plot([x_mean, x_mean], [y_low, y_high], **line)
 
 
-def name_points(axis: Axes, names: Sequence[str]) -> None:
-    """Writes the names beside their points, in place of a legend, where these are many."""
-    if len(names) <= MOST_TOGETHER:
-        return
-    for line in axis.get_lines():
-        if line.get_label() in names:
-            (x,), (y,) = line.get_data()
-            axis.annotate(
-                str(line.get_label()), (x, y), xytext=(4, 4), textcoords="offset points",
-                color=line.get_color(), fontsize=7,
-            )  # fmt: skip
+def bar_panels(num_panels: int, num_bars: int) -> tuple[Figure, list[Axes]]:
+    """A figure of panels that are high enough for `plot_bars` with that many methods."""
+    columns = full_columns(num_panels, most=3)
+    return panels(num_panels, columns=columns, width=4.6, height=1.2 + 0.3 * num_bars)
+
+
+def plot_bars(
+    axis: Axes, style: Mapping[str, Mapping[str, str]], found: Mapping[str, Interval]
+) -> None:
+    """A bar for each method that was found, from top to bottom in the order of `style`."""
+    for place, method in enumerate(style):
+        if method in found and np.isfinite(found[method].mean):
+            mean, low, high = found[method]
+            color = style[method]["color"]
+            if np.isfinite(high):
+                axis.barh(place, high - low, left=low, height=0.7, color=color, alpha=0.35)
+            axis.plot([mean, mean], [place - 0.35, place + 0.35], color=color, linewidth=2.5)
+    axis.use_sticky_edges = False  # room beside the outer bars
+    axis.set_yticks(range(len(style)), list(style), fontsize=8)
+    axis.set_ylim(len(style) - 0.5, -0.5)
 
 
 def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> None:

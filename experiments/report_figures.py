@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.collection import Collection
 from experiments.scores import Score
-from experiments.statistics import BOOTSTRAP_SEEDS, METHOD, Interval
+from experiments.statistics import BOOTSTRAP_SEEDS, METHOD
 
 MOST_POINTS = 60  # of a curve
 
@@ -47,9 +45,9 @@ def plot_scores(
 ) -> None:
     """For each metric a bar per method: the interval, the mean in it, the single seeds."""
     style = plots.styles(collection.methods)
-    figure, axes = _bar_panels(len(scores), len(style))
+    figure, axes = plots.bar_panels(len(scores), len(style))
     for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
-        _plot_bars(axis, style, {method: each.mean for method, each in of_methods.items()})
+        plots.plot_bars(axis, style, {method: each.mean for method, each in of_methods.items()})
         for place, method in enumerate(style):
             if method in of_methods:
                 seeds = np.concatenate(of_methods[method].values)
@@ -66,10 +64,10 @@ def plot_gains(
     """For each metric a bar per method: the gain over the baseline, paired by seed."""
     style = plots.styles(collection.methods)
     others = {method: style[method] for method in style if method != baseline} or style
-    figure, axes = _bar_panels(len(scores), len(others))
+    figure, axes = plots.bar_panels(len(scores), len(others))
     for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
         found = {method: each.gain for method, each in of_methods.items() if each.gain}
-        _plot_bars(axis, others, found)
+        plots.plot_bars(axis, others, found)
         axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
         axis.set_title(plots.metric_title(metric))
     figure.suptitle(f"Gain over {baseline}, paired by seed, {METHOD}", fontsize="medium")
@@ -86,33 +84,12 @@ def plot_improvement(
     """For each metric a bar a method: the probability of improvement over the baseline."""
     style = plots.styles(collection.methods)
     others = {method: style[method] for method in style if method != baseline} or style
-    figure, axes = _bar_panels(len(scores), len(others))
+    figure, axes = plots.bar_panels(len(scores), len(others))
     for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
         found = {method: each.better for method, each in of_methods.items() if each.better}
-        _plot_bars(axis, others, found)
+        plots.plot_bars(axis, others, found)
         axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
         sense = ", less is better" if metric in lower else ""
         axis.set(title=f"{plots.metric_title(metric)}{sense}", xlim=(-0.02, 1.02))
     figure.suptitle(f"Probability of improvement over {baseline}, {BOOTSTRAP}", fontsize="medium")
     plots.save(figure, path)
-
-
-def _bar_panels(num_panels: int, num_bars: int) -> tuple[Figure, list[Axes]]:
-    columns = plots.full_columns(num_panels, most=3)
-    return plots.panels(num_panels, columns=columns, width=4.6, height=1.2 + 0.3 * num_bars)
-
-
-def _plot_bars(
-    axis: Axes, style: Mapping[str, Mapping[str, str]], found: Mapping[str, Interval]
-) -> None:
-    """A bar for each method that was found, from top to bottom in the order of `style`."""
-    for place, method in enumerate(style):
-        if method in found and np.isfinite(found[method].mean):
-            mean, low, high = found[method]
-            color = style[method]["color"]
-            if np.isfinite(high):
-                axis.barh(place, high - low, left=low, height=0.7, color=color, alpha=0.35)
-            axis.plot([mean, mean], [place - 0.35, place + 0.35], color=color, linewidth=2.5)
-    axis.use_sticky_edges = False  # room beside the outer bars
-    axis.set_yticks(range(len(style)), list(style), fontsize=8)
-    axis.set_ylim(len(style) - 0.5, -0.5)

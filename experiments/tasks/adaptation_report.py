@@ -79,7 +79,8 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
             for domain in ("target", "unseen")
         ]
         plots.plot_bands(contents, names, folder / "gains.png")
-    _plot_target_and_unseen(rows, names, folder / "target_and_unseen.png")
+    draw = _plot_target_and_unseen if len(names) <= plots.MOST_TOGETHER else _plot_final_gains
+    draw(rows, names, folder / "target_and_unseen.png")
 
     radii = {
         metric: {name: plots.collect_curve(rows, name, metric) for name in names}
@@ -112,7 +113,6 @@ def _plot_target_and_unseen(rows: Sequence[Row], names: Sequence[str], path: Pat
                     for own, first in zip(values, firsts, strict=True)
                 ]
             plots.cross(axis, *map(mean_interval, values), name, style[name], scale=100)
-        plots.name_points(axis, names)
     axes[0].set(
         title="Accuracy",
         xlabel="on the target domain, %",
@@ -127,8 +127,27 @@ def _plot_target_and_unseen(rows: Sequence[Row], names: Sequence[str], path: Pat
             ylabel="on unseen domains, points",
         )
     figure.suptitle(f"Mean and {METHOD}", fontsize="medium")
-    if len(names) <= plots.MOST_TOGETHER:
-        plots.legend(figure, axes[0])
+    plots.legend(figure, axes[0])
+    plots.save(figure, path)
+
+
+def _plot_final_gains(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
+    """A bar per method for the gains paired by seed, where points and their names would overlap."""
+    finals = {name: _finals(rows, name) for name in names}
+    style = {name: each for name, each in plots.styles(names).items() if name != names[0]}
+    figure, axes = plots.bar_panels(2, len(style))
+    for axis, domain in zip(axes, ("target", "unseen"), strict=True):
+        first = finals[names[0]][f"final/{domain}"]
+        gains = {
+            name: mean_interval(
+                [100 * (a - b) for a, b in zip(finals[name][f"final/{domain}"], first, strict=True)]
+            )
+            for name in style
+        }
+        plots.plot_bars(axis, style, gains)
+        axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=f"Accuracy, {domain}", xlabel="points")
+    figure.suptitle(f"Gain over {names[0]}, paired by seed, {METHOD}", fontsize="medium")
     plots.save(figure, path)
 
 

@@ -82,14 +82,15 @@ def test_legends_have_no_error_bars_and_cover_no_curve(monkeypatch: pytest.Monke
     assert all(axis.get_legend() is None for axis in panels)
 
 
-def test_many_points_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_are_named_from_top_to_bottom() -> None:
     names = [f"m{i}" for i in range(9)]
-    _, (axis,) = plots.panels(1)
-    for name, style in plots.styles(names).items():
-        plots.cross(axis, mean_interval([1, 2]), mean_interval([3, 4]), name, style)
-    plots.name_points(axis, names)
-    assert [text.get_text() for text in axis.texts] == names
-    assert axis.get_legend_handles_labels()[1] == names  # one entry each
+    _, (axis,) = plots.bar_panels(1, len(names))
+    intervals = {name: mean_interval([i, i + 1]) for i, name in enumerate(names)}
+    plots.plot_bars(axis, plots.styles(names), intervals)
+    assert [label.get_text() for label in axis.get_yticklabels()] == names
+    assert axis.yaxis_inverted()
+    middles = [line.get_xdata()[0] for line in axis.get_lines()]
+    assert middles == [i + 0.5 for i in range(9)]
 
 
 def test_gains_are_paired_by_seed() -> None:
