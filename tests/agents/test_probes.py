@@ -93,9 +93,9 @@ AGENTS = {
         OffPolicyMDPO, mdpo.OffPolicyConfig(**REPLAY, policy_steps=20, step_size=10.0)
     ),
 }  # fmt: skip
-# One agent of each family learns in every run of the tests, all of them in the slow ones.
+# Two agents learn in every run of the tests, all of them in the slow ones.
 QUICK_FIRST = [
-    name if name in ("ppo", "mdpo", "sac") else pytest.param(name, marks=pytest.mark.slow)
+    name if name in ("ppo", "mdpo") else pytest.param(name, marks=pytest.mark.slow)
     for name in AGENTS
 ]
 

@@ -47,6 +47,7 @@ def test_memory_of_tram_is_one_copy_of_the_parameters_more(programs):
     assert programs["tram_previous"].memory["results"] < 1000  # state and parameters are donated
 
 
+@pytest.mark.slow
 def test_tram_overwrites_its_buffers_in_place(programs):
     """XLA makes no copies of the parameters or of the reference in order to keep them longer."""
     text = programs["tram_previous"].compiled.as_text()
