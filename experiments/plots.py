@@ -198,6 +198,31 @@ def plot_bars(
     axis.set_ylim(len(style) - 0.5, -0.5)
 
 
+def plot_comparison(
+    contents: Mapping[str, Mapping[str, Interval]],
+    names: Iterable[str],
+    baseline: str,
+    path: Path,
+    *,
+    heading: str,
+    equal: float,
+    **settings: Any,
+) -> None:
+    """Writes a figure with a panel by title in `contents`: how the others of `names` compare.
+
+    A dotted line stands at `equal`, the value of a method that is no better than the baseline.
+    """
+    style = styles(names)
+    others = {name: style[name] for name in style if name != baseline} or style
+    figure, axes = bar_panels(len(contents), len(others))
+    for axis, (title, found) in zip(axes, contents.items(), strict=True):
+        plot_bars(axis, others, found)
+        axis.axvline(equal, color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=title, **settings)
+    figure.suptitle(heading, fontsize="medium")
+    save(figure, path)
+
+
 def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> None:
     """Writes a figure with a panel for each of `contents`, and a legend that covers none.
 

@@ -62,16 +62,14 @@ def plot_gains(
     collection: Collection, scores: Mapping[str, Mapping[str, Score]], baseline: str, path: Path
 ) -> None:
     """For each metric a bar per method: the gain over the baseline, paired by seed."""
-    style = plots.styles(collection.methods)
-    others = {method: style[method] for method in style if method != baseline} or style
-    figure, axes = plots.bar_panels(len(scores), len(others))
-    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
-        found = {method: each.gain for method, each in of_methods.items() if each.gain}
-        plots.plot_bars(axis, others, found)
-        axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(plots.metric_title(metric))
-    figure.suptitle(f"Gain over {baseline}, paired by seed, {METHOD}", fontsize="medium")
-    plots.save(figure, path)
+    contents = {
+        plots.metric_title(metric): {
+            method: each.gain for method, each in of_methods.items() if each.gain
+        }
+        for metric, of_methods in scores.items()
+    }
+    heading = f"Gain over {baseline}, paired by seed, {METHOD}"
+    plots.plot_comparison(contents, collection.methods, baseline, path, heading=heading, equal=0.0)
 
 
 def plot_improvement(
@@ -81,15 +79,15 @@ def plot_improvement(
     lower: Sequence[str],
     path: Path,
 ) -> None:
-    """For each metric a bar a method: the probability of improvement over the baseline."""
-    style = plots.styles(collection.methods)
-    others = {method: style[method] for method in style if method != baseline} or style
-    figure, axes = plots.bar_panels(len(scores), len(others))
-    for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
-        found = {method: each.better for method, each in of_methods.items() if each.better}
-        plots.plot_bars(axis, others, found)
-        axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
-        sense = ", less is better" if metric in lower else ""
-        axis.set(title=f"{plots.metric_title(metric)}{sense}", xlim=(-0.02, 1.02))
-    figure.suptitle(f"Probability of improvement over {baseline}, {BOOTSTRAP}", fontsize="medium")
-    plots.save(figure, path)
+    """For each metric a bar per method: the probability of improvement over the baseline."""
+    contents = {
+        plots.metric_title(metric) + (", less is better" if metric in lower else ""): {
+            method: each.better for method, each in of_methods.items() if each.better
+        }
+        for metric, of_methods in scores.items()
+    }
+    heading = f"Probability of improvement over {baseline}, {BOOTSTRAP}"
+    plots.plot_comparison(
+        contents, collection.methods, baseline, path,
+        heading=heading, equal=0.5, xlim=(-0.02, 1.02),
+    )  # fmt: skip

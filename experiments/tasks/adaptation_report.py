@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments import plots
 from experiments.loop import Row, Summary, Table
-from experiments.statistics import METHOD, mean_interval, seeds_label
+from experiments.statistics import METHOD, Interval, mean_interval, seeds_label
 
 # Measure, heading, factor, digits. Sharpness is already in percent.
 COLUMNS = (
@@ -134,21 +134,19 @@ def _plot_target_and_unseen(rows: Sequence[Row], names: Sequence[str], path: Pat
 def _plot_final_gains(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
     """A bar per method for the gains paired by seed, where points and their names would overlap."""
     finals = {name: _finals(rows, name) for name in names}
-    style = {name: each for name, each in plots.styles(names).items() if name != names[0]}
-    figure, axes = plots.bar_panels(2, len(style))
-    for axis, domain in zip(axes, ("target", "unseen"), strict=True):
-        first = finals[names[0]][f"final/{domain}"]
-        gains = {
-            name: mean_interval(
-                [100 * (a - b) for a, b in zip(finals[name][f"final/{domain}"], first, strict=True)]
-            )
-            for name in style
-        }
-        plots.plot_bars(axis, style, gains)
-        axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=f"Accuracy, {domain}", xlabel="points")
-    figure.suptitle(f"Gain over {names[0]}, paired by seed, {METHOD}", fontsize="medium")
-    plots.save(figure, path)
+
+    def gain(name: str, key: str) -> Interval:
+        pairs = zip(finals[name][key], finals[names[0]][key], strict=True)
+        return mean_interval([100 * (own - first) for own, first in pairs])
+
+    contents = {
+        f"Accuracy, {domain}": {name: gain(name, f"final/{domain}") for name in names[1:]}
+        for domain in ("target", "unseen")
+    }
+    heading = f"Gain over {names[0]}, paired by seed, {METHOD}"
+    plots.plot_comparison(
+        contents, names, names[0], path, heading=heading, equal=0.0, xlabel="points"
+    )
 
 
 def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
