@@ -72,13 +72,13 @@ class Checkpoints:
             mark=ocp.args.JsonSave({**mark._asdict(), "began_from": dict(mark.began_from)}),
         )
         try:
+            self._clear(new)  # else Orbax warns about what a killed process left
             self._checkpointer.save(new, args=arguments, force=True)
             self._write_digests(new, mark.step)
             self.set_aside(mark.step)
             new.rename(self.folder / str(mark.step))
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            for rest in self.folder.glob(f"{new.name}*"):
-                shutil.rmtree(rest, ignore_errors=True)
+            self._clear(new)
             whole = max(self._whole, default=None)
             kept = "there is no earlier one" if whole is None else f"step {whole} is whole"
             raise SaveError(
@@ -140,6 +140,11 @@ class Checkpoints:
             "about": dict(self._about()),
         }
         (path / DIGESTS).write_text(sealed(json.dumps(content, indent=1) + "\n"))
+
+    def _clear(self, new: Path) -> None:
+        """Deletes what a save to `new` left that did not end, Orbax's own folders included."""
+        for rest in self.folder.glob(f"{new.name}*"):
+            _remove(rest)
 
     def _clean_up(self) -> None:
         """Deletes what was being written or deleted when a process ended, and what is too old."""

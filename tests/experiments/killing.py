@@ -64,7 +64,7 @@ def assert_survives_kills(overrides: Sequence[str], folder: Path, num_kills: int
         assert process.returncode in (0, -signal.SIGKILL), stderr.decode()
     result = run(_start_or_resume(overrides, killed))
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    assert result.stderr == "", result.stderr
     assert_same_runs(whole, killed)
 
 

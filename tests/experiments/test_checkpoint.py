@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,19 @@ def test_unfinished_and_half_deleted_are_ignored(checkpoints: Checkpoints, tmp_p
     again.save({"x": jnp.float32(30)}, MARK._replace(step=30))
     assert sorted(path.name for path in (tmp_path / "sam").iterdir()) == ["20", "30"]
     again.close()
+
+
+def test_a_killed_save_is_repeated_in_silence(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(absl.logging, "warning", lambda text, *rest: warnings.append(text % rest))
+    left = tmp_path / "sam" / "10.new.orbax-checkpoint-tmp"
+    left.mkdir()
+    (left / "part").write_text("cut")
+    checkpoints.save(trained_state(), MARK)
+    assert [path.name for path in (tmp_path / "sam").iterdir()] == ["10"]
+    assert warnings == []
 
 
 def test_failed_save_leaves_the_older_one_whole(checkpoints: Checkpoints, tmp_path: Path) -> None:
