@@ -1,5 +1,6 @@
 """Checkpoints of one stage, through Orbax: whole or absent, and known to be what was written."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -172,10 +173,12 @@ def _raise(error: OSError) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Deletes a file, a link or a folder; what cannot be deleted stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _first_line(error: Exception) -> str:

@@ -99,6 +99,19 @@ def test_a_killed_save_is_repeated_in_silence(
     assert warnings == []
 
 
+def test_what_a_failed_save_leaves_may_stay(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "sam" / "10.new.part").write_text("")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(SaveError, match=r"^cannot save step 10 in .*there is no earlier one"):
+        checkpoints.save(trained_state(), MARK)
+
+
 def test_failed_save_leaves_the_older_one_whole(checkpoints: Checkpoints, tmp_path: Path) -> None:
     small = {"x": jnp.zeros(10)}
     checkpoints.save(small, MARK)
