@@ -227,12 +227,14 @@ def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> N
     """Writes a figure with a panel for each of `contents`, and a legend that covers none.
 
     With more than eight methods every panel comes several times, each with some of the methods
-    beside the first: one row of panels for each group.
+    beside the first: one row of panels for each group, the rows on the same scales.
     """
     groups = grouped(names)
     columns = len(contents) if len(groups) > 1 else full_columns(len(contents))
     figure, axes = panels(len(contents) * len(groups), columns=columns)
     style = styles(names)
+    for i in range(len(contents), len(axes)):
+        axes[i].sharey(axes[i - len(contents)])
     for i, axis in enumerate(axes):
         group, panel = groups[i // len(contents)], contents[i % len(contents)]
         for name in group:

@@ -190,7 +190,10 @@ def test_any_optimizer():
         assert optax.tree.get(part, "radius") == np.float32(0.01)  # all are attacked
 
 
-@pytest.mark.parametrize("env", ["gymnax:Pendulum-v1", "gymnax:CartPole-v1"])
+@pytest.mark.parametrize(
+    "env",
+    ["gymnax:Pendulum-v1", pytest.param("gymnax:CartPole-v1", marks=pytest.mark.slow)],
+)
 def test_policy_acts_and_is_saved(env, tmp_path):
     from trustjax.agents import load_policy
 

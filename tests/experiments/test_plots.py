@@ -71,6 +71,17 @@ def test_more_than_eight_methods_are_spread_over_rows(monkeypatch: pytest.Monkey
     assert {name for labels in seen for name in labels} == set(names)
 
 
+def test_rows_of_one_panel_have_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"m{i}" for i in range(9)]
+    far = {name: {0.0: [float(i)], 1.0: [2.0 * i]} for i, name in enumerate(names)}
+    figures = drawn(monkeypatch)
+    plots.plot_bands([plots.Panel("a", far), plots.Panel("b", curves(names))], names, Path("x.png"))
+    upper, upper_other, lower, lower_other = figures[0].axes
+    assert upper.get_ylim() == lower.get_ylim()
+    assert upper_other.get_ylim() == lower_other.get_ylim() != upper.get_ylim()
+    assert lower.get_ylim()[1] > 16
+
+
 def test_legends_have_no_error_bars_and_cover_no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = drawn(monkeypatch)
     contents = [plots.Panel(str(i), curves(["a", "b"])) for i in range(5)]

@@ -91,7 +91,15 @@ PENALTIES = {
 }
 
 
-@pytest.mark.parametrize(("name", "rho"), [("trpo", 0), ("mesa", 0), ("r3f", 0), ("r3f", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "rho"),
+    [
+        ("trpo", 0),
+        ("mesa", 0),
+        pytest.param("r3f", 0, marks=pytest.mark.slow),
+        ("r3f", 0.1),
+    ],
+)
 def test_steps_by_hand(name, rho):
     """Gradients of cross-entropy plus weighted penalty; in the second pass too."""
     penalty, by_hand = PENALTIES[name]
