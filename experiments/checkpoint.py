@@ -11,7 +11,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from experiments.digests import file_digest, sealed, unsealed
-from experiments.loop import Mark, SaveError
+from experiments.loop import CheckpointMetadata, SaveError
 
 DIGESTS = "digests.txt"  # JSON and a last line with its own digest
 
@@ -35,7 +35,7 @@ class Checkpoints:
         self.damaged: dict[int, str] = {}
         self._keep = keep
         self._about = about
-        self._whole: dict[int, Mark] = {}
+        self._whole: dict[int, CheckpointMetadata] = {}
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,42 +50,44 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 self.damaged[step] = _first_line(error)
 
-    def marks(self) -> list[Mark]:
+    def all_metadata(self) -> list[CheckpointMetadata]:
         """The marks of all whole checkpoints, oldest first."""
         return list(self._whole.values())
 
-    def latest(self) -> Mark:
-        """The mark of the newest whole checkpoint, `Mark()` where there is none."""
-        return max(self._whole.values(), key=lambda mark: mark.step, default=Mark())
+    def latest(self) -> CheckpointMetadata:
+        """The metadata of the newest whole checkpoint, or those of step 0 if there is none."""
+        return max(
+            self._whole.values(), key=lambda metadata: metadata.step, default=CheckpointMetadata()
+        )
 
     def facts(self, step: int) -> dict[str, Any]:
         """What `about` gave when the checkpoint at `step` was written."""
         return self._content(step)["about"]  # type: ignore[no-any-return]
 
-    def save(self, state: Any, mark: Mark) -> None:
-        """Writes a checkpoint at `mark.step`, then deletes those that are too many.
+    def save(self, state: Any, metadata: CheckpointMetadata) -> None:
+        """Writes a checkpoint at `metadata.step`, then deletes those that are too many.
 
         Raises SaveError, which names the folder and the newest checkpoint that is whole.
         """
-        new = self.folder / f"{mark.step}.new"
+        new = self.folder / f"{metadata.step}.new"
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            mark=ocp.args.JsonSave({**mark._asdict(), "began_from": dict(mark.began_from)}),
+            mark=ocp.args.JsonSave({**metadata._asdict(), "began_from": dict(metadata.began_from)}),
         )
         try:
             self._clear(new)  # else Orbax warns about what a killed process left
             self._checkpointer.save(new, args=arguments, force=True)
-            self._write_digests(new, mark.step)
-            self.set_aside(mark.step)
-            new.rename(self.folder / str(mark.step))
+            self._write_digests(new, metadata.step)
+            self.set_aside(metadata.step)
+            new.rename(self.folder / str(metadata.step))
         except Exception as error:  # Orbax and TensorStore raise many kinds
             self._clear(new)
             whole = max(self._whole, default=None)
             kept = "there is no earlier one" if whole is None else f"step {whole} is whole"
             raise SaveError(
-                f"cannot save step {mark.step} in {self.folder} ({kept}): {_first_line(error)}"
+                f"cannot save step {metadata.step} in {self.folder} ({kept}): {_first_line(error)}"
             ) from error
-        self._whole[mark.step] = mark
+        self._whole[metadata.step] = metadata
         self._whole = dict(sorted(self._whole.items())[-self._keep :])
         self._clean_up()
 
@@ -114,8 +116,11 @@ class Checkpoints:
         """Frees what Orbax holds."""
         self._checkpointer.close()
 
-    def _verified(self, step: int) -> Mark:
-        """The mark of the checkpoint at `step`. Raises ValueError if anything in it was changed."""
+    def _verified(self, step: int) -> CheckpointMetadata:
+        """The metadata of the checkpoint at `step`.
+
+        Raises ValueError if anything in the checkpoint was changed.
+        """
         path, content = self.folder / str(step), self._content(step)
         if (content["stage"], content["step"]) != (self.folder.name, step):
             raise ValueError(f"is step {content['step']} of {content['stage']}")
@@ -127,7 +132,7 @@ class Checkpoints:
                 raise ValueError(f"{name} is not a file")
             if file_digest(found[name]) != digest:
                 raise ValueError(f"{name} differs from its digest")
-        return Mark(**json.loads((path / "mark" / "metadata").read_text()))
+        return CheckpointMetadata(**json.loads((path / "mark" / "metadata").read_text()))
 
     def _content(self, step: int) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(unsealed(self.folder / str(step) / DIGESTS))

@@ -2,7 +2,7 @@
 
 The order of writes makes a run resumable after a kill at any moment. Within a stage, each chunk
 writes its rows first; a checkpoint that follows remembers how many rows there are. A resumed run
-cuts metrics.csv back to the rows of the newest checkpoint and computes the lost chunks again, on
+truncates metrics.csv to the rows of the newest checkpoint and computes the lost chunks again, on
 the same grid of steps, so with the same programs on the same batches.
 """
 
@@ -120,12 +120,12 @@ class SaveError(RuntimeError):
     """The run folder cannot be written or read. Its text is the one line that the user sees."""
 
 
-class Mark(NamedTuple):
+class CheckpointMetadata(NamedTuple):
     """What a checkpoint holds beside the state, as JSON.
 
     Attributes:
       step: steps of the stage done.
-      num_rows: rows of metrics.csv at that moment; a resumed run cuts the file back to them.
+      num_rows: rows of metrics.csv at that moment; a resumed run truncates the file to them.
       seconds: time spent on the stage.
       finished: whether the rows of the final evaluation are among `num_rows`.
       began_from: for each earlier stage whose final state this one began from, its step.
@@ -145,7 +145,7 @@ class Planned(NamedTuple):
 
     stage: Stage
     checkpoints: "Checkpoints"
-    mark: Mark
+    metadata: CheckpointMetadata
 
 
 def plan(
@@ -172,25 +172,25 @@ def plan(
     recover(opened)
     planned = []
     for stage in stages:
-        mark = opened[stage.name].latest()
-        done = mark.step if mark.finished else mark.step + 1
-        if mark.step and stage.num_steps < done:
+        metadata = opened[stage.name].latest()
+        done = metadata.step if metadata.finished else metadata.step + 1
+        if metadata.step and stage.num_steps < done:
             raise ConfigError(
                 f"stage {stage.name} must have at least {done} steps, as it is at step "
-                f"{mark.step}, got {stage.num_steps}"
+                f"{metadata.step}, got {stage.num_steps}"
             )
-        for name, step in mark.began_from.items():
+        for name, step in metadata.began_from.items():
             if lengths.get(name) != step:
                 raise ConfigError(
                     f"stage {name} must keep its {step} steps, as {stage.name} began from its end, "
                     f"got {lengths.get(name)}"
                 )
-        planned.append(Planned(stage, opened[stage.name], mark))
+        planned.append(Planned(stage, opened[stage.name], metadata))
     return planned
 
 
-def _is_done(stage: Stage, mark: Mark) -> bool:
-    return mark.finished and mark.step == stage.num_steps
+def _is_done(stage: Stage, metadata: CheckpointMetadata) -> bool:
+    return metadata.finished and metadata.step == stage.num_steps
 
 
 class FinalStates(Mapping[str, State]):
@@ -237,11 +237,11 @@ def run(
     of the trackers writes. Raises SaveError where the folder cannot be written, Diverged where a
     stage did, with the last checkpoint.
     """
-    log = _Log(trackers, num_rows=max((mark.num_rows for _, _, mark in stages), default=0))
-    log.cut(metrics)
+    log = _Log(trackers, num_rows=max((metadata.num_rows for _, _, metadata in stages), default=0))
+    log.resume_from(metrics)
     final = FinalStates()
     for planned in stages:
-        done = _is_done(planned.stage, planned.mark)
+        done = _is_done(planned.stage, planned.metadata)
         if not done and (
             should_stop() or not _train(planned, final, log, metrics.parent, every, should_stop)
         ):
@@ -257,13 +257,13 @@ class _Log:
         self._trackers = trackers
         self.num_rows = num_rows
 
-    def cut(self, metrics: Path) -> None:
+    def resume_from(self, metrics: Path) -> None:
         rows = read_rows(metrics)
         if len(rows) < self.num_rows:
             raise SaveError(
                 f"{metrics} has {len(rows)} rows, but had {self.num_rows} at the last checkpoint"
             )
-        self._call("cut", rows[: self.num_rows])
+        self._call("resume_from", rows[: self.num_rows])
 
     def __call__(self, rows: list[Row]) -> None:
         self._call("log", rows)
@@ -286,19 +286,19 @@ def _train(
     should_stop: Callable[[], bool],
 ) -> bool:
     """Trains one stage; returns False if it was stopped before its end."""
-    stage, checkpoints, mark = planned
-    started = time.perf_counter() - mark.seconds
+    stage, checkpoints, metadata = planned
+    started = time.perf_counter() - metadata.seconds
     final.asked = {}
     batches: Any = stage.batches()
-    if mark.step == 0:
+    if metadata.step == 0:
         state = stage.init(final)
         began_from = final.asked
     else:
         state = checkpoints.restore(_abstract(stage.init(final)))
-        began_from = dict(mark.began_from)
+        began_from = dict(metadata.began_from)
         if batches is not None:
-            batches.set_state(mark.batches)
-    step = saved = mark.step
+            batches.set_state(metadata.batches)
+    step = saved = metadata.step
     compiled: set[int] = set()  # lengths of chunks that were run before
     while step < stage.num_steps:
         chunk_started = time.perf_counter()
@@ -327,7 +327,8 @@ def _train(
             seconds = time.perf_counter() - started
             iterator = None if batches is None else batches.get_state()
             checkpoints.save(
-                state, Mark(end, log.num_rows, seconds, finished, began_from, iterator)
+                state,
+                CheckpointMetadata(end, log.num_rows, seconds, finished, began_from, iterator),
             )
             saved = end
         step = end

@@ -70,17 +70,17 @@ class Method:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def hyperparameters(self) -> dict[str, float]:
         """What a search may vary beside the rate: other rates, the radius, the penalty's weight."""
         weight = {} if self.penalty is None else {"weight": self.penalty.weight}
         return {**self.optimizer.rates, **self.optimizer.radius, **weight}
 
-    def at(self, **numbers: jax.typing.ArrayLike) -> "Method":
-        """The method with other values of its `numbers`, all of them; they may be traced."""
+    def at(self, **hyperparameters: jax.typing.ArrayLike) -> "Method":
+        """The method with other values of all its `hyperparameters`, which may be traced."""
         rates, radius = (
-            {name: numbers[name] for name in own}
+            {name: hyperparameters[name] for name in own}
             for own in (self.optimizer.rates, self.optimizer.radius)
         )
-        penalty = self.penalty and replace(self.penalty, weight=numbers["weight"])
+        penalty = self.penalty and replace(self.penalty, weight=hyperparameters["weight"])
         optimizer = replace(self.optimizer, rates=rates, radius=radius)
         return replace(self, optimizer=optimizer, penalty=penalty)

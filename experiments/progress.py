@@ -39,7 +39,7 @@ class Bars:
             console=console,
         )
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         """Shows what is done already and starts to draw."""
         steps = dict(_position(row, self._lengths) for row in rows)
         self._progress.start()
@@ -86,7 +86,7 @@ class Lines:
         self._seconds = seconds
         self._shown = time.monotonic()
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         """Names the stage that comes next."""
         steps = dict(_position(row, self._lengths) for row in rows)
         self._begin([name for name, length in self._lengths.items() if steps.get(name) != length])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.checkpoint import Checkpoints
-from experiments.loop import Mark, SaveError
+from experiments.loop import CheckpointMetadata, SaveError
 from experiments.targets import ConfigError
 from experiments.trackers import Row, RowsDigest, read_rows
 
@@ -43,9 +43,9 @@ class Record:
             for step, reason in checkpoints.damaged.items()
         ]
         marks = [
-            (mark.num_rows, mark.step, name)
+            (metadata.num_rows, metadata.step, name)
             for name, checkpoints in stages.items()
-            for mark in checkpoints.marks()
+            for metadata in checkpoints.all_metadata()
         ]
         rows = self._rows()
         if marks:
@@ -60,11 +60,14 @@ class Record:
                 raise SaveError(f"no checkpoint to go on from; damaged: {', '.join(damaged)}")
             return
         for name, checkpoints in reversed(stages.items()):
-            for step in (*(mark.step for mark in checkpoints.marks()), *checkpoints.damaged):
+            for step in (
+                *(metadata.step for metadata in checkpoints.all_metadata()),
+                *checkpoints.damaged,
+            ):
                 if step > chosen[name].step:
                     checkpoints.set_aside(step)
         if damaged:
-            used = ", ".join(f"step {mark.step} of {name}" for name, mark in chosen.items())
+            used = ", ".join(f"step {metadata.step} of {name}" for name, metadata in chosen.items())
             say(f"damaged: {', '.join(damaged)}; going on from {used}")
 
     def _rows(self) -> list[Row]:
@@ -96,17 +99,19 @@ def edited(folder: Path, what: str) -> ConfigError:
     )
 
 
-def _newest(checkpoints: Checkpoints, num_rows: int) -> Mark:
-    """The newest mark that knows of `num_rows` rows at most."""
+def _newest(checkpoints: Checkpoints, num_rows: int) -> CheckpointMetadata:
+    """The newest metadata that knows of `num_rows` rows at most."""
     return max(
-        (mark for mark in checkpoints.marks() if mark.num_rows <= num_rows),
-        key=lambda mark: mark.step,
-        default=Mark(),
+        (metadata for metadata in checkpoints.all_metadata() if metadata.num_rows <= num_rows),
+        key=lambda metadata: metadata.step,
+        default=CheckpointMetadata(),
     )
 
 
-def _belong_together(chosen: Mapping[str, Mark], rows: Sequence[Row]) -> bool:
-    """Whether no stage wrote some of `rows` after its mark: it would write them twice."""
+def _belong_together(chosen: Mapping[str, CheckpointMetadata], rows: Sequence[Row]) -> bool:
+    """Whether no stage wrote some of `rows` after its metadata: it would write them twice."""
     return all(
-        row["stage"] != name for name, mark in chosen.items() for row in rows[mark.num_rows :]
+        row["stage"] != name
+        for name, metadata in chosen.items()
+        for row in rows[metadata.num_rows :]
     )

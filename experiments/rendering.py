@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from experiments import plots
 from experiments.files import replacing, write_text
 from trustjax.envs import Environment
-from trustjax.envs.quiet import building, import_extra
+from trustjax.envs.third_party import building, import_extra
 
 _WIDTH, _TITLE = 400, 28  # of a frame, and the height of its title, in pixels
 _SMOOTH = 2  # shapes are drawn this much larger, then shrunk
@@ -37,7 +37,7 @@ class Episode(NamedTuple):
     Attributes:
       observations: [T + 1, *observation_shape], from the first to that at the end.
       rewards: [T].
-      ended: whether it came to its end, rather than being cut by the caller.
+      ended: whether it came to its end, rather than being stopped by the caller.
       poses: brax's positions and rotations before each step, with leading axis T; None elsewhere.
     """
 

@@ -72,7 +72,7 @@ def test_squashed_golden(x64):
     ):
         found = policy(mean, log_std).log_prob(action)
         np.testing.assert_allclose(found, golden[log_prob], rtol=1e-9)
-    bounded = policy("mean", "log_std").log_prob_before_tanh(jnp.array([golden["u"]]), slope=1e-6)
+    bounded = policy("mean", "log_std").log_prob_before_tanh(jnp.array([golden["u"]]), epsilon=1e-6)
     np.testing.assert_allclose(bounded, [golden["log_prob_with_slope"]], rtol=1e-9)
 
 

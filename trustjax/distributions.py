@@ -21,7 +21,7 @@ _EDGE = 1e-6
 
 
 class Categorical(NamedTuple):
-    r"""A choice among A actions.
+    r"""A categorical distribution over A actions.
 
     Attributes:
       logits: [..., A] float, log-probabilities up to a constant; -inf is an action that cannot be.
@@ -146,18 +146,18 @@ class TanhGaussian(NamedTuple):
             jnp.arctanh(jnp.clip(widened(action), -1 + _EDGE, 1 - _EDGE))
         )
 
-    def log_prob_before_tanh(self, u: jax.Array, *, slope: float = 0.0) -> jax.Array:
+    def log_prob_before_tanh(self, u: jax.Array, *, epsilon: float = 0.0) -> jax.Array:
         r"""Log-density of every dimension of the action tanh(u), from u [..., d]; [..., d].
 
-        .. math:: \log N(u; \mu, \sigma) - \log(1 - \tanh^2 u + \mathrm{slope})
+        .. math:: \log N(u; \mu, \sigma) - \log(1 - \tanh^2 u + \epsilon)
 
-        With slope = 0 it is exact, and unbounded: it grows as 2 |u|. Where the density itself is
+        With epsilon = 0 it is exact, and unbounded: it grows as 2 |u|. Where the density itself is
         needed, 1e-6 keeps it finite, as most codes of SAC have it.
         """
         # log(1 - tanh(u)^2) without cancellation.
         log_slope = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
-        if slope:
-            log_slope = jnp.logaddexp(log_slope, math.log(slope))
+        if epsilon:
+            log_slope = jnp.logaddexp(log_slope, math.log(epsilon))
         return DiagonalGaussian(*self).log_prob_each(u) - log_slope
 
     def entropy(self, key: jax.Array) -> jax.Array:

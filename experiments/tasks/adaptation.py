@@ -256,11 +256,11 @@ class Adaptation:
         )
 
     def _lanes(self, name: str, method: Method) -> Lanes:
-        """One lane a seed, all with the method's numbers."""
+        """One lane per seed, all with the method's hyperparameters."""
         del name
         full = functools.partial(jnp.full, self.num_seeds)
-        numbers = {k: full(v, dtype=jnp.float32) for k, v in method.numbers.items()}
-        return Lanes(jnp.arange(self.num_seeds), full(method.learning_rate), numbers)
+        hyperparameters = {k: full(v, dtype=jnp.float32) for k, v in method.hyperparameters.items()}
+        return Lanes(jnp.arange(self.num_seeds), full(method.learning_rate), hyperparameters)
 
     def _label(self, lanes: Lanes) -> list[Row]:
         return [{"seed": int(index)} for index in lanes.seed_index]

@@ -17,7 +17,7 @@ from trustjax.parallel import replicated
 
 @dataclass(kw_only=True)
 class AdaptationSearch(Search, Adaptation):
-    """The stages of `Adaptation` with the candidates of `Search`.
+    """The stages of `Adaptation` with the trials of `Search`.
 
     Validation examples are of the target domain; unseen domains are not looked at.
     """

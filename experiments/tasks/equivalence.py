@@ -63,7 +63,7 @@ class Pair:
     def advance(
         self, state: list[Trainee], batches: None, step: int, num_steps: int
     ) -> tuple[list[Trainee], list[Row]]:
-        """Trains both; one row a seed."""
+        """Trains both; logs one row per seed."""
         del batches
         steps = step + jnp.arange(num_steps)
         state, losses = self._train(state, steps)

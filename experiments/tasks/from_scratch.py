@@ -259,12 +259,12 @@ class FromScratch:
         )
 
     def _lanes(self, name: str, method: Method) -> Lanes:
-        """One lane for every noise level and seed, all with the method's numbers."""
+        """One lane for every noise level and seed, all with the method's hyperparameters."""
         del name
         number = len(self.noise_levels) * self.num_seeds
         full = functools.partial(jnp.full, number)
-        numbers = {k: full(v, dtype=jnp.float32) for k, v in method.numbers.items()}
-        return Lanes(jnp.arange(number), full(method.learning_rate), numbers)
+        hyperparameters = {k: full(v, dtype=jnp.float32) for k, v in method.hyperparameters.items()}
+        return Lanes(jnp.arange(number), full(method.learning_rate), hyperparameters)
 
     def _label(self, lanes: Lanes) -> list[Row]:
         levels, seeds = np.divmod(np.asarray(lanes.seed_index), self.num_seeds)

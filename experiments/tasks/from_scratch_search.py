@@ -1,4 +1,4 @@
-"""Learning rates and other numbers for every method of training from scratch."""
+"""Learning rates and other hyperparameters for every method of training from scratch."""
 
 import functools
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from experiments.tasks.search import Search
 
 @dataclass(kw_only=True)
 class FromScratchSearch(Search, FromScratch):
-    """The stages of `FromScratch` with the candidates of `Search`, at one noise level.
+    """The stages of `FromScratch` with the trials of `Search`, at one noise level.
 
     Validation examples are taken from the training part.
 

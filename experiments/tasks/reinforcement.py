@@ -215,7 +215,7 @@ class Training:
         return state, rows
 
     def finish(self, state: Any) -> list[Row]:
-        """One row a seed: the last return in training, and that of the policy without noise."""
+        """One row per seed: the last return in training, and that of the policy without noise."""
         key = jax.random.fold_in(jax.random.key(self.task.seed), 1)
         keys = jax.random.split(key, self.task.num_seeds)
         returns, lengths = self._evaluate(state, keys)

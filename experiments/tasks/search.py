@@ -1,7 +1,7 @@
-"""Search of learning rates and other numbers, with the same budget for every method.
+"""Search of learning rates and other hyperparameters, with the same budget for every method.
 
-All candidates of a method are trained side by side in one program, each from the same seeds, and
-judged by the accuracy on validation examples. Test examples are not looked at. A candidate may
+All trials of a method are trained side by side in one program, each from the same seeds, and
+judged by the accuracy on validation examples. Test examples are not looked at. A trial may
 diverge, which makes it the worst; the search ends only where all of a method do.
 """
 
@@ -24,14 +24,14 @@ MEASURES = ("accuracy", "loss")
 
 @dataclass(kw_only=True)
 class Search:
-    """What a search adds to the experiment whose numbers it looks for, named first of the bases.
+    """What a search adds to an experiment; it is named first among the bases.
 
     The experiment has `methods`, `num_seeds`, `_names`, and measures final/accuracy and final/loss
     on validation examples.
 
     Attributes:
-      grid: by method, the values to try of `learning_rate` and of others of its numbers; all
-        combinations are candidates. A number that is not named stays as configured.
+      grid: by method, the values to try of `learning_rate` and of its other hyperparameters;
+        all combinations are trials. A hyperparameter that is not named stays as configured.
     """
 
     grid: Mapping[str, Mapping[str, Sequence[float]]]
@@ -39,60 +39,61 @@ class Search:
     lanes_compete: ClassVar[bool] = True  # see `Training`
 
     def validate(self) -> None:
-        """As for the experiment; also every method must have the same number of candidates."""
+        """As for the experiment; also every method must have the same number of trials."""
         super().validate()  # type: ignore[misc]  # the experiment's
         for name in self._names():
-            known = {"learning_rate", *self.methods[name].numbers}
+            known = {"learning_rate", *self.methods[name].hyperparameters}
             if unknown := set(self.grid.get(name, ())) - known:
                 raise ValueError(
                     f"grid.{name} must name some of {sorted(known)}, got {sorted(unknown)}"
                 )
-        counts = {name: len(self._candidates(name)) for name in self._names()}
+        counts = {name: len(self._trials(name)) for name in self._names()}
         if len(set(counts.values())) > 1 or 0 in counts.values():
-            raise ValueError(f"grid must give every method equally many candidates, got {counts}")
+            raise ValueError(f"grid must give every method equally many trials, got {counts}")
 
-    def _candidates(self, name: str) -> list[dict[str, float]]:
+    def _trials(self, name: str) -> list[dict[str, float]]:
         if name not in self.grid:
             return []
         method: Method = self.methods[name]
-        numbers = {"learning_rate": method.learning_rate, **method.numbers}
-        tried = [self.grid[name].get(key, [value]) for key, value in numbers.items()]
-        return [dict(zip(numbers, values, strict=True)) for values in itertools.product(*tried)]
+        hyperparameters = {"learning_rate": method.learning_rate, **method.hyperparameters}
+        tried = [self.grid[name].get(key, [value]) for key, value in hyperparameters.items()]
+        return [
+            dict(zip(hyperparameters, values, strict=True)) for values in itertools.product(*tried)
+        ]
 
     def _lanes(self, name: str, method: Method) -> Lanes:
-        """One lane for every candidate and seed."""
-        candidates = self._candidates(name)
+        """One lane for every trial and seed."""
+        trials = self._trials(name)
         columns = {
-            key: jnp.repeat(jnp.array([c[key] for c in candidates]), self.num_seeds)
-            for key in candidates[0]
+            key: jnp.repeat(jnp.array([trial[key] for trial in trials]), self.num_seeds)
+            for key in trials[0]
         }
-        seed_index = jnp.tile(jnp.arange(self.num_seeds), len(candidates))
+        seed_index = jnp.tile(jnp.arange(self.num_seeds), len(trials))
         return Lanes(seed_index, columns.pop("learning_rate"), columns)
 
     def _label(self, lanes: Lanes) -> list[Row]:
-        numbers = {"learning_rate": lanes.learning_rate, **lanes.numbers}
-        columns = {key: np.asarray(value) for key, value in numbers.items()}
+        hyperparameters = {"learning_rate": lanes.learning_rate, **lanes.hyperparameters}
+        columns = {key: np.asarray(value) for key, value in hyperparameters.items()}
         return [
             {"seed": int(index), **{key: _logged(v[lane]) for key, v in columns.items()}}
             for lane, index in enumerate(lanes.seed_index)
         ]
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """The best candidate of every method: highest accuracy, then lowest loss, over seeds.
+        """The best trial of every method: highest accuracy, then lowest loss, over seeds.
 
         Raises Diverged where none is left.
         """
-        candidates, best = {}, {}
+        trials, best = {}, {}
         for name in self._names():
             finals = [row for row in rows if row["stage"] == name and "final/accuracy" in row]
             tried = [
-                {**candidate, **self._mean_over_seeds(finals, candidate)}
-                for candidate in self._candidates(name)
+                {**trial, **self._mean_over_seeds(finals, trial)} for trial in self._trials(name)
             ]
             whole = [each for each in tried if "diverged" not in each]
             if not whole:
-                raise Diverged(f"{name}: of every candidate a seed diverged; see metrics.csv")
-            candidates[name] = tried
+                raise Diverged(f"{name}: of every trial a seed diverged; see metrics.csv")
+            trials[name] = tried
             best[name] = max(whole, key=lambda each: (each["accuracy"], -each["loss"]))
         cells = []
         for name, found in best.items():
@@ -103,15 +104,15 @@ class Search:
             cells.append((name, f"{rate:g}", others, f"{100 * accuracy:.1f}", f"{loss:.3f}"))
         columns = ("method", "learning rate", "others", "validation accuracy, %", "loss")
         table = Table("Best on the validation split", columns, cells)
-        return Summary({"best": best, "candidates": candidates}, table)
+        return Summary({"best": best, "trials": trials}, table)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """Nothing to see: the table says it."""
 
     def _mean_over_seeds(
-        self, finals: Sequence[Row], candidate: Mapping[str, float]
+        self, finals: Sequence[Row], trial: Mapping[str, float]
     ) -> dict[str, float]:
-        logged = {key: _logged(jnp.asarray(value, float)) for key, value in candidate.items()}
+        logged = {key: _logged(jnp.asarray(value, float)) for key, value in trial.items()}
         own = [row for row in finals if all(row[key] == value for key, value in logged.items())]
         if len(own) < self.num_seeds:  # some seed diverged
             return {"diverged": True}

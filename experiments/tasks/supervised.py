@@ -51,12 +51,12 @@ class Lanes(NamedTuple):
     Attributes:
       seed_index: int32, the seed of the lane: which data, order and noise it sees.
       learning_rate: float32, peak learning rate.
-      numbers: the `numbers` of the method, float32 each.
+      hyperparameters: those of the method, float32 each.
     """
 
     seed_index: jax.Array
     learning_rate: jax.Array
-    numbers: Mapping[str, jax.Array]
+    hyperparameters: Mapping[str, jax.Array]
 
 
 def initial_variables(model: nn.Module, keys: jax.Array, image: jax.Array) -> tuple[PyTree, PyTree]:
@@ -278,8 +278,8 @@ class Training:
         )
 
     def _at(self, lane: Lanes) -> tuple[optax.GradientTransformation, Penalty | None]:
-        """The method with the numbers of a lane."""
-        method = self.method.at(**lane.numbers)
+        """The method with the hyperparameters of a lane."""
+        method = self.method.at(**lane.hyperparameters)
         schedule = optax.cosine_decay_schedule(lane.learning_rate, self.num_steps)
         frozen = getattr(self.model, "frozen_blocks", None) is not None
         trainable = self.model.trainable if frozen else None

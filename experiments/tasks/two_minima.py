@@ -136,7 +136,7 @@ class Walk:
     def advance(
         self, state: Walkers, batches: None, step: int, num_steps: int
     ) -> tuple[Walkers, list[Row]]:
-        """Walks; one row a seed."""
+        """Walks; logs one row per seed."""
         state, _ = self.walk(state, step, num_steps)
         measures = measure(state.position, landscape=self.task.landscape)
         columns = {name: np.asarray(values, float) for name, values in measures.items()}

@@ -24,7 +24,7 @@ class Csv:
         self.digest = RowsDigest()
         self._columns: list[str] = []
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         """Makes the file hold exactly `rows`."""
         self._columns = []
         self._write_anew(rows)

@@ -38,7 +38,7 @@ class Mlflow:
         self._experiment = experiment
         self._run_id = ""
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         """Begins a run of MLflow, logs the configuration and `rows`, deletes earlier ones."""
         home = self._folder.absolute() / "mlflow"
         home.mkdir(exist_ok=True)

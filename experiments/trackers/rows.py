@@ -9,7 +9,7 @@ Row = dict[str, float | int | str]  # one line of metrics.csv
 class Tracker(Protocol):
     """Records the rows of a run."""
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         """Called once, before any `log`: the run goes on after `rows`; forget what came later."""
 
     def log(self, rows: Sequence[Row]) -> None:

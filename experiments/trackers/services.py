@@ -1,8 +1,9 @@
 """What the trackers of other services share.
 
-None of them can cut what it has: services only append. So `cut` begins a new run of the service and
-logs all rows that the run goes on after; a run of an earlier start, which may lack its last rows
-and have rows that are computed again, is deleted where the service can, and has another name.
+Services only append, and none of them can drop rows that it has. So `resume_from` begins a new run
+of the service and logs all rows that the run goes on after. A run of an earlier start, which may
+lack its last rows and have rows that are computed again, is deleted where the service can do that,
+and has another name.
 """
 
 import contextlib

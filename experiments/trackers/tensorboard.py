@@ -24,7 +24,7 @@ class TensorBoard:
         self._writers: dict[str, RecordWriter] = {}
         self._last_steps: dict[str, int] = {}
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         """Remembers the last step of each stage: events after it will be purged."""
         self._last_steps = {str(row["stage"]): int(row["step"]) for row in rows}
 

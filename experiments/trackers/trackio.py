@@ -35,7 +35,7 @@ class Trackio:
         self._project = project
         self._trackio: ModuleType | None = None
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         """Begins a run of trackio, logs `rows`, deletes the runs of earlier starts."""
         config = read_config(self._folder)
         home = self._folder.absolute() / "trackio"

@@ -35,7 +35,7 @@ class Wandb:
         self._project = project or os.environ.get("WANDB_PROJECT", "trustjax")
         self._run: wandb.Run | None = None
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         """Begins a run of W&B and logs `rows`."""
         config = read_config(self._folder)
         starts = Starts(self._folder / "wandb")
@@ -62,7 +62,7 @@ class Wandb:
 
     def log(self, rows: Sequence[Row]) -> None:
         """Hands the means over seeds to W&B's process."""
-        assert self._run is not None, "cut comes first"
+        assert self._run is not None, "resume_from comes first"
         for point in seed_means(rows):
             self._run.log({"step": point.step, **point.prefixed()})
 

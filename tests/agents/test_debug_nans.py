@@ -72,7 +72,7 @@ def test_ratios_far_away():
     (batch,) = batches
     far = jnp.where(jnp.arange(4) % 2, 1e3, -1e3)
     for advantage in (batch.advantage, jnp.zeros_like(batch.advantage)):
-        moved = agent.moved(
+        moved = agent.policy_update_metrics(
             state.params["actor"],
             batch._replace(log_prob=batch.log_prob + far, advantage=advantage),
         )

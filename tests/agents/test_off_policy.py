@@ -11,7 +11,7 @@ import pytest
 
 from trustjax.agents import (
     OffPolicyMDPO,
-    candidates,
+    action_samples,
     data_parallel,
     mdpo,
     replay,
@@ -91,7 +91,9 @@ def test_densities_near_the_bounds(order):
 
     def soft_value(mean):
         policy = TanhGaussian(mean, jnp.zeros_like(mean))
-        drawn = candidates.draw(policy, jax.random.split(jax.random.key(0), 4), slope=agent.slope)
+        drawn = action_samples.sample_actions(
+            policy, jax.random.split(jax.random.key(0), 4), epsilon=agent.tanh_epsilon
+        )
         return jnp.mean(jnp.square(agent.entropy_log(drawn.log_prob)))
 
     for mean in (0.0, 60.0, -200.0):

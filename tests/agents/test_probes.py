@@ -31,7 +31,7 @@ from trustjax.agents import (
     SAC,
     TRPO,
     OffPolicyMDPO,
-    candidates,
+    action_samples,
     mdpo,
     on_policy,
     ppo,
@@ -133,8 +133,8 @@ def values(agent, params, observations):
     if "critic" in params:
         return agent.critic.apply(params["critic"], observations)[0]
     policy = agent.distribution(params["actor"], observations)
-    drawn = candidates.draw(policy, jax.random.split(jax.random.key(2), 1))
-    return candidates.expected(drawn, agent.q_values(params["critics"], observations, drawn))
+    drawn = action_samples.sample_actions(policy, jax.random.split(jax.random.key(2), 1))
+    return action_samples.expectation(drawn, agent.q_values(params["critics"], observations, drawn))
 
 
 def value_errors(agent, states, name):
@@ -207,22 +207,22 @@ def test_next_value_is_that_before_the_reset(monkeypatch):
 @pytest.mark.slow
 def test_replay_keeps_both_ends_apart(monkeypatch):
     """Without the difference, or without the last observation, SAC fails the probe for it alone."""
-    take = rollout.take
+    step_envs = rollout.step_envs
 
     def no_limit(*args, **options):
-        runner, found = take(*args, **options)
+        runner, found = step_envs(*args, **options)
         return runner, found._replace(terminated=found.terminated | found.truncated)
 
     def no_last(*args, **options):
-        runner, found = take(*args, **options)
+        runner, found = step_envs(*args, **options)
         return runner, found._replace(final_observation=runner.observation)
 
-    monkeypatch.setattr(rollout, "take", no_limit)
+    monkeypatch.setattr(rollout, "step_envs", no_limit)
     agent, states = trained_on("sac", "time_limit", "delayed")
     assert np.all(value_errors(agent, states["time_limit"], "time_limit") > 1)
     assert np.all(value_errors(agent, states["delayed"], "delayed") < 0.05)
 
-    monkeypatch.setattr(rollout, "take", no_last)
+    monkeypatch.setattr(rollout, "step_envs", no_last)
     agent, states = trained_on("sac", "time_limit", "final_observation")
     assert np.all(value_errors(agent, states["time_limit"], "time_limit") < 0.05)
     assert np.all(value_errors(agent, states["final_observation"], "final_observation") > 0.1)

@@ -62,7 +62,7 @@ class Looking(PPO):
             "old": batch.old[0],
             "value": batch.value,
             "returns": batch.returns,
-            "starts": batch.starts,
+            "is_first": batch.is_first,
         }
         return state.params, state.learner, found
 
@@ -96,7 +96,7 @@ def test_learning_recomputes_the_rollout(memory):
 def test_next_value_is_that_of_the_next_step():
     """Of the memory after the step: with lambda 0, R_t = gamma V(s_{t+1}) where nothing is paid."""
     found = normalized()
-    goes_on = ~found["starts"][:, 1:]
+    goes_on = ~found["is_first"][:, 1:]
     assert 0 < np.mean(goes_on) < 1
     expected = 0.9 * found["value"][:, 1:]
     np.testing.assert_allclose(found["returns"][:, :-1][goes_on], expected[goes_on], rtol=1e-4)

@@ -20,16 +20,16 @@ def transitions(first, num_steps, num_envs):
 
 def filled(num_envs=4, length=6, steps=(4,)):
     example = jax.tree.map(lambda x: x[0, 0], transitions(0, 1, num_envs))
-    replay, first = replays.empty(example, num_envs, length), 0
+    replay, first = replays.init(example, num_envs, length), 0
     for num_steps in steps:
-        replay = replays.added(replay, transitions(first, num_steps, num_envs))
+        replay = replays.add(replay, transitions(first, num_steps, num_envs))
         first += num_steps
     return replay
 
 
 def draw(replay, num_groups, size, seed=0):
     keys = jax.random.split(jax.random.key(seed), num_groups)
-    return jax.jit(replays.drawn, static_argnums=2)(replay, keys, size)
+    return jax.jit(replays.sample, static_argnums=2)(replay, keys, size)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_group_draws_the_same_beside_others():
     both = draw(replay, 2, 8)
     keys = jax.random.split(jax.random.key(0), 2)
     half = replay.replace(experience=jax.tree.map(lambda x: x[2:], replay.experience))
-    alone = replays.drawn(half, keys[1:], 8)
+    alone = replays.sample(half, keys[1:], 8)
     jax.tree.map(lambda b, a: np.testing.assert_array_equal(b[1], a[0]), both, alone)
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from trustjax.agents import PPO, on_policy, ppo
-from trustjax.agents.rollout import Sums, sum_up
-from trustjax.agents.statistics import (
+from trustjax.agents.rollout import EpisodeStats, accumulate_episode_stats
+from trustjax.agents.running_statistics import (
     Statistics,
     explained_variance,
     initial_statistics,
@@ -197,8 +197,8 @@ def test_discounted_return_golden(x64):
     golden = GOLDEN["discounted_return"]
     zero = jnp.zeros(1)
     rewards = jnp.array(golden["rewards"], float)[:, None]
-    after, every = sum_up(
-        Sums(zero, jnp.zeros(1, jnp.int32), zero),
+    after, every = accumulate_episode_stats(
+        EpisodeStats(zero, jnp.zeros(1, jnp.int32), zero),
         rewards, jnp.zeros_like(rewards, bool), golden["discount"],
     )  # fmt: skip
     np.testing.assert_allclose(every.discounted_return[:, 0], golden["sums"], rtol=1e-12)
@@ -209,8 +209,8 @@ def test_sums_begin_anew_after_an_end():
     """The step that ends an episode counts to it; the next one starts at its own reward."""
     rewards = jnp.array([[1.0, 1], [2, 2], [4, 4]])
     ended = jnp.array([[False, False], [True, False], [False, True]])
-    start = Sums(jnp.array([8.0, 0]), jnp.array([2, 0]), jnp.array([16.0, 0]))
-    after, every = sum_up(start, rewards, ended, 0.5)
+    start = EpisodeStats(jnp.array([8.0, 0]), jnp.array([2, 0]), jnp.array([16.0, 0]))
+    after, every = accumulate_episode_stats(start, rewards, ended, 0.5)
     np.testing.assert_array_equal(every.episode_return, [[9, 1], [11, 3], [4, 7]])
     np.testing.assert_array_equal(every.episode_length, [[3, 1], [4, 2], [1, 3]])
     np.testing.assert_array_equal(every.discounted_return, [[9, 1], [6.5, 2.5], [4, 5.25]])

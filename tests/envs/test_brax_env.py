@@ -12,7 +12,7 @@ from rolling import Counting, Rollout, check_interface, rollout
 from trustjax.agents import ppo
 from trustjax.envs import make, names
 from trustjax.envs.brax import Brax, BraxParams
-from trustjax.envs.quiet import building, calling, import_extra
+from trustjax.envs.third_party import building, default_promotion, import_extra
 
 LIMIT = 8
 
@@ -36,7 +36,7 @@ def reference(key, length, *, limit, repeats):
         env = package.get_environment("inverted_pendulum", backend="spring")
     env = training.AutoResetWrapper(training.EpisodeWrapper(env, limit * repeats, repeats))
     found = []
-    with calling():
+    with default_promotion():
         state = jax.jit(env.reset)(jax.random.key_data(key))
         step = jax.jit(env.step)
         for t in range(length):

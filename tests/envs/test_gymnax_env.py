@@ -10,7 +10,7 @@ from rolling import check_interface, rollout, still
 
 import trustjax.envs.gymnax
 from trustjax.envs import make
-from trustjax.envs.quiet import building, calling, import_extra
+from trustjax.envs.third_party import building, default_promotion, import_extra
 
 gymnax = import_extra("gymnax", install="gymnax")
 
@@ -44,14 +44,14 @@ def test_a_step_is_that_of_gymnax(name, shape, limit):
     key = jax.random.key(3)
     step = jax.jit(env.step)
     observation, state = env.reset(key, params)
-    with calling():
+    with default_promotion():
         expected, inner_state = inner.reset(key, params)
     np.testing.assert_array_equal(observation, seen(expected), strict=True)
     ends = 0
     for key in jax.random.split(jax.random.key(4), 6):
         action = jnp.full_like(still(env), 1)
         observation, state, reward, terminated, truncated, info = step(key, state, action, params)
-        with calling():
+        with default_promotion():
             expected, inner_state, *rest, inner_info = inner.step(
                 key, inner_state, action.reshape(inner.action_space(params).shape), params
             )
@@ -88,7 +88,7 @@ def test_the_end_of_an_episode_wins_over_the_time_limit():
     key = jax.random.key(0)
     _, state = env.reset(key)
     *_, terminated, truncated, _ = env.step(key, state, jnp.int32(0))
-    with calling():
+    with default_promotion():
         assert env.unwrapped.step(key, state, 0, env.default_params)[4]  # gymnax says both
     assert terminated
     assert not truncated

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.loop import Mark, Row
+from experiments.loop import CheckpointMetadata, Row
 
 
 class Numbers:
@@ -91,13 +91,17 @@ class InMemory:
         self._event = event
         self.folder = "memory"
 
-    def latest(self) -> Mark:
-        return Mark(**json.loads(self._store[max(self._store)][0])) if self._store else Mark()
+    def latest(self) -> CheckpointMetadata:
+        return (
+            CheckpointMetadata(**json.loads(self._store[max(self._store)][0]))
+            if self._store
+            else CheckpointMetadata()
+        )
 
-    def save(self, state: Any, mark: Mark) -> None:
+    def save(self, state: Any, metadata: CheckpointMetadata) -> None:
         self._event("before save")
-        text = json.dumps({**mark._asdict(), "began_from": dict(mark.began_from)})
-        self._store[mark.step] = (text, jax.tree.map(np.asarray, state))
+        text = json.dumps({**metadata._asdict(), "began_from": dict(metadata.began_from)})
+        self._store[metadata.step] = (text, jax.tree.map(np.asarray, state))
         self._event("after save")
 
     def restore(self, like: Any) -> Any:

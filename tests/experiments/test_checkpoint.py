@@ -14,9 +14,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.checkpoint import Checkpoints
-from experiments.loop import Mark, SaveError
+from experiments.loop import CheckpointMetadata, SaveError
 
-MARK = Mark(10, 3, 1.5, True, {"pretrain": 100}, {"next": [1, {"a": None}]})
+METADATA = CheckpointMetadata(10, 3, 1.5, True, {"pretrain": 100}, {"next": [1, {"a": None}]})
 
 
 def trained_state(scale: float = 1.0) -> dict[str, Any]:
@@ -46,17 +46,17 @@ def assert_same(state: Any, other: Any) -> None:
 
 
 def test_round_trip(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    assert checkpoints.latest() == Mark()
-    checkpoints.save(trained_state(), MARK)
+    assert checkpoints.latest() == CheckpointMetadata()
+    checkpoints.save(trained_state(), METADATA)
     again = Checkpoints(tmp_path / "sam", keep=2)
-    assert again.latest() == MARK
+    assert again.latest() == METADATA
     assert_same(again.restore(trained_state(scale=0.0)), trained_state())
     again.close()
 
 
 def test_newest_are_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for step in (10, 20, 30):
-        checkpoints.save({"x": jnp.float32(step)}, MARK._replace(step=step))
+        checkpoints.save({"x": jnp.float32(step)}, METADATA._replace(step=step))
     assert sorted(path.name for path in (tmp_path / "sam").iterdir()) == ["20", "30"]
     assert checkpoints.restore({"x": jnp.float32(0)})["x"] == 30
 
@@ -66,7 +66,7 @@ def test_placement_follows_like(checkpoints: Checkpoints) -> None:
         mesh = jax.make_mesh((size,), ("data",), devices=jax.devices()[:size])
         return jax.device_put(jnp.arange(8.0), NamedSharding(mesh, PartitionSpec("data")))
 
-    checkpoints.save({"x": place(4)}, MARK)
+    checkpoints.save({"x": place(4)}, METADATA)
     restored = checkpoints.restore({"x": place(8)})["x"]
     assert restored.sharding == place(8).sharding
     np.testing.assert_array_equal(restored, np.arange(8.0))
@@ -74,14 +74,14 @@ def test_placement_follows_like(checkpoints: Checkpoints) -> None:
 
 def test_unfinished_and_half_deleted_are_ignored(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for step in (10, 20):
-        checkpoints.save({"x": jnp.float32(step)}, MARK._replace(step=step))
+        checkpoints.save({"x": jnp.float32(step)}, METADATA._replace(step=step))
     unfinished = tmp_path / "sam" / "30.orbax-checkpoint-tmp-123"
     unfinished.mkdir()
     (tmp_path / "sam" / "10" / "_CHECKPOINT_METADATA").unlink()
     again = Checkpoints(tmp_path / "sam", keep=2)
     assert again.latest().step == 20
     assert again.restore({"x": jnp.float32(0)})["x"] == 20
-    again.save({"x": jnp.float32(30)}, MARK._replace(step=30))
+    again.save({"x": jnp.float32(30)}, METADATA._replace(step=30))
     assert sorted(path.name for path in (tmp_path / "sam").iterdir()) == ["20", "30"]
     again.close()
 
@@ -94,7 +94,7 @@ def test_a_killed_save_is_repeated_in_silence(
     left = tmp_path / "sam" / "10.new.orbax-checkpoint-tmp"
     left.mkdir()
     (left / "part").write_text("cut")
-    checkpoints.save(trained_state(), MARK)
+    checkpoints.save(trained_state(), METADATA)
     assert [path.name for path in (tmp_path / "sam").iterdir()] == ["10"]
     assert warnings == []
 
@@ -109,22 +109,22 @@ def test_what_a_failed_save_leaves_may_stay(
     monkeypatch.setattr(Path, "unlink", refuse)
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(SaveError, match=r"^cannot save step 10 in .*there is no earlier one"):
-        checkpoints.save(trained_state(), MARK)
+        checkpoints.save(trained_state(), METADATA)
 
 
 def test_failed_save_leaves_the_older_one_whole(checkpoints: Checkpoints, tmp_path: Path) -> None:
     small = {"x": jnp.zeros(10)}
-    checkpoints.save(small, MARK)
+    checkpoints.save(small, METADATA)
     noise = jax.random.normal(jax.random.key(0), (10**6,))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # like a disk that is full
     try:
         with pytest.raises(SaveError, match=r"cannot save step 20 in .*sam \(step 10 is whole\): "):
-            checkpoints.save({"x": noise}, MARK._replace(step=20))
+            checkpoints.save({"x": noise}, METADATA._replace(step=20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     again = Checkpoints(tmp_path / "sam", keep=2)
-    assert again.latest() == MARK
+    assert again.latest() == METADATA
     assert_same(again.restore(small), small)
     again.close()
 

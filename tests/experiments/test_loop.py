@@ -11,7 +11,7 @@ import pytest
 from counting import Counting, InMemory, nothing
 
 from experiments import loop
-from experiments.loop import Diverged, Mark, SaveError
+from experiments.loop import CheckpointMetadata, Diverged, SaveError
 from experiments.targets import ConfigError
 from experiments.trackers import Csv, Row, read_rows
 
@@ -27,9 +27,9 @@ class EventCsv(Csv):
         super().__init__(path)
         self._event = event
 
-    def cut(self, rows: Sequence[Row]) -> None:
+    def resume_from(self, rows: Sequence[Row]) -> None:
         self._event("before cut")
-        super().cut(rows)
+        super().resume_from(rows)
         self._event("after cut")
 
     def log(self, rows: Sequence[Row]) -> None:
@@ -226,9 +226,9 @@ def test_full_disk_is_a_save_error(tmp_path: Path) -> None:
 def test_mark_is_json_with_the_iterator(tmp_path: Path) -> None:
     stores = new_stores()
     run(two_stages(), tmp_path, stores, every=1)
-    mark = InMemory(stores["second"]).latest()
-    expected = Mark(7, 18, mark.seconds, True, {"first": 7}, {"next": 7})
-    assert mark == expected
+    metadata = InMemory(stores["second"]).latest()
+    expected = CheckpointMetadata(7, 18, metadata.seconds, True, {"first": 7}, {"next": 7})
+    assert metadata == expected
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, np.float32("nan")])

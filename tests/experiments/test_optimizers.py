@@ -44,7 +44,7 @@ def test_optimizer(name):
         extra = {"grad_fn": grad, "losses_fn": losses_fn, "fisher_grads": grad(w), **outputs}
         return tx.update(grad(w), tx.init(w), w, **extra)[0]
 
-    assert jnp.all(jnp.abs(step(method.numbers)) > 0.005)
+    assert jnp.all(jnp.abs(step(method.hyperparameters)) > 0.005)
 
 
 @pytest.mark.parametrize("name", names("penalty"))
@@ -92,12 +92,12 @@ def test_numbers_of_a_method():
         return optax.identity()
 
     optimizer, penalty = Optimizer(optax.sgd, attack, {"rho": 0.1}), UnderNoise(r3f_penalty, 0.2)
-    assert Method(Optimizer(optax.sgd), 0.1).numbers == {}
-    assert Method(optimizer, 0.1).numbers == {"rho": 0.1}
+    assert Method(Optimizer(optax.sgd), 0.1).hyperparameters == {}
+    assert Method(optimizer, 0.1).hyperparameters == {"rho": 0.1}
     method = Method(optimizer, 0.1, penalty)
-    assert method.numbers == {"rho": 0.1, "weight": 0.2}
+    assert method.hyperparameters == {"rho": 0.1, "weight": 0.2}
     changed = method.at(rho=0.7, weight=2.0)
-    assert changed.numbers == {"rho": 0.7, "weight": 2.0}
+    assert changed.hyperparameters == {"rho": 0.7, "weight": 2.0}
     for each in (method, changed):
         each.optimizer(0.1)
     assert seen == [0.1, 0.7]
@@ -159,14 +159,14 @@ def composed(*overrides):
 
 
 def test_all_rows_of_the_paper():
-    """Seventeen methods, each with a rate; the search has sixteen candidates for every one."""
+    """Seventeen methods, each with a rate; the search has sixteen trials for every one."""
     task = build(composed("+exp=tram_vision_search", "methods=paper"), "task")
     task.validate()
     assert len(task.methods) == 17
-    assert {len(task._candidates(name)) for name in task.methods} == {16}
-    candidates = task._candidates("asam_trpo")
-    assert {candidate["rho"] for candidate in candidates} == {0.1}
-    assert {candidate["weight"] for candidate in candidates} == {1e-4, 1e-3, 1e-2, 1e-1}
+    assert {len(task._trials(name)) for name in task.methods} == {16}
+    trials = task._trials("asam_trpo")
+    assert {trial["rho"] for trial in trials} == {0.1}
+    assert {trial["weight"] for trial in trials} == {1e-4, 1e-3, 1e-2, 1e-1}
 
 
 def test_a_radius_needs_an_attack() -> None:

@@ -28,7 +28,7 @@ def printed(terminal: bool, *, seconds: float | None = None) -> str:
     progress = make_progress(LENGTHS, console)
     if seconds is not None:
         progress = Lines(LENGTHS, console, seconds)
-    progress.cut([])
+    progress.resume_from([])
     progress.log(rows("pretrain", 50))
     progress.log(rows("pretrain", 100))
     progress.log([{"stage": "pretrain", "step": 100, "final": 3.0}])
@@ -69,7 +69,7 @@ def test_bars_on_a_terminal() -> None:
 def test_bars_start_where_the_run_is(kept: list[Row], shown: str, hidden: str | None) -> None:
     file = io.StringIO()
     progress = make_progress(LENGTHS, Console(file=file, force_terminal=True, width=100))
-    progress.cut(kept)
+    progress.resume_from(kept)
     progress.close()
     assert shown in file.getvalue()
     assert hidden is None or hidden not in file.getvalue()
@@ -93,7 +93,7 @@ def test_rates_without_exponents_and_without_compilation() -> None:
 def test_bars_tell_that_they_compile() -> None:
     file = io.StringIO()
     progress = make_progress(LENGTHS, Console(file=file, force_terminal=True, width=100))
-    progress.cut([])
+    progress.resume_from([])
     progress.close()
     assert "0:00:00" in file.getvalue()
     assert "compiling ..." in file.getvalue()
@@ -102,7 +102,7 @@ def test_bars_tell_that_they_compile() -> None:
 def test_rows_that_count_in_other_units() -> None:
     file = io.StringIO()
     progress = make_progress({"portfolio": 1, "game": 1}, Console(file=file, width=100))
-    progress.cut([])
+    progress.resume_from([])
     progress.log(rows("portfolio", 1000))
     assert file.getvalue().splitlines() == [
         "portfolio: compiling ...",

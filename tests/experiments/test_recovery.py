@@ -415,7 +415,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert process.returncode in (130, 143)
     assert "Traceback" not in error
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "sgd", 2)
-    assert (checkpoints.damaged, checkpoints.marks()[0].step) == ({}, 4)
+    assert (checkpoints.damaged, checkpoints.all_metadata()[0].step) == ({}, 4)
     last = int(read_rows(tmp_path / "metrics.csv")[-1]["step"])
     result = killing.run([f"resume={tmp_path}", f"task.steps={last + 2}"])
     assert (result.returncode, result.stderr) == (0, "")

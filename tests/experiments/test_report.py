@@ -38,7 +38,7 @@ def write_run(
     config = {"exp": exp, "seed": seed, "num_seeds": 9, "task": {"seed": seed, **(task or {})}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     tracker = Csv(folder / "metrics.csv")
-    tracker.cut([])
+    tracker.resume_from([])
     for stage, values in finals.items():
         rows: list[Row] = [
             {"stage": stage, "step": step, "seed": index, metric: value * step, "time/seconds": 1.0}

@@ -1,4 +1,4 @@
-"""The search of rates, where some of its candidates diverge."""
+"""The search of rates, where some of its trials diverge."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def search(folder: Path, rates: str) -> int:
 
 
 def lanes(folder: Path, rate: float) -> list[Row]:
-    """The rows of one candidate, without times."""
+    """The rows of one trial, without times."""
     return [
         {key: value for key, value in row.items() if not key.startswith("time/")}
         for row in read_rows(folder / "metrics.csv")
@@ -82,7 +82,7 @@ def test_a_diverged_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not any("final/accuracy" in row for row in diverged)
     result = json.loads((tmp_path / "wild" / "summary.json").read_text())["result"]
     assert result["best"]["adamw"]["learning_rate"] == 2e-3
-    wild, calm = result["candidates"]["adamw"]
+    wild, calm = result["trials"]["adamw"]
     assert wild == {"learning_rate": 1e30, "diverged": True}
     assert set(calm) == {"learning_rate", "accuracy", "loss"}
 
@@ -95,7 +95,7 @@ def test_rates_of_many_digits_are_found_again(tmp_path: Path) -> None:
     assert result["best"]["adamw"]["accuracy"] > 0
 
 
-def test_all_candidates_diverge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_trials_diverge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search(tmp_path / "run", "[1e30,2e30]") == 1
     error = capsys.readouterr().err
     assert error.startswith("error: stage adamw: ")
@@ -115,7 +115,7 @@ def test_in_every_candidate_a_seed_diverges(tmp_path: Path) -> None:
         {**row, "seed": 0, "diverged": 1, "learning_rate": 2e-3},
         {**row, "seed": 1, **measured, "learning_rate": 2e-3},
     ]
-    with pytest.raises(Diverged, match="adamw: of every candidate a seed diverged"):
+    with pytest.raises(Diverged, match="adamw: of every trial a seed diverged"):
         task.summarize(rows)
     rows[1] = {**row, "seed": 1, **measured, "learning_rate": 1e-3}
     assert task.summarize(rows).values["best"]["adamw"]["learning_rate"] == 1e-3

@@ -135,7 +135,7 @@ KILLED = """
 import os, pathlib, signal, time
 from experiments.trackers.{name} import {kind} as Kind
 tracker = Kind(pathlib.Path("../runs/one"))
-tracker.cut([])
+tracker.resume_from([])
 tracker.log({rows})
 time.sleep(1)  # for the threads and processes that write
 os.kill(os.getpid(), signal.SIGKILL)
@@ -174,7 +174,7 @@ def test_killed_and_resumed(name: str, home: Path, capfd: pytest.CaptureFixture[
 
     kind = getattr(importlib.import_module(f"experiments.trackers.{name}"), name.capitalize())
     tracker = kind(one)
-    tracker.cut(ROWS[:4])  # the checkpoint was before the last rows
+    tracker.resume_from(ROWS[:4])  # the checkpoint was before the last rows
     tracker.log(ROWS[4:6])
     tracker.log(ROWS[6:])
     tracker.log(FINAL)
@@ -197,7 +197,7 @@ def test_runs_of_a_sweep_have_their_own_folders(name: str, home: Path) -> None:
     folders = [begin(home.parent / "runs" / each) for each in ("one", "two")]
     for folder in folders:
         tracker = kind(folder)
-        tracker.cut([])
+        tracker.resume_from([])
         tracker.log(ROWS[:4])
         tracker.close()
     for folder in folders:
@@ -213,7 +213,7 @@ def test_what_fails_there_is_an_error_of_the_system(home: Path, monkeypatch: Any
     monkeypatch.setenv("WANDB_MODE", "online")
     tracker = Wandb(begin(home.parent / "run"))
     with pytest.raises(OSError, match="Weights & Biases: No API key"):
-        tracker.cut([])
+        tracker.resume_from([])
     tracker.close()
 
 

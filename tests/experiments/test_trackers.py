@@ -18,7 +18,7 @@ ROWS: list[Row] = [
 
 def test_rows_round_trip(tmp_path: Path) -> None:
     tracker = Csv(tmp_path / "metrics.csv")
-    tracker.cut([])
+    tracker.resume_from([])
     assert read_rows(tracker.path) == []
     tracker.log(ROWS[:2])
     tracker.log(ROWS[2:])
@@ -32,7 +32,7 @@ def test_rows_round_trip(tmp_path: Path) -> None:
 )
 def test_values_keep_their_type(value: float | int | str, tmp_path: Path) -> None:
     tracker = Csv(tmp_path / "metrics.csv")
-    tracker.cut([])
+    tracker.resume_from([])
     tracker.log([{"value": value}])
     (row,) = read_rows(tracker.path)
     assert repr(row["value"]) == repr(value)
@@ -40,7 +40,7 @@ def test_values_keep_their_type(value: float | int | str, tmp_path: Path) -> Non
 
 def test_nan_is_read_as_nan(tmp_path: Path) -> None:
     tracker = Csv(tmp_path / "metrics.csv")
-    tracker.cut([])
+    tracker.resume_from([])
     tracker.log([{"value": math.nan}])
     (row,) = read_rows(tracker.path)
     assert math.isnan(float(row["value"]))
@@ -48,7 +48,7 @@ def test_nan_is_read_as_nan(tmp_path: Path) -> None:
 
 def test_new_columns_extend_the_header(tmp_path: Path) -> None:
     tracker = Csv(tmp_path / "metrics.csv")
-    tracker.cut([])
+    tracker.resume_from([])
     tracker.log([{"a": 1}])
     tracker.log([{"b": 2.5}, {"c": 3, "a": 4}])
     tracker.log([{"c": 5}])
@@ -58,7 +58,7 @@ def test_new_columns_extend_the_header(tmp_path: Path) -> None:
 
 def test_half_a_line_is_left_out(tmp_path: Path) -> None:
     tracker = Csv(tmp_path / "metrics.csv")
-    tracker.cut([])
+    tracker.resume_from([])
     tracker.log(ROWS)
     whole = tracker.path.read_bytes()
     for written in ("sam,30,0,0.1", "sam,30,0,0.1,é"):
@@ -70,12 +70,12 @@ def test_half_a_line_is_left_out(tmp_path: Path) -> None:
 
 def test_cut_forgets_rows_and_their_columns(tmp_path: Path) -> None:
     first = Csv(tmp_path / "metrics.csv")
-    first.cut([])
+    first.resume_from([])
     first.log(ROWS[:2])
     before = first.path.read_text()
     first.log(ROWS[2:])
     resumed = Csv(first.path)
-    resumed.cut(read_rows(first.path)[:2])
+    resumed.resume_from(read_rows(first.path)[:2])
     assert first.path.read_text() == before
     resumed.log(ROWS[2:])
     assert read_rows(first.path) == ROWS
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_renamed_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = Csv(tmp_path / "metrics.csv")
-    tracker.cut([])
+    tracker.resume_from([])
     tracker.log([{"a": 1}])
 
     def fail(*_: object) -> None:
@@ -111,7 +111,7 @@ def events(folder: Path) -> list[Event]:
 
 def test_tensorboard_averages_over_seeds(tmp_path: Path) -> None:
     tracker = TensorBoard(tmp_path)
-    tracker.cut([])
+    tracker.resume_from([])
     tracker.log([*ROWS[:2], {"stage": "sgd", "step": 10, "seed": 0, "loss": 7}])
     values = [v for e in events(tmp_path / "tensorboard" / "sam") for v in e.summary.value]
     assert [(v.tag, v.simple_value) for v in values] == [("loss", pytest.approx(0.15))]
@@ -122,11 +122,11 @@ def test_tensorboard_averages_over_seeds(tmp_path: Path) -> None:
 
 def test_tensorboard_purges_what_was_cut(tmp_path: Path) -> None:
     first = TensorBoard(tmp_path)
-    first.cut([])
+    first.resume_from([])
     first.log(ROWS)
     first.close()
     resumed = TensorBoard(tmp_path)
-    resumed.cut(ROWS[:2])
+    resumed.resume_from(ROWS[:2])
     resumed.log(ROWS[2:])
     resumed.log([{"stage": "sgd", "step": 1, "loss": 0}])
     resumed.close()

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from trustjax.agents.statistics import Statistics
+from trustjax.agents.running_statistics import Statistics
 from trustjax.envs import make_once
 from trustjax.models.actor_critic import Actor, initial_carry
 from trustjax.models.mlp import ACTIVATIONS

@@ -15,8 +15,8 @@ from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
 from trustjax.agents.config import AgentConfig
 from trustjax.agents.policy import Evaluation, Policy
-from trustjax.agents.rollout import Rollout, Runner, Sums, Transition
-from trustjax.agents.statistics import Statistics, normalized
+from trustjax.agents.rollout import EpisodeStats, Rollout, Runner, Transition
+from trustjax.agents.running_statistics import Statistics, normalized
 from trustjax.envs import Environment
 from trustjax.models.actor_critic import Actor, Carry, initial_carry
 from trustjax.optim import two_pass_step
@@ -69,11 +69,13 @@ class Algorithm(abc.ABC, Generic[S]):
         self.config: Any = config
         self.axis_name = axis_name
         self.env: Environment = config.environment
-        self.torso: dict[str, Any] = {
+        self.torso_kwargs: dict[str, Any] = {
             name: getattr(config, name) for name in ("hidden", "activation", "orthogonal", "dtype")
         }
-        self.critic_torso = self.torso | {"hidden": config.critic_hidden or config.hidden}
-        self.actions: dict[str, Any] = {
+        self.critic_torso_kwargs = self.torso_kwargs | {
+            "hidden": config.critic_hidden or config.hidden
+        }
+        self.action_kwargs: dict[str, Any] = {
             "num_actions": self.env.num_actions,
             "action_size": None if self.env.action_low is None else len(self.env.action_low),
         }
@@ -144,13 +146,13 @@ class Algorithm(abc.ABC, Generic[S]):
 
     # Pieces that algorithms are made of.
 
-    def step(
+    def make_train_step(
         self,
         loss_fn: Callable[..., tuple[jax.Array, Any]],
         tx: optax.GradientTransformation,
         output_fn: Callable[..., Any] | None = None,
     ) -> Callable[..., Any]:
-        """A step of any optimizer on the mean loss of all devices, with its gradients cut."""
+        """A training step on the mean loss of all devices, with clipped gradients."""
         max_norm = self.config.max_grad_norm
 
         def map_grads(grads: PyTree) -> PyTree:
@@ -170,14 +172,18 @@ class Algorithm(abc.ABC, Generic[S]):
         """Observations as the networks see them."""
         return normalized(observation, statistics, self.config.clip_observations)
 
-    def sum_up(self, before: S, steps: Rollout | Transition) -> tuple[Sums, Sums, Metrics]:
+    def accumulate_episode_stats(
+        self, before: S, steps: Rollout | Transition
+    ) -> tuple[EpisodeStats, EpisodeStats, Metrics]:
         """What the steps [time, environment] after the state `before` add to its episodes.
 
         Returns the sums at their end, those after every step, and the means over the episodes that
         ended, else those that were known.
         """
         ended = steps.terminated | steps.truncated
-        sums, every = rollouts.sum_up(before.runner.sums, steps.reward, ended, self.config.discount)
+        sums, every = rollouts.accumulate_episode_stats(
+            before.runner.sums, steps.reward, ended, self.config.discount
+        )
         share = self.mean(ended.astype(every.episode_return.dtype))
 
         def mean(x: jax.Array, known: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
 
     Attributes:
       observation: float [..., features], normalised.
-      starts: bool, whether it is the first of an episode.
+      is_first: bool, whether it is the first of an episode.
       old: distribution of pi_k, constants.
       action: drawn from it.
       log_prob: float, log pi_k of the action.
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """
 
     observation: jax.Array
-    starts: jax.Array
+    is_first: jax.Array
     old: Distribution
     action: jax.Array
     log_prob: jax.Array
@@ -38,14 +38,14 @@ class Batch(NamedTuple):
     critic_carry: Carry
 
     def of(self, environments: jax.Array) -> Self:
-        """The part of some environments, given by their places [stretch, environment].
+        """The part of some environments, given by their indices [stretch, environment].
 
         The stretches of time are equally long; with carries there is one.
         """
 
         def take(x: jax.Array) -> jax.Array:
             stretches = x.reshape(len(environments), -1, *x.shape[1:])
-            part = jax.vmap(lambda x, places: jnp.take(x, places, 1, mode="clip"))(
+            part = jax.vmap(lambda x, indices: jnp.take(x, indices, 1, mode="clip"))(
                 stretches, environments
             )
             return part.reshape(len(x), *part.shape[2:])

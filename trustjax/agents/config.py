@@ -57,7 +57,7 @@ class AgentConfig(abc.ABC):
       dtype: of the networks' computation, None for that of their parameters; static.
       optimizer: `learning_rate -> optax transform`; static.
       learning_rate: > 0.
-      max_grad_norm: longer gradients are cut to this global norm, > 0; None for none.
+      max_grad_norm: gradients are clipped to this global norm, > 0; None for no clipping.
     """
 
     env: str | Environment = static("gymnax:CartPole-v1")

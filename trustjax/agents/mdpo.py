@@ -23,7 +23,7 @@ another order than 1 logarithms become q-logarithms, and the KL a Tsallis diverg
 Off-policy the authors' code has a third network, for V, whose moving average the targets are made
 of, where here, as in SAC's last version, the critics have moving averages of their own; the policy
 climbs the first critic (`actor_critic="first"`), explores without noise (`explore="mode"`), and has
-0.001 (mean^2 + log_std^2) in its loss (`regularization=0.001`); densities are cut below 1e-6.
+0.001 (mean^2 + log_std^2) in its loss (`regularization=0.001`); densities are clipped below 1e-6.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ from jax.typing import ArrayLike
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
 from trustjax.agents import off_policy
+from trustjax.agents.action_samples import ActionSamples, expectation, log_prob_of, sample_actions
 from trustjax.agents.algorithm import Metrics, PyTree, trust
 from trustjax.agents.batch import Batch
-from trustjax.agents.candidates import Candidates, draw, expected, log_prob_of
 from trustjax.agents.config import OffPolicyConfig as SharedConfig
 from trustjax.agents.config import OnPolicyConfig, static, whole_batch
 from trustjax.agents.on_policy import OnPolicy, State
@@ -152,7 +152,7 @@ class MDPO(OnPolicy):
         def output_fn(params: PyTree, batch: Batch) -> jax.Array:
             return jnp.asarray(self.distributions(params, batch)[0])
 
-        step = self.step(loss_fn, policy_tx, output_fn)
+        step = self.make_train_step(loss_fn, policy_tx, output_fn)
 
         def descend(carry: tuple[PyTree, optax.OptState], _: None) -> tuple[PyTree, None]:
             params, opt_state, _, _ = step(*carry, batch)
@@ -164,10 +164,10 @@ class MDPO(OnPolicy):
         critic, value_state, value_loss = self.fit_values(
             value_tx, state.params["critic"], state.learner.value, batch, key
         )
-        moved = self.moved(actor, batch)
-        distance = moved[f"kl/{config.kl}"]
+        update_metrics = self.policy_update_metrics(actor, batch)
+        distance = update_metrics[f"kl/{config.kl}"]
         # A loss no higher than at pi_k means KL <= t_k gain.
-        radius = step_size * jnp.maximum(moved["gain"], 0)
+        radius = step_size * jnp.maximum(update_metrics["gain"], 0)
         metrics = {
             "loss/value": value_loss,
             "step_size": step_size,
@@ -176,7 +176,7 @@ class MDPO(OnPolicy):
         return (
             {"actor": actor, "critic": critic},
             Learner(policy_state, value_state),
-            moved | metrics,
+            update_metrics | metrics,
         )
 
 
@@ -242,7 +242,7 @@ class OffPolicyMDPO(off_policy.OffPolicy):
     config: OffPolicyConfig
 
     @property
-    def slope(self) -> float:
+    def tanh_epsilon(self) -> float:
         """1e-6 where densities are needed, not their logarithms: near +-1 they overflow."""
         return 0.0 if self.config.order == 1 else 1e-6
 
@@ -275,15 +275,15 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         config = self.config
         new = self.distribution(actor, batch.observation)
         old = self.distribution(learner.old_actor, batch.observation)
-        candidates = draw(new, keys, slope=self.slope)
-        log_prob = expected(candidates, candidates.log_prob.sum(-1))
+        samples = sample_actions(new, keys, epsilon=self.tanh_epsilon)
+        log_prob = expectation(samples, samples.log_prob.sum(-1))
         numbers = {"step_size": config.step_size, "temperature": self.temperature(learner)}
         if config.projection == "reverse":
-            losses = expected(
-                candidates,
+            losses = expectation(
+                samples,
                 mdpo_actor_loss(
-                    candidates.log_prob, log_prob_of(old, candidates, slope=self.slope),
-                    self.policy_q_values(critics, batch.observation, candidates),
+                    samples.log_prob, log_prob_of(old, samples, epsilon=self.tanh_epsilon),
+                    self.policy_q_values(critics, batch.observation, samples),
                     order=config.order, event_axis=-1, **numbers,
                 ),
             )  # fmt: skip
@@ -294,7 +294,7 @@ class OffPolicyMDPO(off_policy.OffPolicy):
             losses = losses + jnp.asarray(config.regularization, size.dtype) * size
         return losses, log_prob
 
-    def moved(
+    def policy_update_metrics(
         self, state: off_policy.State, batch: Replayed, keys: jax.Array, before: PyTree
     ) -> Metrics:
         """How far the policy is from the old one, and how far it might be.
@@ -308,16 +308,16 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         old = self.distribution(learner.old_actor, batch.observation)
 
         def objective(distribution: Any, keys: jax.Array) -> jax.Array:
-            candidates = draw(distribution, keys)
-            value = self.policy_q_values(critics, batch.observation, candidates)
-            soft = value - temperature * candidates.log_prob.sum(-1)
-            return self.mean(expected(candidates, soft))
+            samples = sample_actions(distribution, keys)
+            value = self.policy_q_values(critics, batch.observation, samples)
+            soft = value - temperature * samples.log_prob.sum(-1)
+            return self.mean(expectation(samples, soft))
 
         of_new, of_old = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         gain = objective(new, of_new) - objective(old, of_old)
         radius = jnp.asarray(self.config.step_size, gain.dtype) * jnp.maximum(gain, 0)
         distance = self.mean(new.kl_divergence(old))
-        return super().moved(state, batch, keys, before) | trust(radius, distance)
+        return super().policy_update_metrics(state, batch, keys, before) | trust(radius, distance)
 
     def _forward_losses(
         self,
@@ -328,12 +328,12 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         critics: PyTree,
         numbers: dict[str, ArrayLike],
     ) -> jax.Array:
-        """The forward projection, over draws from the old policy or all of a choice."""
+        """The forward projection, over samples of the old policy, or over all discrete actions."""
         count = 1 if isinstance(old, Categorical) else self.config.num_candidates
         many = jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
-        draws = jax.vmap(lambda keys: draw(old, keys))(many)
+        draws = jax.vmap(lambda keys: sample_actions(old, keys))(many)
 
-        def of_draw(one: Candidates) -> tuple[jax.Array, jax.Array]:
+        def of_draw(one: ActionSamples) -> tuple[jax.Array, jax.Array]:
             log_prob = log_prob_of(new, one).sum(-1)
             return log_prob, self.policy_q_values(critics, batch.observation, one)
 

@@ -2,11 +2,11 @@
 
 An iteration ("update") steps `num_envs` environments `num_steps` times. After each of the steps
 come `gradient_steps` on minibatches of the replay: critics, policy, temperature, targets, in this
-order. What an episode was cut by, a time limit or its end, is kept apart: targets go on from the
+order. Whether an episode was terminated or truncated is kept apart: targets go on from the
 observation before the reset unless the episode terminated.
 
-Actions are one draw from the policy, through which gradients flow, or all of a choice, weighted by
-their probabilities.
+Actions are one sample of the policy, through which gradients flow, or all discrete ones, weighted
+by their probabilities.
 """
 
 import abc
@@ -23,12 +23,12 @@ from jax.typing import ArrayLike
 from trustjax._sharding import AxisName
 from trustjax.agents import replay as replays
 from trustjax.agents import rollout as rollouts
+from trustjax.agents.action_samples import ActionSamples, expectation, sample_actions
 from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, no_episodes, specs
-from trustjax.agents.candidates import Candidates, draw, expected
 from trustjax.agents.config import OffPolicyConfig
 from trustjax.agents.replay import Replay, Replayed
 from trustjax.agents.rollout import Runner
-from trustjax.agents.statistics import Statistics, initial_statistics, merged
+from trustjax.agents.running_statistics import Statistics, initial_statistics, merged
 from trustjax.distributions import chosen
 from trustjax.losses import sac_critic_loss, temperature_loss
 from trustjax.models.actor_critic import ActionValue, Actor, default_float
@@ -99,10 +99,10 @@ class OffPolicy(Algorithm[State]):
         """Checks the configuration and builds the networks."""
         super().__init__(config, axis_name=axis_name)
         self.actor = Actor(
-            **self.torso, **self.actions, initial_log_std=config.initial_log_std, squashed=True,
-            log_std_range=config.log_std_range,
+            **self.torso_kwargs, **self.action_kwargs, squashed=True,
+            initial_log_std=config.initial_log_std, log_std_range=config.log_std_range,
         )  # fmt: skip
-        self.critic = ActionValue(**self.critic_torso, num_actions=self.env.num_actions)
+        self.critic = ActionValue(**self.critic_torso_kwargs, num_actions=self.env.num_actions)
         self._tx = config.optimizer(config.learning_rate)
 
     # What an algorithm adds.
@@ -118,7 +118,7 @@ class OffPolicy(Algorithm[State]):
         """Losses of the policy, [batch], and log pi of its actions, [batch]."""
 
     @property
-    def slope(self) -> float:
+    def tanh_epsilon(self) -> float:
         """What `TanhGaussian.log_prob_before_tanh` adds to the slope of the actions."""
         return 0.0
 
@@ -131,7 +131,9 @@ class OffPolicy(Algorithm[State]):
         del actor
         return learner
 
-    def moved(self, state: State, batch: Replayed, keys: jax.Array, before: PyTree) -> Metrics:
+    def policy_update_metrics(
+        self, state: State, batch: Replayed, keys: jax.Array, before: PyTree
+    ) -> Metrics:
         """How far the policy went in an iteration, from the parameters `before`."""
         del keys
         new = self.distribution(state.params["actor"], batch.observation)
@@ -152,7 +154,7 @@ class OffPolicy(Algorithm[State]):
             "actor": self.actor.init(key_actor, observation),
             "critics": tuple(self.critic.init(key, observation, action) for key in key_critics),
         }
-        replay = replays.empty(example, config.num_envs, config.buffer_length)
+        replay = replays.init(example, config.num_envs, config.buffer_length)
         observations = (
             initial_statistics(example.observation.shape) if config.normalize_observations else None
         )
@@ -161,7 +163,7 @@ class OffPolicy(Algorithm[State]):
                 self.env, config.env_params, runner, key_random,
                 config.first_update * config.num_steps, config.discount,
             )  # fmt: skip
-            replay = replays.added(replay, transitions)
+            replay = replays.add(replay, transitions)
             if observations is not None:
                 observations = merged(observations, transitions.observation)
         return State(
@@ -180,7 +182,7 @@ class OffPolicy(Algorithm[State]):
         config, observations = self.config, state.observations
         key, key_rollout, key_learn, key_end = jax.random.split(state.key, 4)
         keys = (
-            rollouts.draw_keys(key_rollout, state.runner.place, config.num_steps),
+            rollouts.draw_keys(key_rollout, state.runner.env_index, config.num_steps),
             jax.random.split(key_learn, (config.num_steps, config.gradient_steps)),
         )
 
@@ -193,20 +195,22 @@ class OffPolicy(Algorithm[State]):
                 action = jax.vmap(lambda one, key: one.sample(key))(distribution, for_actions)
             else:
                 action = distribution.mode()
-            runner, transition = rollouts.take(
+            runner, transition = rollouts.step_envs(
                 self.env, config.env_params, state.runner, action, for_steps, squashed=True
             )
             transition = jax.tree.map(lambda x: x[None], transition)
-            state = state._replace(runner=runner, replay=replays.added(state.replay, transition))
+            state = state._replace(runner=runner, replay=replays.add(state.replay, transition))
             state, metrics = jax.lax.scan(self._gradient_step, state, for_gradients)
             return state, (jax.tree.map(lambda x: x[0], transition), metrics)
 
         before = state
         state, (transitions, metrics) = jax.lax.scan(step, state, keys)
         metrics = {name: jnp.mean(x) for name, x in metrics.items()}
-        sums, _, episodes = self.sum_up(before, transitions)
+        sums, _, episodes = self.accumulate_episode_stats(before, transitions)
         batch, group_keys = self._draw(state, key_end)
-        metrics |= self.moved(state, batch, group_keys[:, 0], before.params["actor"])
+        metrics |= self.policy_update_metrics(
+            state, batch, group_keys[:, 0], before.params["actor"]
+        )
         if observations is not None:
             observations = merged(observations, transitions.observation, axis_name=self.axis_name)
         state = state._replace(
@@ -232,22 +236,22 @@ class OffPolicy(Algorithm[State]):
         return self.actor.apply(actor, observation)[0]
 
     def q_values(
-        self, critics: Sequence[PyTree], observation: jax.Array, candidates: Candidates
+        self, critics: Sequence[PyTree], observation: jax.Array, samples: ActionSamples
     ) -> jax.Array:
-        """The smallest of the critics' values of the candidates, [batch, candidate]."""
-        if candidates.before_tanh is None:
+        """The smallest of the critics' values of the samples, [batch, action]."""
+        if samples.before_tanh is None:
             values = [self._judge(critic, observation) for critic in critics]
         else:
-            action = jnp.tanh(candidates.before_tanh)
+            action = jnp.tanh(samples.before_tanh)
             values = [self._judge(critic, observation, action)[:, None] for critic in critics]
         return values[0] if len(values) == 1 else jnp.minimum(values[0], values[1])
 
     def policy_q_values(
-        self, critics: Sequence[PyTree], observation: jax.Array, candidates: Candidates
+        self, critics: Sequence[PyTree], observation: jax.Array, samples: ActionSamples
     ) -> jax.Array:
-        """What the policy climbs, [batch, candidate]."""
+        """What the policy climbs, [batch, action]."""
         of = critics if self.config.actor_critic == "smallest" else critics[:1]
-        return self.q_values(of, observation, candidates)
+        return self.q_values(of, observation, samples)
 
     def temperature(self, learner: Learner) -> jax.Array:
         """lambda, a constant for gradients."""
@@ -277,12 +281,12 @@ class OffPolicy(Algorithm[State]):
         actor, critics = state.params["actor"], state.params["critics"]
         temperature = self.temperature(learner)
 
-        next_ = draw(
-            self.distribution(actor, batch.final_observation), keys[:, 0], slope=self.slope
+        next_ = sample_actions(
+            self.distribution(actor, batch.final_observation), keys[:, 0], epsilon=self.tanh_epsilon
         )
         next_q = self.q_values(learner.target_critics, batch.final_observation, next_)
-        next_log_prob = expected(next_, self.entropy_log(next_.log_prob))
-        next_q = expected(next_, next_q)
+        next_log_prob = expectation(next_, self.entropy_log(next_.log_prob))
+        next_q = expectation(next_, next_q)
 
         def critic_loss(critics: Sequence[PyTree], batch: Replayed) -> tuple[jax.Array, jax.Array]:
             values = [self._value_of_action(critic, batch) for critic in critics]
@@ -298,7 +302,7 @@ class OffPolicy(Algorithm[State]):
         def critic_output(critics: Sequence[PyTree], batch: Replayed) -> jax.Array:
             return jnp.stack([self._value_of_action(critic, batch) for critic in critics], -1)
 
-        fit = self.step(critic_loss, self._tx, critic_output)
+        fit = self.make_train_step(critic_loss, self._tx, critic_output)
         critics, critic_state, loss_critic, value = fit(critics, learner.critics, batch)
 
         def policy_loss(actor: PyTree, batch: Replayed) -> tuple[jax.Array, jax.Array]:
@@ -308,7 +312,7 @@ class OffPolicy(Algorithm[State]):
         def policy_output(actor: PyTree, batch: Replayed) -> jax.Array:
             return jnp.asarray(self.distribution(actor, batch.observation)[0])
 
-        improve = self.step(policy_loss, self._tx, policy_output)
+        improve = self.make_train_step(policy_loss, self._tx, policy_output)
         actor, actor_state, loss_actor, log_prob = improve(actor, learner.actor, batch)
 
         learner = learner._replace(
@@ -348,7 +352,7 @@ class OffPolicy(Algorithm[State]):
             )
             return jnp.mean(losses), None
 
-        tune = self.step(loss_fn, self._tx)
+        tune = self.make_train_step(loss_fn, self._tx)
         log_temperature, state, _, _ = tune(learner.log_temperature, learner.temperature)
         return learner._replace(log_temperature=log_temperature, temperature=state)
 
@@ -370,10 +374,10 @@ class OffPolicy(Algorithm[State]):
         if self.axis_name is not None:
             num_groups //= jax.lax.axis_size(self.axis_name)
             first = jax.lax.axis_index(self.axis_name) * num_groups
-        keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(key, place), 3))(
+        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 3))(
             first + jnp.arange(num_groups)
         )
-        groups = replays.drawn(
+        groups = replays.sample(
             state.replay, keys[:, 0], self.config.batch_size // self.config.num_groups
         )
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), groups)

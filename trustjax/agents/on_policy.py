@@ -22,7 +22,7 @@ from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, no_episodes, s
 from trustjax.agents.batch import Batch, draw_environments, draw_transitions
 from trustjax.agents.config import MakeOptimizer, OnPolicyConfig
 from trustjax.agents.rollout import Rollout, Runner
-from trustjax.agents.statistics import (
+from trustjax.agents.running_statistics import (
     Statistics,
     explained_variance,
     initial_statistics,
@@ -77,10 +77,10 @@ class OnPolicy(Algorithm[State]):
         """Checks the configuration and builds the networks."""
         super().__init__(config, axis_name=axis_name)
         self.actor = Actor(
-            **self.torso, **self.actions, initial_log_std=config.initial_log_std,
+            **self.torso_kwargs, **self.action_kwargs, initial_log_std=config.initial_log_std,
             gru_size=config.gru_size,
         )  # fmt: skip
-        self.critic = Critic(**self.critic_torso, gru_size=config.gru_size)
+        self.critic = Critic(**self.critic_torso_kwargs, gru_size=config.gru_size)
 
     # What an algorithm adds.
 
@@ -130,7 +130,7 @@ class OnPolicy(Algorithm[State]):
             functools.partial(self.normalize, state.observations), state.runner, key_rollout,
             config.num_steps,
         )  # fmt: skip
-        sums, every, episodes = self.sum_up(state, rollout)
+        sums, every, episodes = self.accumulate_episode_stats(state, rollout)
         returns = state.returns
         if returns is not None:
             returns = merged(returns, every.discounted_return, axis_name=self.axis_name)
@@ -161,14 +161,14 @@ class OnPolicy(Algorithm[State]):
 
     def distributions(self, actor_params: PyTree, batch: Batch) -> Any:
         """The policy's distributions at the batch's observations."""
-        return unroll(self.actor, actor_params, batch.observation, batch.starts, batch.actor_carry)[
-            0
-        ]
+        return unroll(
+            self.actor, actor_params, batch.observation, batch.is_first, batch.actor_carry
+        )[0]
 
     def values(self, critic_params: PyTree, batch: Batch) -> jax.Array:
         """The values of the batch's observations."""
-        observations, starts, carry = batch.observation, batch.starts, batch.critic_carry
-        values: jax.Array = unroll(self.critic, critic_params, observations, starts, carry)[0]
+        observations, is_first, carry = batch.observation, batch.is_first, batch.critic_carry
+        values: jax.Array = unroll(self.critic, critic_params, observations, is_first, carry)[0]
         return values
 
     def make_optimizer(
@@ -200,7 +200,7 @@ class OnPolicy(Algorithm[State]):
             size = batch.action.shape[1]
             draw = functools.partial(draw_transitions, size, num_minibatches)
         else:
-            num_steps, num_envs = batch.starts.shape
+            num_steps, num_envs = batch.is_first.shape
             # A memory needs whole time. Without one, neighbours in time need not stay together.
             draw = functools.partial(
                 draw_environments, 1 if self.config.gru_size else num_steps, num_envs,
@@ -208,12 +208,12 @@ class OnPolicy(Algorithm[State]):
             )  # fmt: skip
 
         # For all epochs at once: on CPU small draws cost more than their numbers.
-        places = jax.vmap(draw)(jax.random.split(key, num_epochs))
+        indices = jax.vmap(draw)(jax.random.split(key, num_epochs))
 
-        def epoch(carry: Any, places: jax.Array) -> tuple[Any, Any]:
-            return jax.lax.scan(lambda c, places: step(c, batch.of(places)), carry, places)
+        def epoch(carry: Any, indices: jax.Array) -> tuple[Any, Any]:
+            return jax.lax.scan(lambda c, indices: step(c, batch.of(indices)), carry, indices)
 
-        return jax.lax.scan(epoch, carry, places)
+        return jax.lax.scan(epoch, carry, indices)
 
     def fit_values(
         self,
@@ -230,7 +230,7 @@ class OnPolicy(Algorithm[State]):
             losses = value_loss(values, part.value, part.returns, clip=self.config.value_clip)
             return jnp.mean(losses), None
 
-        step = self.step(loss_fn, tx)
+        step = self.make_train_step(loss_fn, tx)
 
         def minibatch(carry: tuple[PyTree, Any], part: Batch) -> tuple[Any, jax.Array]:
             params, opt_state, loss, _ = step(*carry, part)
@@ -242,7 +242,7 @@ class OnPolicy(Algorithm[State]):
         )  # fmt: skip
         return critic_params, opt_state, averaged(jnp.mean(losses[-1]), self.axis_name)
 
-    def moved(self, actor_params: PyTree, batch: Batch) -> Metrics:
+    def policy_update_metrics(self, actor_params: PyTree, batch: Batch) -> Metrics:
         """How far the new policy is from the old one, and what the transitions say of its gain."""
         new = self.distributions(actor_params, batch)
         mean = self.mean
@@ -269,7 +269,7 @@ class OnPolicy(Algorithm[State]):
         observation = self.normalize(state.observations, rollout.observation)
         final = self.normalize(state.observations, rollout.final_observation)
         critic, carry = state.params["critic"], state.runner.critic_carry
-        value, carries = unroll(self.critic, critic, observation, rollout.starts, carry)
+        value, carries = unroll(self.critic, critic, observation, rollout.is_first, carry)
         next_value, _ = self.critic.apply(critic, final, carries)
         advantage = gae(
             scaled(rollout.reward, returns, config.clip_rewards),
@@ -285,7 +285,7 @@ class OnPolicy(Algorithm[State]):
             advantage = standardized(advantage, differences_of=targets, axis_name=self.axis_name)
         batch = Batch(
             observation=observation,
-            starts=rollout.starts,
+            is_first=rollout.is_first,
             old=rollout.distribution,
             action=rollout.action,
             log_prob=rollout.distribution.log_prob(rollout.action),

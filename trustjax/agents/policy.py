@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import check_number
 from trustjax.agents._policy_file import Contents, read, write
-from trustjax.agents.rollout import flat, for_environment
-from trustjax.agents.statistics import Statistics, normalized
+from trustjax.agents.rollout import flat, to_env_action
+from trustjax.agents.running_statistics import Statistics, normalized
 from trustjax.envs import Environment, make_once
 from trustjax.models.actor_critic import Actor, Carry, default_float, initial_carry
 
@@ -95,7 +95,7 @@ class Policy:
         features = normalized(features, self.statistics, self.clip_observations)
         distribution, carry = self.actor.apply(self.variables, features, carry)
         action = distribution.mode() if deterministic else distribution.sample(key)
-        return for_environment(env, action, squashed=self.actor.squashed), carry
+        return to_env_action(env, action, squashed=self.actor.squashed), carry
 
     def evaluate(
         self,

@@ -24,7 +24,7 @@ from trustjax.agents.algorithm import Metrics, PyTree, trust
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import OnPolicyConfig, static
 from trustjax.agents.on_policy import OnPolicy, State
-from trustjax.agents.statistics import standardized
+from trustjax.agents.running_statistics import standardized
 from trustjax.losses import adapt_kl_coefficient, ppo_clip_loss, ppo_kl_loss, value_loss
 from trustjax.losses._ratio import log_ratio
 
@@ -137,7 +137,7 @@ class PPO(OnPolicy):
         def output_fn(params: dict[str, PyTree], part: Batch) -> jax.Array:
             return jnp.asarray(self.distributions(params["actor"], part)[0])
 
-        step = self.step(loss_fn, self._optimizer(), output_fn)
+        step = self.make_train_step(loss_fn, self._optimizer(), output_fn)
 
         def minibatch(carry: tuple[PyTree, optax.OptState], part: Batch) -> tuple[PyTree, Metrics]:
             params, opt_state, _, aux = step(*carry, part)
@@ -147,13 +147,13 @@ class PPO(OnPolicy):
             batch, key, config.num_epochs, config.num_minibatches, minibatch,
             (state.params, opt_state),
         )  # fmt: skip
-        moved = self.moved(params["actor"], batch)
+        update_metrics = self.policy_update_metrics(params["actor"], batch)
         if config.surrogate == "adaptive_kl":
-            beta = adapt_kl_coefficient(beta, moved["kl/old_new"], config.kl_target)
+            beta = adapt_kl_coefficient(beta, update_metrics["kl/old_new"], config.kl_target)
         last = averaged(jax.tree.map(lambda x: jnp.mean(x[-1]), losses), self.axis_name)
         if config.surrogate == "clip":
-            radius, distance = jnp.asarray(config.clip), moved["ratio/distance"]
+            radius, distance = jnp.asarray(config.clip), update_metrics["ratio/distance"]
         else:
-            radius, distance = jnp.asarray(config.kl_target), moved["kl/old_new"]
-        metrics = moved | last | trust(radius, distance) | {"kl_coefficient": beta}
+            radius, distance = jnp.asarray(config.kl_target), update_metrics["kl/old_new"]
+        metrics = update_metrics | last | trust(radius, distance) | {"kl_coefficient": beta}
         return params, Learner(opt_state, beta), metrics

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from trustjax.agents.rollout import Transition
-from trustjax.envs.quiet import calling, import_extra
+from trustjax.envs.third_party import default_promotion, import_extra
 
 Replay = Any  # flashbax.buffers.trajectory_buffer.TrajectoryBufferState
 
@@ -23,7 +23,7 @@ class Replayed(NamedTuple):
       observation: float [..., features].
       action: of the policy.
       reward: float.
-      terminated: bool; where a time limit cut the episode, it is not, and learning goes on from
+      terminated: bool; False where a time limit truncated the episode, and learning goes on from
         `final_observation`.
       final_observation: float [..., features], what the step led to, before any reset.
     """
@@ -35,22 +35,22 @@ class Replayed(NamedTuple):
     final_observation: jax.Array
 
 
-def empty(example: Transition, num_envs: int, length: int) -> Replay:
+def init(example: Transition, num_envs: int, length: int) -> Replay:
     """A replay of `length` transitions of each environment; `example` is one of one of them."""
-    with calling():
+    with default_promotion():
         return _buffer(num_envs, length).init(_kept(example))
 
 
-def added(replay: Replay, transitions: Transition) -> Replay:
+def add(replay: Replay, transitions: Transition) -> Replay:
     """The replay with transitions [time, environment, ...]; if it is full the oldest go."""
     kept = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), _kept(transitions))
     num_envs, length = replay.experience.reward.shape
-    with calling():
+    with default_promotion():
         return _buffer(num_envs, length).add(replay, kept)
 
 
-def drawn(replay: Replay, keys: jax.Array, size: int) -> Replayed:
-    """Transitions [group, size, ...], drawn with the keys [group] from what there is."""
+def sample(replay: Replay, keys: jax.Array, size: int) -> Replayed:
+    """Transitions [group, size, ...], drawn with the keys [group] from what the replay holds."""
     num_envs, length = replay.experience.reward.shape
     num_rows = num_envs // len(keys)
     groups = replay.replace(
@@ -59,9 +59,9 @@ def drawn(replay: Replay, keys: jax.Array, size: int) -> Replayed:
         )
     )
     axes = groups.replace(experience=0, current_index=None, is_full=None)
-    with calling():
-        sample = _buffer(num_rows, length, size).sample
-        found: Replayed = jax.vmap(sample, (axes, 0))(groups, keys).experience
+    with default_promotion():
+        buffer = _buffer(num_rows, length, size)
+        found: Replayed = jax.vmap(buffer.sample, (axes, 0))(groups, keys).experience
     single: Replayed = jax.tree.map(lambda x: x[:, :, 0], found)
     return single
 

@@ -1,6 +1,6 @@
 """Rollouts: many environments side by side, stepped by a policy inside one scan.
 
-What every environment draws comes from a key of its own, folded in by its place among all of them,
+What every environment draws comes from a key of its own, folded in by its index among all of them,
 so that a rollout is the same however the environments are split over devices.
 """
 
@@ -18,7 +18,7 @@ from trustjax.models.actor_critic import Actor, Carry, default_float, restarted
 Normalize = Callable[[jax.Array], jax.Array]
 
 
-class Sums(NamedTuple):
+class EpisodeStats(NamedTuple):
     """What is summed up since an episode began, [environment].
 
     Attributes:
@@ -36,22 +36,22 @@ class Runner(NamedTuple):
     """Environments under way; every array has a leading axis of environments.
 
     Attributes:
-      place: int32, of the environment among those of all devices.
+      env_index: int32, of the environment among those of all devices.
       env_state: of the environments.
       observation: float [environment, features], what the policy sees next, flat.
-      starts: bool, whether it is the first of an episode.
+      is_first: bool, whether it is the first of an episode.
       actor_carry: memory of the policy, () without one.
       critic_carry: memory of the value.
       sums: since the episodes began.
     """
 
-    place: jax.Array
+    env_index: jax.Array
     env_state: Any
     observation: jax.Array
-    starts: jax.Array
+    is_first: jax.Array
     actor_carry: Carry
     critic_carry: Carry
-    sums: Sums
+    sums: EpisodeStats
 
 
 class Transition(NamedTuple):
@@ -59,10 +59,10 @@ class Transition(NamedTuple):
 
     Attributes:
       observation: float [..., features], as the environment gave it.
-      action: of the policy, before it is cut or stretched to the bounds of the environment.
+      action: of the policy, before it is clipped or rescaled to the bounds of the environment.
       reward: float.
-      terminated: bool, the episode came to its end.
-      truncated: bool, a time limit cut it.
+      terminated: bool, whether the episode came to its end.
+      truncated: bool, whether a time limit ended the episode.
       final_observation: float [..., features], what the step led to, before any reset.
     """
 
@@ -78,11 +78,11 @@ class Rollout(NamedTuple):
     """Transitions of a policy, [time, environment, ...]; see `Transition`.
 
     Attributes:
-      starts: bool, whether the observation is the first of an episode.
+      is_first: bool, whether the observation is the first of an episode.
       distribution: from which the action was drawn.
     """
 
-    starts: jax.Array
+    is_first: jax.Array
     distribution: Distribution
     observation: jax.Array
     action: jax.Array
@@ -100,18 +100,18 @@ def start(
     carries: tuple[Carry, Carry],
 ) -> Runner:
     """Resets `num_envs` environments; `carries` are those of actor and critic."""
-    place = jnp.arange(num_envs, dtype=jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, place)
+    index = jnp.arange(num_envs, dtype=jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     observation, env_state = jax.vmap(env.reset, (0, None))(keys, env_params)
     zeros = jnp.zeros(num_envs, default_float())
     return Runner(
-        place=place,
+        env_index=index,
         env_state=env_state,
         observation=flat(observation),
-        starts=jnp.ones(num_envs, bool),
+        is_first=jnp.ones(num_envs, bool),
         actor_carry=carries[0],
         critic_carry=carries[1],
-        sums=Sums(zeros, jnp.zeros(num_envs, jnp.int32), zeros),
+        sums=EpisodeStats(zeros, jnp.zeros(num_envs, jnp.int32), zeros),
     )
 
 
@@ -129,27 +129,27 @@ def collect(
 
     def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Rollout]:
         for_actions, for_steps = keys
-        carry = restarted(runner.actor_carry, runner.starts)
+        carry = restarted(runner.actor_carry, runner.is_first)
         distribution, carry = actor.apply(variables, normalize(runner.observation), carry)
         action = jax.vmap(lambda one, key: one.sample(key))(distribution, for_actions)
-        after, transition = take(env, env_params, runner, action, for_steps)
-        rollout = Rollout(runner.starts, distribution, *transition)
+        after, transition = step_envs(env, env_params, runner, action, for_steps)
+        rollout = Rollout(runner.is_first, distribution, *transition)
         return after._replace(actor_carry=carry), rollout
 
-    return jax.lax.scan(step, runner, draw_keys(key, runner.place, num_steps))
+    return jax.lax.scan(step, runner, draw_keys(key, runner.env_index, num_steps))
 
 
-def draw_keys(key: jax.Array, place: jax.Array, num_steps: int) -> jax.Array:
+def draw_keys(key: jax.Array, index: jax.Array, num_steps: int) -> jax.Array:
     """Keys [step, 2, environment] for actions and for environments.
 
     All at once: in a loop over steps they would be many small operations.
     """
     return jax.vmap(
-        lambda place: jax.random.split(jax.random.fold_in(key, place), (num_steps, 2)), out_axes=2
-    )(place)
+        lambda index: jax.random.split(jax.random.fold_in(key, index), (num_steps, 2)), out_axes=2
+    )(index)
 
 
-def take(
+def step_envs(
     env: Environment,
     env_params: Any,
     runner: Runner,
@@ -158,10 +158,10 @@ def take(
     *,
     squashed: bool = False,
 ) -> tuple[Runner, Transition]:
-    """Steps all environments once; `action` and `squashed` as in `for_environment`."""
+    """Steps all environments once; `action` and `squashed` as in `to_env_action`."""
     observation, env_state, reward, terminated, truncated, info = jax.vmap(
         env.step, (0, 0, 0, None)
-    )(keys, runner.env_state, for_environment(env, action, squashed=squashed), env_params)
+    )(keys, runner.env_state, to_env_action(env, action, squashed=squashed), env_params)
     transition = Transition(
         observation=runner.observation,
         action=action,
@@ -171,7 +171,7 @@ def take(
         final_observation=flat(info["final_observation"]),
     )
     runner = runner._replace(
-        env_state=env_state, observation=flat(observation), starts=terminated | truncated
+        env_state=env_state, observation=flat(observation), is_first=terminated | truncated
     )
     return runner, transition
 
@@ -188,16 +188,16 @@ def act_randomly(
 
     def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Transition]:
         action = jax.vmap(lambda key: random_action(env, key))(keys[0])
-        return take(env, env_params, runner, action, keys[1], squashed=True)
+        return step_envs(env, env_params, runner, action, keys[1], squashed=True)
 
-    after, transitions = jax.lax.scan(step, runner, draw_keys(key, runner.place, num_steps))
+    after, transitions = jax.lax.scan(step, runner, draw_keys(key, runner.env_index, num_steps))
     ended = transitions.terminated | transitions.truncated
-    sums, _ = sum_up(runner.sums, transitions.reward, ended, discount)
+    sums, _ = accumulate_episode_stats(runner.sums, transitions.reward, ended, discount)
     return after._replace(sums=sums), transitions
 
 
 def random_action(env: Environment, key: jax.Array) -> jax.Array:
-    """An action for one environment, uniform: one of a choice, or [d] in [-1, 1), squashed."""
+    """A uniform action for one environment: discrete, or [d] in [-1, 1), squashed."""
     if env.num_actions is not None:
         return jax.random.randint(key, (), 0, env.num_actions, jnp.int32)
     assert env.action_low is not None
@@ -217,17 +217,19 @@ def example(env: Environment, env_params: Any, runner: Runner) -> Transition:
     return zeros
 
 
-def sum_up(
-    sums: Sums, reward: jax.Array, ended: jax.Array, discount: jax.typing.ArrayLike
-) -> tuple[Sums, Sums]:
+def accumulate_episode_stats(
+    sums: EpisodeStats, reward: jax.Array, ended: jax.Array, discount: jax.typing.ArrayLike
+) -> tuple[EpisodeStats, EpisodeStats]:
     """Adds rewards [time, environment] to the sums; returns them at the end and after every step.
 
     A step at which an episode `ended` still counts to it; the sums begin anew after it.
     """
 
-    def step(sums: Sums, each: tuple[jax.Array, jax.Array]) -> tuple[Sums, Sums]:
+    def step(
+        sums: EpisodeStats, each: tuple[jax.Array, jax.Array]
+    ) -> tuple[EpisodeStats, EpisodeStats]:
         reward, ended = each
-        after = Sums(
+        after = EpisodeStats(
             sums.episode_return + reward,
             sums.episode_length + 1,
             jnp.asarray(discount, reward.dtype) * sums.discounted_return + reward,
@@ -237,10 +239,10 @@ def sum_up(
     return jax.lax.scan(step, sums, (reward, ended), unroll=8)
 
 
-def for_environment(env: Environment, action: jax.Array, *, squashed: bool) -> jax.Array:
+def to_env_action(env: Environment, action: jax.Array, *, squashed: bool) -> jax.Array:
     """Continuous actions as the environment takes them.
 
-    Actions of a `squashed` policy, in (-1, 1), are stretched to its bounds, others are cut to them.
+    Actions of a `squashed` policy, in (-1, 1), are rescaled to its bounds; others are clipped.
     """
     if env.num_actions is not None:
         return action

@@ -16,8 +16,8 @@ import jax
 from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName
+from trustjax.agents.action_samples import expectation, sample_actions
 from trustjax.agents.algorithm import PyTree
-from trustjax.agents.candidates import draw, expected
 from trustjax.agents.config import OffPolicyConfig, static
 from trustjax.agents.off_policy import Learner, OffPolicy
 from trustjax.agents.replay import Replayed
@@ -55,8 +55,8 @@ class SAC(OffPolicy):
         self, actor: PyTree, batch: Replayed, keys: jax.Array, learner: Learner, critics: PyTree
     ) -> tuple[jax.Array, jax.Array]:
         """See `OffPolicy`."""
-        candidates = draw(self.distribution(actor, batch.observation), keys)
-        log_prob = candidates.log_prob.sum(-1)
-        q_value = self.policy_q_values(critics, batch.observation, candidates)
+        samples = sample_actions(self.distribution(actor, batch.observation), keys)
+        log_prob = samples.log_prob.sum(-1)
+        q_value = self.policy_q_values(critics, batch.observation, samples)
         losses = sac_actor_loss(log_prob, q_value, temperature=self.temperature(learner))
-        return expected(candidates, losses), expected(candidates, log_prob)
+        return expectation(samples, losses), expectation(samples, log_prob)

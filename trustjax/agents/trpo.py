@@ -1,4 +1,4 @@
-r"""Trust region policy optimisation: the natural gradient, cut to a mean KL of delta.
+r"""Trust region policy optimisation: the natural gradient, scaled to a mean KL of delta.
 
 Schulman, Levine, Moritz, Jordan, Abbeel, arXiv:1502.05477:
 
@@ -141,10 +141,14 @@ class TRPO(OnPolicy):
         critic, value_state, value_loss = self.fit_values(
             self._value_optimizer(), state.params["critic"], learner.value, batch, key
         )
-        moved = self.moved(actor, batch)
+        update_metrics = self.policy_update_metrics(actor, batch)
         metrics = {
             "loss/value": value_loss,
             **trust(natural.radius, natural.distance),
             "step_fraction": natural.step_fraction,
         }
-        return {"actor": actor, "critic": critic}, Learner(natural, value_state), moved | metrics
+        return (
+            {"actor": actor, "critic": critic},
+            Learner(natural, value_state),
+            update_metrics | metrics,
+        )

@@ -45,13 +45,13 @@ def pillow_warnings_as_errors() -> Iterator[None]:
         yield
 
 
-def decode_image(place: str, encoded: bytes) -> npt.NDArray[np.uint8]:
+def decode_image(source: str, encoded: bytes) -> npt.NDArray[np.uint8]:
     """The pixels of one image file, uint8 [height, width, 1 or 3], upright.
 
     The orientation that the metadata gives is applied; what cannot be kept is an error.
 
     Args:
-      place: where the image is from, the beginning of every message.
+      source: where the image is from, the beginning of every message.
       encoded: the content of a file of one of `FORMATS`.
 
     Raises:
@@ -72,12 +72,12 @@ def decode_image(place: str, encoded: bytes) -> npt.NDArray[np.uint8]:
                 pixels = np.asarray(image if image.mode == target else image.convert(target))
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{place}: cannot decode the image: not one of {', '.join(FORMATS)}, or damaged"
+            f"{source}: cannot decode the image: not one of {', '.join(FORMATS)}, or damaged"
         ) from error
     except Exception as error:  # Pillow's readers raise errors of many types on corrupt bytes
-        raise DataError(f"{place}: cannot decode the image: {one_line(error)}") from error
+        raise DataError(f"{source}: cannot decode the image: {one_line(error)}") from error
     if problem is not None:
-        raise DataError(f"{place}: {problem}")
+        raise DataError(f"{source}: {problem}")
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 

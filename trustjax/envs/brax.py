@@ -13,7 +13,7 @@ import numpy as np
 from trustjax._checks import check_choice, check_number
 from trustjax.envs.arguments import alike, check_arguments
 from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
-from trustjax.envs.quiet import building, calling, import_extra, strong
+from trustjax.envs.third_party import building, default_promotion, import_extra, strip_weak_types
 
 OWN_ARGUMENTS = ("max_steps_in_episode", "action_repeat", "fresh_resets")
 _BACKENDS = ("generalized", "positional", "spring", "mjx")
@@ -105,9 +105,9 @@ class Brax(Environment):
         self.action_high = np.ones(env.action_size, np.float32)
         self.unwrapped, self._repeats, self._fresh = env, action_repeat, fresh_resets
         # Compiled, as some environments write into the dicts of the state they are given.
-        self._reset = jax.jit(lambda key: strong(env.reset(key)))
+        self._reset = jax.jit(lambda key: strip_weak_types(env.reset(key)))
         self._simulate = jax.jit(self._repeat)
-        with calling():
+        with default_promotion():
             state = jax.eval_shape(self._reset, jax.random.PRNGKey(0))
         if isinstance(state.obs, dict) and "state" not in state.obs:
             raise ValueError(
@@ -122,7 +122,7 @@ class Brax(Environment):
     def reset(self, key: jax.Array, params: EnvParams = None) -> tuple[Observation, EnvState]:
         """See `Environment`."""
         del params
-        with calling():
+        with default_promotion():
             now = self._reset(_old_style(key))
             kept = () if self._fresh else self._returning
             first = {part: getattr(now, part) for part in kept}
@@ -133,7 +133,7 @@ class Brax(Environment):
     ) -> Step:
         """See `Environment`."""
         limit = (self.default_params if params is None else params).max_steps_in_episode
-        with calling():
+        with default_promotion():
             then, reward = self._simulate(state.now, action)
             time = state.time + 1
             terminated = then.done.astype(bool)
@@ -164,14 +164,14 @@ class Brax(Environment):
 
         def repeat(carry: tuple[Any, jax.Array], _: None) -> tuple[tuple[Any, jax.Array], None]:
             now, total = carry
-            then = strong(self.unwrapped.step(now, action))
+            then = strip_weak_types(self.unwrapped.step(now, action))
             alive = now.done == 0
             total = total + jnp.where(alive, then.reward, jnp.zeros_like(then.reward))
             return (_where(alive, then, now), total), None
 
         now = now.replace(done=jnp.zeros_like(now.done))
         if self._repeats == 1:
-            now = strong(self.unwrapped.step(now, action))
+            now = strip_weak_types(self.unwrapped.step(now, action))
             return now, now.reward
         return jax.lax.scan(repeat, (now, jnp.zeros_like(now.reward)), length=self._repeats)[0]
 

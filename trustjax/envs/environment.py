@@ -53,7 +53,7 @@ class Environment(abc.ABC):
           state: the same.
           reward: float [].
           terminated: bool [], the episode came to its own end.
-          truncated: bool [], the time limit cut it; never together with `terminated`.
+          truncated: bool [], the time limit ended the episode; never together with `terminated`.
           info: "final_observation" is what the step led to, before any reset, in every step.
         """
 

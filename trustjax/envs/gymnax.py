@@ -11,7 +11,7 @@ import numpy as np
 from trustjax._checks import check_number
 from trustjax.envs.arguments import alike, check_arguments
 from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
-from trustjax.envs.quiet import building, calling, import_extra, strong
+from trustjax.envs.third_party import building, default_promotion, import_extra, strip_weak_types
 
 
 def names() -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def names() -> tuple[str, ...]:
 class Gymnax(Environment):
     """An environment of gymnax; a step is gymnax's own, to the bit.
 
-    Observations are float: numbers and flags are cast, and one that is a choice among n (that of
+    Observations are float: numbers and flags are cast, and one of a discrete space of n (that of
     FrozenLake is the place on the map) is one-hot, float [n].
 
     Args:
@@ -32,7 +32,7 @@ class Gymnax(Environment):
 
     Raises:
       ValueError: an argument that is neither, or of the wrong kind; observations or actions that
-        are neither a choice nor a box.
+        are neither discrete nor a box.
     """
 
     def __init__(self, name: str, /, **kwargs: Any) -> None:
@@ -78,9 +78,9 @@ class Gymnax(Environment):
     def reset(self, key: jax.Array, params: EnvParams = None) -> tuple[Observation, EnvState]:
         """See `Environment`."""
         params = self.default_params if params is None else params
-        with calling():
+        with default_promotion():
             observation, state = self.unwrapped.reset(key, params)
-            return self._seen(observation), strong(state)
+            return self._seen(observation), strip_weak_types(state)
 
     def step(
         self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams = None
@@ -88,14 +88,14 @@ class Gymnax(Environment):
         """See `Environment`."""
         params = self.default_params if params is None else params
         action = jnp.reshape(action, self._action_shape)
-        with calling():
+        with default_promotion():
             observation, state, reward, terminated, truncated, info = self.unwrapped.step(
                 key, state, action, params
             )
             terminated = jnp.asarray(terminated, bool)
             return (
                 self._seen(observation),
-                strong(state),
+                strip_weak_types(state),
                 jnp.reshape(jnp.asarray(reward, jnp.result_type(float)), ()),
                 terminated,
                 jnp.asarray(truncated, bool) & ~terminated,

@@ -5,7 +5,7 @@ from typing import Any
 
 from trustjax.envs.arguments import check_arguments
 from trustjax.envs.brax import OWN_ARGUMENTS, Brax
-from trustjax.envs.quiet import building, import_extra
+from trustjax.envs.third_party import building, import_extra
 
 
 def names() -> tuple[str, ...]:

@@ -22,15 +22,15 @@ def log_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
 
 
 def exp_times(log_weight: jax.Array, x: jax.Array) -> jax.Array:
-    """exp(log_weight) x, whose weight is cut at half the largest number, with the slope of there.
+    """exp(log_weight) x; the weight is clipped at half the largest number, and keeps its slope there.
 
     A product with x may still be infinite, with its sign; that of x = 0 is 0.
     """
     highest = jnp.asarray(math.log(float(np.finfo(log_weight.dtype).max) / 2), log_weight.dtype)
     log_weight = jnp.where(log_weight == jnp.inf, highest, log_weight)
     # The difference is 0 and its slope 1: without that, what is too likely would never be mended.
-    cut = highest + (log_weight - jax.lax.stop_gradient(log_weight))
-    return jnp.exp(jnp.where(log_weight > highest, cut, log_weight)) * x
+    clipped = highest + (log_weight - jax.lax.stop_gradient(log_weight))
+    return jnp.exp(jnp.where(log_weight > highest, clipped, log_weight)) * x
 
 
 def times(weight: jax.Array, log_prob: jax.Array) -> jax.Array:

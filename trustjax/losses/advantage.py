@@ -2,7 +2,7 @@ r"""Advantages: how much better an action was than the policy's average.
 
 Arrays are [time, ...]; a transition t goes from s_t to s'_t, which is the state before any reset.
 An episode ends in one of two ways. `terminated`: there is nothing after it, so its value is 0.
-`truncated`: a time limit cut it, so it goes on in theory, and V(s'_t) stands for the rest. Where
+`truncated`: a time limit ended it, so it goes on in theory, and V(s'_t) stands for the rest. Where
 both are set, `terminated` wins. `next_values` is V(s'_t) for every t: at a truncation that of the
 final observation, not of the one after the reset.
 
@@ -114,12 +114,12 @@ def lambda_returns(
     )
     gamma, lambda_ = _checked(discount, lambda_, rewards.dtype)
     last = jnp.zeros_like(truncated).at[-1].set(True)
-    cut = truncated | last
-    mixed = jnp.where(cut, next_values, (1 - lambda_) * next_values)
+    ends = truncated | last
+    mixed = jnp.where(ends, next_values, (1 - lambda_) * next_values)
     zeros = jnp.zeros_like(rewards)
     return _accumulate(
         rewards + jnp.where(terminated, zeros, gamma * mixed),
-        jnp.where(terminated | cut, zeros, gamma * lambda_),
+        jnp.where(terminated | ends, zeros, gamma * lambda_),
     )
 
 

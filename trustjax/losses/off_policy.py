@@ -8,7 +8,7 @@ With an action a drawn from pi, c = 1 / t and the entropy's weight lam:
     sac_critic_loss     (Q - y)^2 / 2,  y = r + gamma (1 - terminated) (Q' - lam log pi')
     temperature_loss    lam (-log pi - H)
 
-Where actions are a choice among A, give [..., A] to the losses of the actor, a number for every
+Where actions are discrete, one of A, give [..., A] to the losses of the actor, a number for every
 action, and take `policy_mean` of what they return: the expectation over pi is exact then, and needs
 no draw. For the critic, take it of the next critics and of log pi'.
 
@@ -271,7 +271,7 @@ def tsallis_log(log_x: jax.Array, *, order: float) -> jax.Array:
 
 
 def policy_mean(log_probs: jax.Array, values: jax.Array) -> jax.Array:
-    r"""The expectation over a choice among A actions.
+    r"""The expectation over A discrete actions.
 
     .. math:: \sum_a \pi(a | s) \, x_a
 

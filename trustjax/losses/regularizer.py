@@ -83,8 +83,8 @@ def r3f_penalty(
     weight 1.
     """
     logits, noised_logits = _pair(logits, noised_logits, "noised_logits", where)
-    ruler = symmetric_kl if symmetric else kl_divergence
-    return ruler(noised_logits, logits)
+    divergence = symmetric_kl if symmetric else kl_divergence
+    return divergence(noised_logits, logits)
 
 
 def mesa_penalty(

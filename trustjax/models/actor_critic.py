@@ -67,13 +67,13 @@ class Actor(Torso):
     """A policy: observations to a distribution of actions.
 
     Attributes:
-      num_actions: of a choice; None if the actions are continuous.
+      num_actions: the number of discrete actions; None if actions are continuous.
       action_size: dimensions of continuous actions.
       initial_log_std: where the log standard deviations start; they do not depend on the state
         unless the actions are squashed.
       squashed: whether continuous actions are those of a Gaussian squashed by tanh, in (-1, 1); its
         log standard deviations are outputs of the network.
-      log_std_range: to which these are cut.
+      log_std_range: the range that the logarithms of the standard deviation are clipped to.
     """
 
     num_actions: int | None = None
@@ -114,10 +114,10 @@ class Critic(Torso):
 
 
 class ActionValue(Torso):
-    """A value of observation and action: to a number, or to one for each of a choice.
+    """A value of observation and action: to one number, or to one for each discrete action.
 
     Attributes:
-      num_actions: of a choice; None if the actions are continuous.
+      num_actions: the number of discrete actions; None if actions are continuous.
     """
 
     num_actions: int | None = None
@@ -128,7 +128,7 @@ class ActionValue(Torso):
     ) -> jax.Array:
         """Values [...] of observations [..., features] and continuous actions [..., d].
 
-        Of a choice they are [..., num_actions], and no action is given.
+        For discrete actions they are [..., num_actions], and no action is given.
         """
         if self.num_actions is None:
             x = jnp.concatenate([x, jnp.asarray(action, x.dtype)], -1)
@@ -183,16 +183,16 @@ def initial_carry(network: Torso, batch_shape: Sequence[int]) -> Carry:
     return jnp.zeros((*batch_shape, network.gru_size), network.dtype or default_float())
 
 
-def restarted(carry: Carry, starts: jax.Array) -> Carry:
-    """The carry, zero where an episode `starts` (bool [...])."""
-    return jax.tree.map(lambda x: jnp.where(starts[..., None], jnp.zeros_like(x), x), carry)
+def restarted(carry: Carry, is_first: jax.Array) -> Carry:
+    """The carry, zero where an episode begins, `is_first` (bool [...])."""
+    return jax.tree.map(lambda x: jnp.where(is_first[..., None], jnp.zeros_like(x), x), carry)
 
 
 def unroll(
     network: Torso,
     variables: Any,
     observations: jax.Array,
-    starts: jax.Array,
+    is_first: jax.Array,
     carry: Carry,
 ) -> tuple[Any, Carry]:
     """Applies `network` along the leading axis, time.
@@ -201,7 +201,7 @@ def unroll(
       network: `Actor` or `Critic`.
       variables: of it.
       observations: [time, ..., features].
-      starts: bool [time, ...], where an episode starts and the carry is zero.
+      is_first: bool [time, ...], where an episode starts and the carry is zero.
       carry: [..., gru_size], before the first step.
 
     Returns:
@@ -220,7 +220,7 @@ def unroll(
         output, carry = apply(variables, observation, restarted(carry, start))
         return carry, (output, carry)
 
-    return jax.lax.scan(step, carry, (observations, starts))[1]  # type: ignore[no-any-return]
+    return jax.lax.scan(step, carry, (observations, is_first))[1]  # type: ignore[no-any-return]
 
 
 def default_float() -> DTypeLike:

@@ -217,8 +217,8 @@ def _on_selected(
         # The small number lets 0.7 of 10 be 7 in float32.
         quota = jnp.maximum(jnp.floor(share * total + 1e-4), jnp.ones([], rise.dtype))
         quota = jnp.where(share >= 0.99, total, quota)
-        places = jnp.argsort(jnp.argsort(jnp.where(counted, -rise, jnp.full_like(rise, jnp.inf))))
-        selected = counted & (places.astype(rise.dtype) < quota)
+        rank = jnp.argsort(jnp.argsort(jnp.where(counted, -rise, jnp.full_like(rise, jnp.inf))))
+        selected = counted & (rank.astype(rise.dtype) < quota)
         if form == "released":
             last = jnp.min(jnp.where(selected, rise, jnp.full_like(rise, jnp.inf)))
             selected = selected & ((rise > last) | (share >= 0.99))

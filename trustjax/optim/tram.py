@@ -160,7 +160,7 @@ def tram(
         raise ValueError(f"accumulator_dtype must be a floating dtype, got {accumulator_dtype!r}")
     measure = divergence if callable(divergence) else DIVERGENCES[divergence]
     # How much of the present weights enters the reference at a refresh.
-    intake = {"previous": 1.0, "initial": 0.0, "ema": 1.0 - decay, "noise": 0.0}[reference]
+    refresh_weight = {"previous": 1.0, "initial": 0.0, "ema": 1.0 - decay, "noise": 0.0}[reference]
 
     def init_fn(params: PyTree) -> TRAMState:
         _attack.check_params("tram", params, mask=mask, adaptive=adaptive)
@@ -211,7 +211,9 @@ def tram(
         mean_radius = averaged(radius.astype(state.radius.dtype), axis_name)
         calls = optax.safe_increment(state.count)
         due = calls % jnp.asarray(refresh_every).astype(calls.dtype) == 0
-        new_reference = _refreshed(state.reference, params, intake, due & ~jnp.isnan(mean_radius))
+        new_reference = _refreshed(
+            state.reference, params, refresh_weight, due & ~jnp.isnan(mean_radius)
+        )
         if reference == "previous" and isinstance(refresh_every, int) and refresh_every == 1:
             # The same numbers. Read from here, XLA sees that nothing needs the old weights or the
             # old reference any longer, and overwrites both in place: 4 % of a step's time.
@@ -234,21 +236,21 @@ def tram(
 def _refreshed(
     reference: PyTree | None,
     params: PyTree,
-    intake: jax.typing.ArrayLike,
+    refresh_weight: jax.typing.ArrayLike,
     due: jax.Array,
 ) -> PyTree | None:
     """The reference of the next call: `params`, before their update, taken in where `due`."""
-    if reference is None or (isinstance(intake, float) and intake == 0.0):
+    if reference is None or (isinstance(refresh_weight, float) and refresh_weight == 0.0):
         return reference
 
     def refresh(old: jax.Array, new: jax.Array) -> jax.Array:
         if not is_floating(old):
             return jnp.where(due, new, old)
         new = jnp.asarray(new)
-        if isinstance(intake, float) and intake == 1.0:
+        if isinstance(refresh_weight, float) and refresh_weight == 1.0:
             return jnp.where(due, new.astype(old.dtype), old)
         wide = widened(old)
-        mixed = wide + jnp.asarray(intake, wide.dtype) * (new.astype(wide.dtype) - wide)
+        mixed = wide + jnp.asarray(refresh_weight, wide.dtype) * (new.astype(wide.dtype) - wide)
         return jnp.where(due, mixed.astype(old.dtype), old)
 
     return jax.tree.map(refresh, reference, params)
@@ -267,9 +269,11 @@ def _released_ascent(
     return attack, factor * global_norm(steps)
 
 
-def _example_mean(ruler: Callable[[jax.Array, jax.Array], jax.Array]) -> Divergence:
+def _example_mean(divergence: Callable[[jax.Array, jax.Array], jax.Array]) -> Divergence:
     """The mean of a per-example divergence over the examples that `where` includes."""
-    return lambda reference, outputs, where: _attack.example_mean(ruler(reference, outputs), where)
+    return lambda reference, outputs, where: _attack.example_mean(
+        divergence(reference, outputs), where
+    )
 
 
 def _released_kl(reference: jax.Array, outputs: jax.Array, where: jax.Array | None) -> jax.Array:

@@ -65,7 +65,7 @@ def two_pass_step(
         old parameters, a name or a callable as in `tram`. Outputs are those of `output_fn`, or
         without it aux["outputs"].
       map_grads: what is done to the gradients of all passes before the optimizer sees them, such as
-        a mean over devices or a cut to a largest norm.
+        a mean over devices or clipping by norm.
 
     Returns:
       `step(params, opt_state, *args) -> StepResult`, pure; `jax.jit(step, donate_argnums=(0, 1))`.

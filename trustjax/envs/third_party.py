@@ -27,12 +27,12 @@ def import_extra(module: str, *, install: str) -> ModuleType:
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """For imports and constructors: as `calling`, silent, with arrays that are concrete.
+    """For imports and constructors: as `default_promotion`, silent, with arrays that are concrete.
 
     An environment may be made while a function is traced, and used after that.
     """
     with (
-        calling(),
+        default_promotion(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
         _silent_mujoco(),
@@ -42,7 +42,7 @@ def building() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def calling() -> Iterator[None]:
+def default_promotion() -> Iterator[None]:
     """JAX's default promotion of dtypes and ranks, which these packages are written for.
 
     What they use that is deprecated is not the caller's concern: their warnings are ignored.
@@ -71,6 +71,6 @@ def _silent_mujoco() -> Iterator[None]:
         mujoco.set_mju_user_warning(before)
 
 
-def strong(tree: Any) -> Any:
+def strip_weak_types(tree: Any) -> Any:
     """Without weak types, with which a loop that carries the tree is compiled twice or refused."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), tree)
