@@ -6,14 +6,35 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
 from experiments.digests import file_digest, sealed, unsealed
-from experiments.loop import CheckpointMetadata, SaveError
+from experiments.files import SaveError
 
 DIGESTS = "digests.txt"  # JSON and a last line with its own digest
+
+
+class CheckpointMetadata(NamedTuple):
+    """What a checkpoint holds beside the state, as JSON.
+
+    Attributes:
+      step: steps of the stage done.
+      num_rows: rows of metrics.csv at that moment; a resumed run truncates the file to them.
+      seconds: time spent on the stage.
+      finished: whether the rows of the final evaluation are among `num_rows`.
+      began_from: for each earlier stage whose final state this one began from, its step.
+      batches: state of the iterator over batches, or None.
+    """
+
+    step: int = 0
+    num_rows: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    began_from: Mapping[str, int] = MappingProxyType({})
+    batches: Any = None
 
 
 class Checkpoints:

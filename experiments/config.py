@@ -58,7 +58,7 @@ class Root:
     """The keys that every experiment has.
 
     Attributes:
-      task: `_target_`, a dataclass with the methods of `experiments.loop.Task`, and its fields.
+      task: `_target_`, a dataclass with the methods of `experiments.task.Task`, and its fields.
       exp: name of the experiment, a file in conf/exp.
       seed: root of all randomness, 0 to 2**32 - 1.
       num_seeds: number of seeds trained together, from 1 to 10,000.
@@ -154,7 +154,7 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["seed"] >= 2**32:
         raise ConfigError(f"seed: got {config['seed']}, allowed: an integer < 2**32")
     check_nodes(config["tracker"], "tracker")
-    from experiments.loop import Task  # imports JAX
+    from experiments.task import Task  # imports JAX
 
     task = config["task"]
     if "_target_" not in task:

@@ -1,8 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the error where they cannot be."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+
+
+class SaveError(RuntimeError):
+    """The run folder cannot be written or read. Its text is the one line that the user sees."""
 
 
 @contextlib.contextmanager

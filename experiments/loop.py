@@ -1,4 +1,4 @@
-"""The run loop: what a task must offer, and how its stages are trained, logged and resumed.
+"""The run loop: how the stages of a task are trained, logged and resumed.
 
 The order of writes makes a run resumable after a kill at any moment. Within a stage, each chunk
 writes its rows first; a checkpoint that follows remembers how many rows there are. A resumed run
@@ -12,146 +12,30 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from experiments.checkpoint import CheckpointMetadata, Checkpoints
+from experiments.files import SaveError
 from experiments.targets import ConfigError
-from experiments.trackers import Row as Row
-from experiments.trackers import Tracker, read_rows
-
-if TYPE_CHECKING:  # tasks import this module, and need not wait for Orbax
-    from experiments.checkpoint import Checkpoints
-
-State = Any  # a pytree of arrays
-
-
-class Stage(Protocol):
-    """A resumable piece of an experiment: pre-training, or one method's training, seeds at once.
-
-    Attributes:
-      name: the `stage` column of metrics.csv and the folder below checkpoints/.
-      num_steps: its length, at least 1.
-      steps_per_chunk: steps of one call of `advance`; the last chunk may be shorter.
-    """
-
-    name: str
-    num_steps: int
-    steps_per_chunk: int
-
-    def init(self, final: Mapping[str, State]) -> State:
-        """The state before the first step.
-
-        `final[name]` is the final state of an earlier stage. Called on resume too, where its result
-        gives the structure and the placement of the restored state.
-        """
-
-    def batches(self) -> Iterator[Any] | None:
-        """A new iterator, whose `get_state()` is JSON-able and undone by `set_state`, or None."""
-
-    def advance(
-        self, state: State, batches: Any, step: int, num_steps: int
-    ) -> tuple[State, list[Row]]:
-        """Trains `num_steps` further, after `step`.
-
-        All that changes is in `state` and `batches`. Rows hold `seed` and metrics, the main one
-        first; they get `stage`, `step` (that of the end of the chunk unless given) and `time/*`. A
-        row leaves out a metric that is undefined: one that is NaN or infinite ends the run.
-        """
-
-    def finish(self, state: State) -> list[Row]:
-        """Rows of the final evaluation, logged at step `num_steps`."""
-
-
-class Table(NamedTuple):
-    """A table for the console."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-class Summary(NamedTuple):
-    """What an experiment found: `values` are JSON-able and go to summary.json."""
-
-    values: dict[str, Any]
-    table: Table
-
-
-class Task(Protocol):
-    """An experiment: a dataclass whose fields are its configuration."""
-
-    def validate(self) -> None:
-        """Raises ValueError ("NAME must be ..., got ...") before data is loaded or compiled."""
-
-    def stages(self) -> Sequence[Stage]:
-        """The stages in the order in which they are trained; data is loaded here or later."""
-
-    def summarize(self, rows: list[Row]) -> Summary:
-        """The result, from all rows of metrics.csv."""
-
-    def plot(self, rows: list[Row], folder: Path) -> None:
-        """Writes PNG files into `folder`."""
-
-
-@runtime_checkable
-class Saves(Protocol):
-    """A stage that leaves more behind than rows, such as trained policies."""
-
-    def save(self, state: State, folder: Path) -> None:
-        """Writes below the run's `folder`, at the end of the stage."""
-
-
-@runtime_checkable
-class Learns(Protocol):
-    """A stage whose state holds arrays that must stay finite, such as parameters."""
-
-    def learned(self, state: State) -> Any:
-        """These arrays, a pytree; looked at before every checkpoint."""
-
-
-class Diverged(RuntimeError):  # noqa: N818
-    """Training came to numbers that are not finite; says what, and at which step."""
-
-
-class SaveError(RuntimeError):
-    """The run folder cannot be written or read. Its text is the one line that the user sees."""
-
-
-class CheckpointMetadata(NamedTuple):
-    """What a checkpoint holds beside the state, as JSON.
-
-    Attributes:
-      step: steps of the stage done.
-      num_rows: rows of metrics.csv at that moment; a resumed run truncates the file to them.
-      seconds: time spent on the stage.
-      finished: whether the rows of the final evaluation are among `num_rows`.
-      began_from: for each earlier stage whose final state this one began from, its step.
-      batches: state of the iterator over batches, or None.
-    """
-
-    step: int = 0
-    num_rows: int = 0
-    seconds: float = 0.0
-    finished: bool = False
-    began_from: Mapping[str, int] = MappingProxyType({})
-    batches: Any = None
+from experiments.task import Diverged, Learns, Saves, Stage, State
+from experiments.trackers import Row, Tracker, read_rows
 
 
 class Planned(NamedTuple):
     """A stage, its checkpoints, and how far it has come."""
 
     stage: Stage
-    checkpoints: "Checkpoints"
+    checkpoints: Checkpoints
     metadata: CheckpointMetadata
 
 
 def plan(
     stages: Sequence[Stage],
-    open_checkpoints: Callable[[str], "Checkpoints"],
-    recover: Callable[[Mapping[str, "Checkpoints"]], None] = lambda opened: None,
+    open_checkpoints: Callable[[str], Checkpoints],
+    recover: Callable[[Mapping[str, Checkpoints]], None] = lambda opened: None,
 ) -> list[Planned]:
     """Finds how far each stage has come; `open_checkpoints` takes the name of a stage.
 
@@ -338,7 +222,7 @@ def _train(
 
 
 @contextlib.contextmanager
-def _naming(stage: Stage, saved: int, checkpoints: "Checkpoints") -> Iterator[None]:
+def _naming(stage: Stage, saved: int, checkpoints: Checkpoints) -> Iterator[None]:
     """Adds to what has diverged the stage and its last checkpoint."""
     try:
         yield

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.checkpoint import Checkpoints
-from experiments.loop import CheckpointMetadata, SaveError
+from experiments.checkpoint import CheckpointMetadata, Checkpoints
+from experiments.files import SaveError
 from experiments.targets import ConfigError
 from experiments.trackers import Row, RowsDigest, read_rows
 

@@ -188,7 +188,8 @@ def _run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = 
     set_environment(deterministic=config["deterministic"])  # before JAX is imported
     config = check_config(config)
     from experiments import session  # imports JAX and Orbax, which takes seconds
-    from experiments.loop import Diverged, SaveError
+    from experiments.files import SaveError
+    from experiments.task import Diverged
 
     try:
         code = session.run(folder, config, resumed=resumed, edited=edited)

@@ -26,11 +26,12 @@ from experiments import loop, recovery
 from experiments.checkpoint import Checkpoints
 from experiments.config import groups, save_config
 from experiments.digests import unsealed
-from experiments.files import write_text
+from experiments.files import SaveError, write_text
 from experiments.overrides import fixed_part
 from experiments.progress import make_progress
 from experiments.stopping import StopSignals
 from experiments.targets import ConfigError, argument_error, build, place_of_argument
+from experiments.task import Task
 from experiments.trackers import Csv, Tracker, read_rows
 from trustjax.data import DataError
 from trustjax.models import CheckpointError
@@ -52,7 +53,7 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
         except ValueError as error:
             raise recovery.edited(folder, str(error)) from error
     _set_up_jax(config["precision"])
-    task: loop.Task = build(config["task"], "task")
+    task: Task = build(config["task"], "task")
     makers: dict[str, Callable[[Path], Tracker]] = build(config["tracker"], "tracker")
     try:
         task.validate()
@@ -161,7 +162,7 @@ def _locked(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise ConfigError(f"{folder} is in use by another run") from error
     except OSError as error:
-        raise loop.SaveError(f"cannot lock {folder}: {error}") from error
+        raise SaveError(f"cannot lock {folder}: {error}") from error
     try:
         yield
     finally:
@@ -173,7 +174,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise loop.SaveError(f"cannot write in {folder}: {error}") from error
+        raise SaveError(f"cannot write in {folder}: {error}") from error
 
 
 def _claim(folder: Path) -> None:
@@ -215,7 +216,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _conclude(task: loop.Task, folder: Path, name: str, seconds: float, console: Console) -> None:
+def _conclude(task: Task, folder: Path, name: str, seconds: float, console: Console) -> None:
     """Writes summary.json and the plots, prints the table."""
     rows = read_rows(folder / "metrics.csv")
     summary = task.summarize(rows)

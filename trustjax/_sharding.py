@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from trustjax.geometry.norm import is_complex, is_floating
+from trustjax._dtypes import is_complex, is_floating
 
 PyTree = Any
 AxisName = str | tuple[str, ...]

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from trustjax._dtypes import widened
 from trustjax.geometry.divergence import kl_divergence as categorical_kl
 from trustjax.geometry.gaussian import gaussian_kl, in_units
-from trustjax.geometry.norm import widened
 
 # Actions squashed by float32 tanh are seen as at most this near to the bounds.
 _EDGE = 1e-6

@@ -21,9 +21,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.loop import Row, Summary
 from experiments.memory import describe, memory_estimate
 from experiments.optimizers import Method, Optimizer
+from experiments.task import Summary
 from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,
@@ -31,6 +31,7 @@ from experiments.tasks.supervised import (
     apply_eval,
     initial_variables,
 )
+from experiments.trackers import Row
 from trustjax.data import Batches, ImageDataset, parse_shift, split, unit_range
 from trustjax.geometry import epsilon_sharpness, linear_cka
 from trustjax.parallel import check_batch_size, make_mesh, replicated

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import plots
-from experiments.loop import Row, Summary, Table
 from experiments.statistics import METHOD, Interval, mean_interval, seeds_label
+from experiments.task import Summary, Table
+from experiments.trackers import Row
 
 # Measure, heading, factor, digits. Sharpness is already in percent.
 COLUMNS = (

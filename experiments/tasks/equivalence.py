@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.loop import Row, Summary, Table
+from experiments.task import Summary, Table
 from experiments.tasks.supervised import PRECISIONS
+from experiments.trackers import Row
 from trustjax.data import ImageDataset, unit_range
 
 PyTree = Any

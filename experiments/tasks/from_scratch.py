@@ -21,8 +21,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.loop import Row, Summary, Table
 from experiments.optimizers import Method
+from experiments.task import Summary, Table
 from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,
@@ -30,6 +30,7 @@ from experiments.tasks.supervised import (
     apply_eval,
     initial_variables,
 )
+from experiments.trackers import Row
 from trustjax.data import Batches, ImageDataset, split, unit_range
 from trustjax.parallel import check_batch_size, make_mesh, replicated
 

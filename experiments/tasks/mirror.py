@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.loop import Row, Summary, Table
+from experiments.task import Summary, Table
 from experiments.tasks.once import Once
+from experiments.trackers import Row
 from trustjax.geometry import MirrorMap, euclidean, simplex
 from trustjax.optim import mirror_descent
 

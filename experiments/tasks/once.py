@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.loop import Row
+from experiments.trackers import Row
 
 State = dict[str, jax.Array]
 

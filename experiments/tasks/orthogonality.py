@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.loop import Row, Summary, Table
+from experiments.task import Summary, Table
 from experiments.tasks.once import Once
+from experiments.trackers import Row
 from trustjax.geometry import MUON_COEFFICIENTS
 from trustjax.optim import scale_by_auon
 

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.loop import Diverged, Row, Summary, Table
 from experiments.optimizers import Optimizer
+from experiments.task import Diverged, Summary, Table
+from experiments.trackers import Row
 from trustjax.agents import AgentConfig, data_parallel, select_seed
 from trustjax.agents.algorithm import known
 from trustjax.envs import make

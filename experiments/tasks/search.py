@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.loop import Diverged, Row, Summary, Table
 from experiments.optimizers import Method
+from experiments.task import Diverged, Summary, Table
 from experiments.tasks.supervised import Lanes
+from experiments.trackers import Row
 
 MEASURES = ("accuracy", "loss")
 

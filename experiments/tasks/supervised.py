@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.loop import Row
 from experiments.optimizers import Method
 from experiments.penalties import Penalty
+from experiments.trackers import Row
 from trustjax.data import Batches, iterate
 from trustjax.optim import two_pass_step
 from trustjax.parallel import batch_sharding, replicated

@@ -4,105 +4,19 @@ The sharp minimum is the lower one. Noisy SGD stays in whichever it meets first;
 length rho reaches over the rim of the sharp well, where the gradient points to the flat one.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.loop import Row, Summary
-
-MakeTransform = Callable[[Any], optax.GradientTransformation]  # radius -> transform
-
-SHARP, FLAT = (-1.0, 0.0), (1.0, 0.0)
-CORNER = (2.0, 1.5)  # starts are uniform between -CORNER and CORNER
-
-
-@dataclass(frozen=True)
-class Landscape:
-    """Two Gaussian wells in a shallow bowl, w [2] -> [].
-
-    L(w) = 1 + 0.03 |w|^2 - exp(-|w - SHARP|^2 / 2 sharp^2) - 0.8 exp(-|w - FLAT|^2 / 2 flat^2)
-    """
-
-    sharp: float
-    flat: float
-
-    def __call__(self, w: jax.Array) -> jax.Array:
-        """The loss at w."""
-
-        def well(center: tuple[float, float], width: float) -> jax.Array:
-            return jnp.exp(-jnp.sum((w - jnp.array(center, w.dtype)) ** 2) / (2 * width**2))
-
-        bowl = 1 + 0.03 * jnp.sum(w**2)
-        return bowl - well(SHARP, self.sharp) - 0.8 * well(FLAT, self.flat)
-
-
-class Walkers(NamedTuple):
-    """All walkers: `position` [num_seeds, num_starts, 2], and the optimizer's state of each."""
-
-    position: jax.Array
-    optimizer: Any
-
-
-@functools.partial(jax.jit, static_argnames=("landscape", "make", "num_steps"))
-def walk(
-    walkers: Walkers,
-    keys: jax.Array,
-    step: jax.typing.ArrayLike,
-    radius: jax.typing.ArrayLike,
-    noise: jax.typing.ArrayLike,
-    *,
-    landscape: Landscape,
-    make: MakeTransform,
-    num_steps: int,
-) -> tuple[Walkers, jax.Array]:
-    """Moves all walkers by `num_steps`; also returns their paths [seeds, starts, num_steps, 2].
-
-    Both gradients of a SAM step see the same noise, as both see the same batch in training.
-    """
-    transform = optax.with_extra_args_support(make(radius))
-
-    def walk_one(walker: Walkers, key: jax.Array) -> tuple[Walkers, jax.Array]:
-        def one_step(walker: Walkers, index: Any) -> tuple[Walkers, jax.Array]:
-            position, optimizer = walker
-            push = jax.random.normal(jax.random.fold_in(key, index), (2,), position.dtype)
-
-            def gradient(w: jax.Array) -> jax.Array:
-                slope: jax.Array = jax.grad(landscape)(w)
-                return slope + jnp.asarray(noise * push, w.dtype)
-
-            updates, optimizer = transform.update(
-                gradient(position), optimizer, position, grad_fn=gradient
-            )
-            position = optax.apply_updates(position, updates)
-            return Walkers(position, optimizer), position
-
-        return jax.lax.scan(one_step, walker, step + jnp.arange(num_steps))
-
-    return jax.vmap(jax.vmap(walk_one))(walkers, keys)
-
-
-@functools.partial(jax.jit, static_argnames="landscape")
-def measure(position: jax.Array, *, landscape: Landscape) -> dict[str, jax.Array]:
-    """Mean loss of positions [..., num_starts, 2], and the share of them in the flat basin.
-
-    The basin is found by descent without noise, at a tenth of the stable rate in the sharp well.
-    """
-    height = jnp.vectorize(landscape, signature="(d)->()")
-    slope = jnp.vectorize(jax.grad(landscape), signature="(d)->(d)")
-    rate = 0.1 * landscape.sharp**2
-    end = jax.lax.fori_loop(0, 1000, lambda _, w: w - rate * slope(w), position)
-    to_flat, to_sharp = (jnp.linalg.norm(end - jnp.array(c), axis=-1) for c in (FLAT, SHARP))
-    return {
-        "flat": jnp.mean(to_flat < to_sharp, axis=-1),
-        "loss": jnp.mean(height(position), axis=-1),
-    }
+from experiments.task import Summary
+from experiments.tasks.landscape import CORNER, Landscape, MakeTransform, Walkers, measure, walk
+from experiments.trackers import Row
 
 
 @dataclass(frozen=True)
@@ -169,6 +83,12 @@ class Walk:
             num_steps=num_steps,
         )
         return moved
+
+    def paths(self, count: int) -> np.ndarray:
+        """Paths of the first walkers of the first seed from their starts, [count, steps + 1, 2]."""
+        start = jax.tree.map(lambda leaf: leaf[:1, :count], self.init({}))
+        _, paths = self.walk(start, 0, self.num_steps)
+        return np.concatenate([start.position[0, :, None], paths[0]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -256,12 +176,22 @@ class TwoMinima:
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Share of walkers that end in the flat minimum, with its interval, by stage."""
-        from experiments.tasks.two_minima_report import summarize
+        from experiments.tasks import two_minima_report
 
-        return summarize(self, rows)
+        return two_minima_report.summarize(self._ends(rows))
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """share.png: share against radius; landscape.png: the loss and some paths."""
-        from experiments.tasks.two_minima_report import plot
+        from experiments.tasks import two_minima_report
 
-        plot(self, rows, folder)
+        found = self._ends(rows)
+        stages = {stage.name: stage for stage in self.stages()}
+        shown = ("sgd", two_minima_report.best(found))
+        paths = {name: stages[name].paths(two_minima_report.NUM_PATHS) for name in shown}
+        two_minima_report.plot(found, paths, self.landscape, folder)
+
+    def _ends(self, rows: list[Row]) -> dict[str, Any]:
+        from experiments.tasks.two_minima_report import ends
+
+        radii = {stage.name: stage.radius for stage in self.stages()}
+        return ends(rows, radii, self.num_seeds * self.num_starts)

@@ -1,6 +1,6 @@
 """Table and plots of `two_minima`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments import plots
-from experiments.loop import Row, Summary, Table
 from experiments.statistics import share_interval
-from experiments.tasks.two_minima import CORNER, FLAT, SHARP, Landscape, TwoMinima, Walk, measure
+from experiments.task import Summary, Table
+from experiments.tasks.landscape import CORNER, FLAT, SHARP, Landscape, measure
+from experiments.trackers import Row
 
 # The two wells, and the walkers that end in them
 WELLS = {"sharp": plots.COLORS[5], "flat": plots.COLORS[4]}
+
+NUM_PATHS = 14  # drawn for each of the two stages
 
 
 class End(NamedTuple):
@@ -34,20 +37,26 @@ class End(NamedTuple):
     loss: float
 
 
-def ends(task: TwoMinima, rows: list[Row]) -> dict[str, End]:
-    """The end of every stage, from its last rows."""
+def ends(rows: Sequence[Row], radii: Mapping[str, float], num_walkers: int) -> dict[str, End]:
+    """The end of every stage, from its last rows; `radii` maps the stages to their radii."""
     found = {}
-    for stage in task.stages():
-        last = [r for r in rows if r["stage"] == stage.name and r["step"] == task.steps]
-        flat, loss = (float(np.mean([row[name] for row in last])) for name in ("flat", "loss"))
-        _, *interval = share_interval(flat, task.num_seeds * task.num_starts)
-        found[stage.name] = End(stage.radius, flat, (interval[0], interval[1]), loss)
+    for name, radius in radii.items():
+        own = [row for row in rows if row["stage"] == name]
+        steps = max(row["step"] for row in own)
+        last = [row for row in own if row["step"] == steps]
+        flat, loss = (float(np.mean([row[key] for row in last])) for key in ("flat", "loss"))
+        _, *interval = share_interval(flat, num_walkers)
+        found[name] = End(radius, flat, (interval[0], interval[1]), loss)
     return found
 
 
-def summarize(task: TwoMinima, rows: list[Row]) -> Summary:
+def best(found: Mapping[str, End]) -> str:
+    """The stage, but for the optimizer alone, whose walkers end in the flat minimum most often."""
+    return max(list(found)[1:], key=lambda name: found[name].flat, default="sgd")
+
+
+def summarize(found: Mapping[str, End]) -> Summary:
     """Share of walkers that end in the flat minimum, with its interval, by stage."""
-    found = ends(task, rows)
     lines = [
         (name, f"{end.flat:.3f}", "{:.3f} to {:.3f}".format(*end.interval), f"{end.loss:.3f}")
         for name, end in found.items()
@@ -57,28 +66,30 @@ def summarize(task: TwoMinima, rows: list[Row]) -> Summary:
     return Summary({name: end._asdict() for name, end in found.items()}, table)
 
 
-def plot(task: TwoMinima, rows: list[Row], folder: Path) -> None:
-    """share.png: share against radius; landscape.png: the loss and some paths."""
-    found = ends(task, rows)
+def plot(
+    found: Mapping[str, End], paths: Mapping[str, np.ndarray], landscape: Landscape, folder: Path
+) -> None:
+    """share.png: share against radius; landscape.png: the loss and the `paths` of two stages."""
     figure, (axis,) = plots.panels(1, width=6, height=4)
-    _plot_share(axis, task, found)
+    _plot_share(axis, found)
     plots.save(figure, folder / "share.png")
-    stages = {stage.name: stage for stage in task.stages()}
-    best = max(list(found)[1:], key=lambda name: found[name].flat, default="sgd")
     figure, (profile, *maps) = plots.panels(3, width=4)
-    _plot_profile(profile, task.landscape)
-    for axis, name in zip(maps, ("sgd", best), strict=True):
-        _plot_paths(axis, stages[name])
+    _plot_profile(profile, landscape)
+    for axis, name in zip(maps, ("sgd", best(found)), strict=True):
+        _plot_paths(axis, name, paths[name], landscape)
     plots.save(figure, folder / "landscape.png")
 
 
-def _plot_share(axis: Axes, task: TwoMinima, found: Mapping[str, End]) -> None:
-    style = plots.styles(["sgd", *task.methods])
-    alone, color = found["sgd"], style["sgd"]["color"]
+def _plot_share(axis: Axes, found: Mapping[str, End]) -> None:
+    by_method: dict[str, list[End]] = {}
+    for name, end in found.items():
+        by_method.setdefault(name.removesuffix(f"_{end.radius:g}"), []).append(end)
+    style = plots.styles(by_method)
+    (alone,), color = by_method.pop("sgd"), style["sgd"]["color"]
     axis.axhspan(*alone.interval, color=color, alpha=0.15, linewidth=0)
     axis.axhline(alone.flat, color=color, linestyle="--", label="sgd")
-    for name in task.methods:
-        points = [found[f"{name}_{radius:g}"] for radius in sorted(task.radii)]
+    for name, of_method in by_method.items():
+        points = sorted(of_method)
         radii = [point.radius for point in points]
         low, high = zip(*(point.interval for point in points), strict=True)
         axis.fill_between(radii, low, high, color=style[name]["color"], alpha=0.15, linewidth=0)
@@ -102,17 +113,13 @@ def _plot_profile(axis: Axes, landscape: Landscape) -> None:
         axis.text(place, -0.22, name, color=color, ha="center", weight="bold")
 
 
-def _plot_paths(axis: Axes, stage: Walk, num_paths: int = 14) -> None:
-    landscape = stage.task.landscape
+def _plot_paths(axis: Axes, name: str, paths: np.ndarray, landscape: Landscape) -> None:
     x, y = (np.linspace(-1.15 * c, 1.15 * c, 150) for c in CORNER)
     axis.contourf(x, y, _heights(landscape, x, y), levels=20, cmap="Greys", alpha=0.4)
-    start = jax.tree.map(lambda leaf: leaf[:1, :num_paths], stage.init({}))
-    _, paths = stage.walk(start, 0, stage.num_steps)
-    in_flat = measure(paths[0, :, -1:], landscape=landscape)["flat"]
-    points = np.concatenate([start.position[0, :, None], paths[0]], axis=1).astype(float)
-    for path, flat in zip(points, in_flat, strict=True):
+    in_flat = measure(jnp.asarray(paths[:, -1:]), landscape=landscape)["flat"]
+    for path, flat in zip(paths.astype(float), in_flat, strict=True):
         color = WELLS["flat" if flat else "sharp"]
         axis.plot(*path.T, color=color, linewidth=0.5, alpha=0.6)
         axis.plot(*path[0], "o", color="white", markeredgecolor="black", markersize=5)
         axis.plot(*path[-1], "s", color=color, markeredgecolor="white", markersize=7, zorder=3)
-    axis.set(title=f"{stage.name}: circle to square", xlabel="w[0]", ylabel="w[1]")
+    axis.set(title=f"{name}: circle to square", xlabel="w[0]", ylabel="w[1]")

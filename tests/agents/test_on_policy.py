@@ -21,8 +21,8 @@ from trustjax.agents import (
     train_in_chunks,
     trpo,
 )
+from trustjax.agents.algorithm import adam
 from trustjax.agents.batch import draw_environments
-from trustjax.agents.config import adam
 from trustjax.envs.probe import Probe
 from trustjax.geometry import hypentropy
 from trustjax.optim import auon, mirror_descent, sam, tram

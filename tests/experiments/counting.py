@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.loop import CheckpointMetadata, Row
+from experiments.checkpoint import CheckpointMetadata
+from experiments.trackers import Row
 
 
 class Numbers:

@@ -11,8 +11,10 @@ import pytest
 from counting import Counting, InMemory, nothing
 
 from experiments import loop
-from experiments.loop import CheckpointMetadata, Diverged, SaveError
+from experiments.checkpoint import CheckpointMetadata
+from experiments.files import SaveError
 from experiments.targets import ConfigError
+from experiments.task import Diverged
 from experiments.trackers import Csv, Row, read_rows
 
 Stores = dict[str, dict[int, Any]]

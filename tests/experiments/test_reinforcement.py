@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from experiments import run
-from experiments.loop import Diverged
 from experiments.optimizers import Optimizer
+from experiments.task import Diverged
 from experiments.tasks.reinforcement import Reinforcement, Training
 from experiments.trackers import read_rows
 from trustjax.agents import load_policy, mdpo, ppo

@@ -11,9 +11,9 @@ import pytest
 
 from experiments import run
 from experiments.config import check_config
-from experiments.loop import Diverged
 from experiments.overrides import composed
 from experiments.targets import build
+from experiments.task import Diverged
 from experiments.trackers import Row, read_rows
 
 TINY = (

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.loop import Row
 from experiments.statistics import share_interval
-from experiments.tasks.two_minima import FLAT, SHARP, Landscape, TwoMinima, Walkers, measure
+from experiments.tasks.landscape import FLAT, SHARP, Landscape, Walkers, measure
+from experiments.tasks.two_minima import TwoMinima
 from experiments.tasks.two_minima_report import ends
+from experiments.trackers import Row
 from trustjax.optim import asam, sam
 
 LANDSCAPE = Landscape(sharp=0.3, flat=1.0)
@@ -124,7 +125,7 @@ def test_summary_takes_the_last_rows() -> None:
         for step in (2, 4)
         for seed in range(2)
     ]
-    assert {end.flat for end in ends(walk, rows).values()} == {0.75}
+    assert {end.flat for end in ends(rows, dict.fromkeys(names, 0.5), 6).values()} == {0.75}
     summary = walk.summarize(rows)
     assert list(summary.values) == names
     assert [line[0] for line in summary.table.rows] == names

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from trustjax._dtypes import is_floating, reduction_dtype, widened
 from trustjax.geometry import global_norm
-from trustjax.geometry.norm import is_floating, reduction_dtype, vector_norm, widened
+from trustjax.geometry.norm import vector_norm
 
 TREE = {"a": np.array([3.0, 0.0], np.float32), "b": [np.array([[4.0], [12.0]], np.float32)]}
 

@@ -4,9 +4,9 @@ from trustjax.agents import mdpo as mdpo
 from trustjax.agents import ppo as ppo
 from trustjax.agents import sac as sac
 from trustjax.agents import trpo as trpo
+from trustjax.agents.algorithm import AgentConfig as AgentConfig
 from trustjax.agents.algorithm import Algorithm as Algorithm
 from trustjax.agents.algorithm import select_seed as select_seed
-from trustjax.agents.config import AgentConfig as AgentConfig
 from trustjax.agents.config import OffPolicyConfig as OffPolicyConfig
 from trustjax.agents.config import OnPolicyConfig as OnPolicyConfig
 from trustjax.agents.mdpo import MDPO as MDPO

@@ -1,7 +1,8 @@
-"""What every algorithm is: pure functions of a state, and a policy that comes out of it."""
+"""What every algorithm is: a configuration, pure functions of a state, and a policy at the end."""
 
 import abc
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -9,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
+from trustjax._checks import check_number
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
-from trustjax.agents.config import AgentConfig
 from trustjax.agents.policy import Evaluation, Policy
 from trustjax.agents.rollout import EpisodeStats, Rollout, Runner, Transition
 from trustjax.agents.running_statistics import Statistics, normalized
-from trustjax.envs import Environment
-from trustjax.models.actor_critic import Actor, Carry, initial_carry
+from trustjax.envs import Environment, make_once
+from trustjax.models.actor_critic import Actor, Carry, check_network, initial_carry
 from trustjax.optim import two_pass_step
 
 PyTree = Any
@@ -48,6 +49,121 @@ class TrainState(Protocol):
 
 
 S = TypeVar("S", bound=TrainState)
+
+
+MakeOptimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
+
+
+def static(default: Any) -> Any:
+    """A field of a Config that decides what is compiled, and so is no number to be swept."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def adam(learning_rate: optax.ScalarOrSchedule, eps: float = 1e-5) -> optax.GradientTransformation:
+    """Adam on one array: on CPU faster than on the dozen of small networks."""
+    return optax.flatten(optax.adam(learning_rate, eps=eps))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentConfig(abc.ABC):
+    """What the Configs of all algorithms share.
+
+    A pytree: numbers are leaves, which `jax.vmap` may sweep; fields that decide what is compiled
+    are part of its structure. Those are marked "static".
+
+    Attributes:
+      env: an environment or its name; static.
+      env_params: of the environment; None for its defaults.
+      total_steps: of all environments together, rounded down to whole iterations; static.
+      num_envs: environments side by side; static.
+      num_steps: steps of each of them in an iteration; static.
+      discount: gamma, in [0, 1].
+      normalize_observations: by running mean and standard deviation; static.
+      clip_observations: bound of normalised observations, > 0.
+      hidden: widths of the layers of policy and value, which are separate networks; static.
+      critic_hidden: those of the value, if they differ; static.
+      activation: "tanh", "relu", "gelu" or "silu"; static.
+      orthogonal: orthogonal first weights, with 0.01 in the head of the policy; static.
+      initial_log_std: logarithm of the first standard deviation of continuous actions; static.
+      dtype: of the networks' computation, None for that of their parameters; static.
+      optimizer: `learning_rate -> optax transform`; static.
+      learning_rate: > 0.
+      max_grad_norm: gradients are clipped to this global norm, > 0; None for no clipping.
+    """
+
+    env: str | Environment = static("gymnax:CartPole-v1")
+    env_params: Any = None
+    total_steps: int = static(1_000_000)
+    num_envs: int = static(64)
+    num_steps: int = static(128)
+    discount: ArrayLike = 0.99
+    normalize_observations: bool = static(False)
+    clip_observations: ArrayLike = 10.0
+    hidden: tuple[int, ...] = static((64, 64))
+    critic_hidden: tuple[int, ...] | None = static(None)
+    activation: str = static("tanh")
+    orthogonal: bool = static(True)
+    initial_log_std: float = static(0.0)
+    dtype: DTypeLike | None = static(None)
+    optimizer: MakeOptimizer = static(adam)
+    learning_rate: ArrayLike = 3e-4
+    max_grad_norm: ArrayLike | None = 0.5
+
+    @property
+    def steps_per_update(self) -> int:
+        """Steps of all environments in an iteration."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Iterations, those that `init` has done among them."""
+        return self.total_steps // self.steps_per_update
+
+    @property
+    def first_update(self) -> int:
+        """Iterations whose steps `init` takes, without learning."""
+        return 0
+
+    @property
+    def environment(self) -> Environment:
+        """The environment itself."""
+        return self.env if isinstance(self.env, Environment) else make_once(self.env)
+
+    def __post_init__(self) -> None:
+        """Makes lists, which files have for tuples, hashable."""
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
+            if field.metadata.get("static") and several:
+                object.__setattr__(self, field.name, tuple(given))
+
+    def check_devices(self, num_devices: int) -> None:
+        """Raises ValueError if so many devices, more than one, cannot share the environments."""
+        if self.num_envs % num_devices:
+            raise ValueError(
+                f"num_envs must be a multiple of {num_devices} devices, got {self.num_envs}"
+            )
+
+    @abc.abstractmethod
+    def agent(self, *, axis_name: AxisName | None = None) -> "Algorithm[Any]":
+        """The algorithm with this configuration."""
+
+    def validate(self) -> None:
+        """Raises ValueError, which names the field, before anything is compiled."""
+        for name in ("num_envs", "num_steps"):
+            check_number(name, getattr(self, name), at_least=1)
+        check_number("discount", self.discount, at_least=0.0, at_most=1.0)
+        for name in ("clip_observations", "learning_rate", "max_grad_norm"):
+            check_number(name, getattr(self, name), above=0.0)
+        check_network(self.hidden, self.activation)
+        check_network(self.critic_hidden or (), self.activation)
+        if self.total_steps < self.steps_per_update:
+            raise ValueError(
+                f"total_steps must be at least num_envs * num_steps, {self.steps_per_update}, "
+                f"got {self.total_steps}"
+            )
+        if self.environment.num_actions is None and self.environment.action_low is None:
+            raise ValueError(f"env must have actions of one kind, got {self.environment}")
 
 
 class Algorithm(abc.ABC, Generic[S]):

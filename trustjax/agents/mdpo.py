@@ -39,10 +39,10 @@ from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
 from trustjax.agents import off_policy
 from trustjax.agents.action_samples import ActionSamples, expectation, log_prob_of, sample_actions
-from trustjax.agents.algorithm import Metrics, PyTree, trust
+from trustjax.agents.algorithm import Metrics, PyTree, static, trust
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import OffPolicyConfig as SharedConfig
-from trustjax.agents.config import OnPolicyConfig, static, whole_batch
+from trustjax.agents.config import OnPolicyConfig, whole_batch
 from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.agents.replay import Replayed
 from trustjax.distributions import Categorical, TanhGaussian

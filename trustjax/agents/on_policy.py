@@ -18,9 +18,9 @@ from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
-from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, no_episodes, specs
+from trustjax.agents.algorithm import Algorithm, MakeOptimizer, Metrics, PyTree, no_episodes, specs
 from trustjax.agents.batch import Batch, draw_environments, draw_transitions
-from trustjax.agents.config import MakeOptimizer, OnPolicyConfig
+from trustjax.agents.config import OnPolicyConfig
 from trustjax.agents.rollout import Rollout, Runner
 from trustjax.agents.running_statistics import (
     Statistics,

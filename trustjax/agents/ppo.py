@@ -20,9 +20,9 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName, averaged
-from trustjax.agents.algorithm import Metrics, PyTree, trust
+from trustjax.agents.algorithm import Metrics, PyTree, static, trust
 from trustjax.agents.batch import Batch
-from trustjax.agents.config import OnPolicyConfig, static
+from trustjax.agents.config import OnPolicyConfig
 from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.agents.running_statistics import standardized
 from trustjax.losses import adapt_kl_coefficient, ppo_clip_loss, ppo_kl_loss, value_loss

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from trustjax._dtypes import widened
 from trustjax._sharding import AxisName, averaged
-from trustjax.geometry.norm import widened
 from trustjax.models.actor_critic import default_float
 
 _EPSILON = 1e-8

@@ -17,8 +17,8 @@ from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName
 from trustjax.agents.action_samples import expectation, sample_actions
-from trustjax.agents.algorithm import PyTree
-from trustjax.agents.config import OffPolicyConfig, static
+from trustjax.agents.algorithm import PyTree, static
+from trustjax.agents.config import OffPolicyConfig
 from trustjax.agents.off_policy import Learner, OffPolicy
 from trustjax.agents.replay import Replayed
 from trustjax.losses import sac_actor_loss

@@ -19,9 +19,9 @@ import optax
 from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
-from trustjax.agents.algorithm import Metrics, PyTree, trust
+from trustjax.agents.algorithm import Metrics, PyTree, static, trust
 from trustjax.agents.batch import Batch
-from trustjax.agents.config import OnPolicyConfig, static, whole_batch
+from trustjax.agents.config import OnPolicyConfig, whole_batch
 from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.losses import trpo_surrogate
 from trustjax.optim import natural_gradient

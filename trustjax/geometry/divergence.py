@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_number
+from trustjax._dtypes import reduction_dtype
 from trustjax.geometry._gaps import exponential_gap
-from trustjax.geometry.norm import non_negative, reduction_dtype, vector_norm
+from trustjax.geometry.norm import non_negative, vector_norm
 
 
 def kl_divergence(

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_number
-from trustjax.geometry.norm import vector_norm, widened
+from trustjax._dtypes import widened
+from trustjax.geometry.norm import vector_norm
 
 # Of Keller Jordan's Muon: steep at zero, and singular values end in about 0.7 to 1.2, not at 1.
 MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_number
+from trustjax._dtypes import is_floating, widened
 from trustjax.geometry._gaps import (
     halves,
     hyperbolic_gap,
@@ -30,7 +31,7 @@ from trustjax.geometry._gaps import (
     relative_entropy,
     spectral_gap,
 )
-from trustjax.geometry.norm import is_floating, non_negative, widened
+from trustjax.geometry.norm import non_negative
 
 PyTree = Any
 Array = jax.Array

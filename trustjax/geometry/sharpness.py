@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_number
+from trustjax._dtypes import dtype_of, is_complex, is_floating, widened
 from trustjax._loops import is_known
-from trustjax.geometry.norm import dtype_of, is_complex, is_floating, widened
 
 PyTree = Any
 

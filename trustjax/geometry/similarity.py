@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax.geometry.norm import widened
+from trustjax._dtypes import widened
 
 
 def linear_cka(x: jax.Array, y: jax.Array) -> jax.Array:

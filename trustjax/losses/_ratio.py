@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax.geometry.norm import widened
+from trustjax._dtypes import widened
 
 
 def log_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
@@ -22,7 +22,7 @@ def log_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
 
 
 def exp_times(log_weight: jax.Array, x: jax.Array) -> jax.Array:
-    """exp(log_weight) x; the weight is clipped at half the largest number, and keeps its slope there.
+    """exp(log_weight) x; the weight is clipped at half the largest number, but keeps its slope.
 
     A product with x may still be infinite, with its sign; that of x = 0 is 0.
     """

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from trustjax.geometry.norm import widened
+from trustjax._dtypes import widened
 
 
 def alike(first: jax.Array, **others: jax.Array) -> tuple[jax.Array, ...]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_choice, check_number
-from trustjax.geometry.norm import widened
+from trustjax._dtypes import widened
 
 
 def gae(

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_choice, check_number
-from trustjax.geometry.norm import widened
+from trustjax._dtypes import widened
 from trustjax.losses._ratio import exp_times, times
 from trustjax.losses._shapes import alike, check_shape
 

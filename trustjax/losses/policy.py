@@ -13,8 +13,8 @@ Everything is [...]: one value per transition, float32 at least; the caller take
 of the old policy and advantages are constants for gradients.
 
 No finite argument gives NaN, in value or gradient. Ratios beyond half the largest number of the
-dtype, e^88 in float32, are clipped and keep the slope that they have there, so that a policy that went
-too far is driven back; transitions with A = 0 or a mask of 0 have neither value nor slope. An
+dtype, e^88 in float32, are clipped and keep the slope that they have there, so that a policy that
+went too far is driven back; transitions with A = 0 or a mask of 0 have neither value nor slope. An
 action that neither policy can take, both of whose log-probabilities are -inf, has r = 1 and no
 gradient.
 """
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_number
-from trustjax.geometry.norm import widened
+from trustjax._dtypes import widened
 from trustjax.losses._ratio import exp_times, log_ratio
 from trustjax.losses._shapes import alike
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_choice, check_number
+from trustjax._dtypes import reduction_dtype, widened
 from trustjax.geometry import kl_divergence, symmetric_kl
-from trustjax.geometry.norm import reduction_dtype, widened
 
 
 def trpo_penalty(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from trustjax._checks import check_choice
+from trustjax._dtypes import widened
 from trustjax.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian
-from trustjax.geometry.norm import widened
 from trustjax.models.mlp import ACTIVATIONS
 
 Carry = Any  # float [..., gru_size], or () without a GRU

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trustjax._dtypes import dtype_of, is_floating, reduction_dtype, widened
 from trustjax._sharding import AxisName, as_local_as, averaged
-from trustjax.geometry.norm import dtype_of, global_norm, is_floating, reduction_dtype, widened
+from trustjax.geometry.norm import global_norm
 from trustjax.optim import _leaves
 from trustjax.optim._leaves import Mask as Mask
 from trustjax.optim._leaves import PyTree as PyTree

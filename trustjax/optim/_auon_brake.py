@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trustjax._dtypes import widened
 from trustjax.geometry.matrix import size_along
-from trustjax.geometry.norm import widened
 
 
 def brake_excess(entries: jax.Array, *, axis: tuple[int, ...] = (-2, -1)) -> jax.Array:

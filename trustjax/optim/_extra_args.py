@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trustjax.geometry.norm import dtype_of
+from trustjax._dtypes import dtype_of
 from trustjax.optim._leaves import PyTree
 
 

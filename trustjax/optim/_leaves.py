@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax.geometry.norm import is_complex, is_floating
+from trustjax._dtypes import is_complex, is_floating
 
 PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trustjax._dtypes import dtype_of
 from trustjax._loops import is_known
-from trustjax.geometry.norm import dtype_of
 from trustjax.optim import _attack, _leaves
 from trustjax.optim._attack import PyTree
 from trustjax.optim._extra_args import with_extra_args

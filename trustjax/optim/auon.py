@@ -29,8 +29,9 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from trustjax._checks import check_choice, check_number
+from trustjax._dtypes import reduction_dtype, widened
 from trustjax.geometry.matrix import as_matrices, newton_schulz, size_along
-from trustjax.geometry.norm import reduction_dtype, vector_norm, widened
+from trustjax.geometry.norm import vector_norm
 from trustjax.optim import _leaves
 from trustjax.optim._auon_brake import (
     brake_excess,

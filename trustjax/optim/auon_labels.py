@@ -18,7 +18,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey, keystr
 from optax.contrib import MuonDimensionNumbers
 
-from trustjax.geometry.norm import is_floating
+from trustjax._dtypes import is_floating
 
 PyTree = Any
 Shape = tuple[int, ...]

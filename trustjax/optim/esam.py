@@ -24,8 +24,9 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_choice, check_number
+from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
-from trustjax.geometry.norm import global_norm, widened
+from trustjax.geometry.norm import global_norm
 from trustjax.optim import _attack
 from trustjax.optim._attack import Mask, OnNonfinite, PyTree
 

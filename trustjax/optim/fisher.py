@@ -18,8 +18,9 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_choice, check_number
+from trustjax._dtypes import is_floating, widened
 from trustjax._sharding import AxisName
-from trustjax.geometry.norm import is_floating, vector_norm, widened
+from trustjax.geometry.norm import vector_norm
 from trustjax.optim import _attack
 from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
 

@@ -25,8 +25,8 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_choice, check_number
+from trustjax._dtypes import is_floating, reduction_dtype, widened
 from trustjax._sharding import AxisName
-from trustjax.geometry.norm import is_floating, reduction_dtype, widened
 from trustjax.optim import _attack
 from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
 

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_number
+from trustjax._dtypes import dtype_of, reduction_dtype, widened
 from trustjax.geometry.mirror_map import MirrorMap, bregman_divergence
-from trustjax.geometry.norm import dtype_of, reduction_dtype, widened
 from trustjax.optim import _leaves
 from trustjax.optim._leaves import PyTree
 

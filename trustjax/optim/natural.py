@@ -16,10 +16,10 @@ import numpy as np
 import optax
 
 from trustjax._checks import check_number
+from trustjax._dtypes import dtype_of, reduction_dtype, widened
 from trustjax._loops import while_loop
 from trustjax._sharding import AxisName, averaged
 from trustjax.geometry.fisher import conjugate_gradient, dot, fisher_product
-from trustjax.geometry.norm import dtype_of, reduction_dtype, widened
 from trustjax.optim import _attack, _leaves
 from trustjax.optim._leaves import PyTree
 

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import optax
 
 from trustjax._checks import check_choice, check_number
+from trustjax._dtypes import is_floating, widened
 from trustjax._sharding import AxisName, averaged
 from trustjax.geometry import divergence as rulers
-from trustjax.geometry.norm import global_norm, is_floating, widened
+from trustjax.geometry.norm import global_norm
 from trustjax.optim import _attack
 from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
 
