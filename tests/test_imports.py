@@ -1,4 +1,4 @@
-"""Imports point one way: the layers of docs/design.md, and no module that imports itself in the end.
+"""Imports point one way, in the layers of docs/design.md, and no module imports itself in the end.
 
 Only imports that run with the module count: one inside a function is made on purpose, for what is
 needed late or may be missing. Imports for types alone count too, as they would hide a circle.
