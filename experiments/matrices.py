@@ -30,7 +30,8 @@ def matrices_and_others(
 
     def of_others(count: jax.Array) -> jax.typing.ArrayLike:
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
-        return ratio * rate
+        scaled: jax.typing.ArrayLike = ratio * rate
+        return scaled
 
     matrices = optax.chain(
         direction,

@@ -77,9 +77,10 @@ def _residual_bytes(model: nn.Module, variables: Any, images: jax.ShapeDtypeStru
 
         def apply(params: Any) -> jax.Array:
             rngs = {"dropout": jax.random.key(0)}
-            return model.apply(
+            logits: jax.Array = model.apply(
                 {"params": params, **rest}, images, train=True, rngs=rngs, mutable=list(rest)
             )[0]
+            return logits
 
         # The function that vjp returns is a pytree of the arrays that it keeps.
         return jax.tree.leaves(jax.vjp(apply, variables["params"])[1])

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import optax
 
 from experiments.penalties import Penalty
@@ -75,12 +74,12 @@ class Method:
         weight = {} if self.penalty is None else {"weight": self.penalty.weight}
         return {**self.optimizer.rates, **self.optimizer.radius, **weight}
 
-    def at(self, **hyperparameters: jax.typing.ArrayLike) -> "Method":
+    def at(self, **hyperparameters: Any) -> "Method":
         """The method with other values of all its `hyperparameters`, which may be traced."""
         rates, radius = (
             {name: hyperparameters[name] for name in own}
             for own in (self.optimizer.rates, self.optimizer.radius)
         )
-        penalty = self.penalty and replace(self.penalty, weight=hyperparameters["weight"])
+        penalty = self.penalty and self.penalty.with_weight(hyperparameters["weight"])
         optimizer = replace(self.optimizer, rates=rates, radius=radius)
         return replace(self, optimizer=optimizer, penalty=penalty)

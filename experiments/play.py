@@ -12,7 +12,7 @@ python -m experiments.play RUN [--out FILE]     an episode of a policy of a run,
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,7 +59,7 @@ def find_policy(run: Path, stage: str | None = None, seed: int | None = None) ->
 
 
 def _unknown(
-    option: str, given: object, nearest: object, known: Mapping[object, object]
+    option: str, given: object, nearest: object, known: Iterable[str] | Iterable[int]
 ) -> ConfigError:
     names = ", ".join(map(str, sorted(known)))
     return ConfigError(f"{option}: got {given!r}, the nearest is {nearest} (there are: {names})")

@@ -59,7 +59,7 @@ class Record:
             if damaged:
                 raise SaveError(f"no checkpoint to go on from; damaged: {', '.join(damaged)}")
             return
-        for name, checkpoints in reversed(stages.items()):
+        for name, checkpoints in reversed(list(stages.items())):
             for step in (
                 *(metadata.step for metadata in checkpoints.all_metadata()),
                 *checkpoints.damaged,

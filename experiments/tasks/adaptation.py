@@ -192,7 +192,8 @@ class Adaptation:
         specs = (self.source, self.target, *self.unseen)
         domains = [self._domain(spec, rows, salt) for salt, spec in enumerate(specs, start=1)]
         images = unit_range(np.stack([domain.images for domain in domains]))
-        return jax.device_put(HeldOut(images, domains[0].labels), replicated(self._devices))
+        sharding = replicated(self._devices)
+        return HeldOut(*jax.device_put((images, domains[0].labels), sharding))
 
     # Stages
 
@@ -327,7 +328,8 @@ class Adaptation:
             logits = apply_eval(self._network, params, model_state, images)
             return jnp.mean(jnp.argmax(logits, -1) == held_out.labels)
 
-        return jax.lax.map(accuracy, held_out.images)
+        accuracies: jax.Array = jax.lax.map(accuracy, held_out.images)
+        return accuracies
 
     def _measure(self, params: Any, model_state: Any, held_out: HeldOut) -> dict[str, jax.Array]:
         """The final measures: every accuracy, sharpness on the target, similarity to it.
@@ -340,10 +342,12 @@ class Adaptation:
         def loss(params: Any) -> jax.Array:
             logits = apply_eval(self._network, params, model_state, held_out.images[1, few])
             labels = held_out.labels[few]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(losses)
 
         def features(images: jax.Array) -> jax.Array:
-            return apply_eval(self._network, params, model_state, images, return_features=True)[1]
+            _, found = apply_eval(self._network, params, model_state, images, return_features=True)
+            return jnp.asarray(found)
 
         accuracies = self._accuracies(params, model_state, held_out)
         found = {

@@ -113,7 +113,8 @@ def _plot_target_and_unseen(rows: Sequence[Row], names: Sequence[str], path: Pat
                     [a - b for a, b in zip(own, first, strict=True)]
                     for own, first in zip(values, firsts, strict=True)
                 ]
-            plots.cross(axis, *map(mean_interval, values), name, style[name], scale=100)
+            target, unseen = map(mean_interval, values)
+            plots.cross(axis, target, unseen, name, style[name], scale=100)
     axes[0].set(
         title="Accuracy",
         xlabel="on the target domain, %",

@@ -73,7 +73,7 @@ class Pair:
             for each in state
         )
         start = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(self.task.starts())]
-        rows = []
+        rows: list[Row] = []
         for seed in range(self.task.num_seeds):
             apart, way = (
                 np.sqrt(sum(np.sum((a[seed] - b[seed]) ** 2) for a, b in zip(*two, strict=True)))
@@ -81,9 +81,11 @@ class Pair:
             )
             means = np.mean(np.asarray(losses, np.float64)[:, seed], axis=-1)
             rows.append(
-                {"seed": seed, "loss": float(means[0]), "loss/control": float(means[1])}
-                | {"difference": float(apart / way)}
-            )
+                {
+                    "seed": seed, "loss": float(means[0]), "loss/control": float(means[1]),
+                    "difference": float(apart / way),
+                }
+            )  # fmt: skip
         return state, rows
 
     def learned(self, state: list[Trainee]) -> list[PyTree]:

@@ -237,7 +237,8 @@ class FromScratch:
             keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
             begun = initial_variables(self._network, keys, image)
             seeds = jnp.tile(jnp.arange(self.num_seeds), len(self.noise_levels))
-            return jax.tree.map(lambda leaf: leaf[seeds], begun)
+            networks: tuple[Any, Any] = jax.tree.map(lambda leaf: leaf[seeds], begun)
+            return networks
 
         lanes = self._lanes(name, method)
         measures = functools.partial(self._measures, lanes)
@@ -298,7 +299,8 @@ class FromScratch:
             source.dataset.images[few],
             source.dataset.labels[few],
         )
-        return jax.device_put(held_out, replicated(self._devices))
+        placed: tuple[jax.Array, ...] = jax.device_put(held_out, replicated(self._devices))
+        return placed
 
     @functools.cached_property
     def _measures_of(self) -> Callable[..., tuple[jax.Array, ...]]:

@@ -37,7 +37,7 @@ class Solver:
 
 
 # The two geometries of the simplex: with its own map, and with Euclidean steps and projections.
-ON_SIMPLEX = {
+ON_SIMPLEX: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "entropy": lambda rate: mirror_descent(rate, simplex()),
     "euclidean": lambda rate: mirror_descent(
         rate, euclidean(), projection=optax.projections.projection_simplex
@@ -162,7 +162,7 @@ class Mirror:
 
         @jax.jit
         @jax.vmap
-        def markets(key: jax.Array) -> tuple[jax.Array, ...]:
+        def markets(key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
             of_drift, of_noise = jax.random.split(key)
             drift = 0.02 * jax.random.normal(of_drift, (self.num_assets,))
             relatives = jnp.exp(drift + 0.1 * jax.random.normal(of_noise, shape))
@@ -176,9 +176,9 @@ class Mirror:
 
         losses, best = markets(self._keys(0))
         return [
-            {"seed": seed, "step": day}
-            | {f"regret/{name}": float(values[seed, day - 1] - best[seed, index])
-               for name, values in losses.items()}
+            {"seed": seed, "step": day,
+             **{f"regret/{name}": float(values[seed, day - 1] - best[seed, index])
+                for name, values in losses.items()}}
             for seed in range(self.num_seeds)
             for index, day in enumerate(self._days)
         ]  # fmt: skip

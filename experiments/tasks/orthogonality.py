@@ -26,7 +26,10 @@ from trustjax.optim import scale_by_auon
 
 @jax.jit
 def _orthogonality_error(update: jax.Array) -> jax.Array:
-    return jnp.linalg.norm(update.T @ update - jnp.eye(update.shape[0], dtype=update.dtype))
+    error: jax.Array = jnp.linalg.norm(
+        update.T @ update - jnp.eye(update.shape[0], dtype=update.dtype)
+    )
+    return error
 
 
 def expected_error(size: int, newton_schulz_steps: int) -> float:

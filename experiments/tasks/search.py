@@ -8,8 +8,6 @@ diverge, which makes it the worst; the search ends only where all of a method do
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,51 +18,50 @@ from experiments.task import Diverged, Summary, Table
 from experiments.tasks.supervised import Lanes
 from experiments.trackers import Row
 
+Grid = Mapping[str, Mapping[str, Sequence[float]]]
+
 MEASURES = ("accuracy", "loss")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True)
 class Search:
-    """What a search adds to an experiment; it is named first among the bases.
-
-    The experiment has `methods`, `num_seeds`, `_names`, and measures final/accuracy and final/loss
-    on validation examples.
+    """What is tried for each method, and which trial is the best.
 
     Attributes:
-      grid: by method, the values to try of `learning_rate` and of its other hyperparameters;
-        all combinations are trials. A hyperparameter that is not named stays as configured.
+      methods: by name, those that are searched.
+      grid: by method, the values to try of `learning_rate` and of its other hyperparameters; all
+        combinations are trials. A hyperparameter that is not named stays as configured.
+      num_seeds: seeds of every trial.
     """
 
-    grid: Mapping[str, Mapping[str, Sequence[float]]]
-
-    lanes_compete: ClassVar[bool] = True  # see `Training`
+    methods: Mapping[str, Method]
+    grid: Grid
+    num_seeds: int
 
     def validate(self) -> None:
-        """As for the experiment; also every method must have the same number of trials."""
-        super().validate()  # type: ignore[misc]  # the experiment's
-        for name in self._names():
-            known = {"learning_rate", *self.methods[name].hyperparameters}
+        """Raises ValueError for unknown hyperparameters, and for budgets that differ."""
+        for name, method in self.methods.items():
+            known = {"learning_rate", *method.hyperparameters}
             if unknown := set(self.grid.get(name, ())) - known:
                 raise ValueError(
                     f"grid.{name} must name some of {sorted(known)}, got {sorted(unknown)}"
                 )
-        counts = {name: len(self._trials(name)) for name in self._names()}
+        counts = {name: len(self.trials(name)) for name in self.methods}
         if len(set(counts.values())) > 1 or 0 in counts.values():
             raise ValueError(f"grid must give every method equally many trials, got {counts}")
 
-    def _trials(self, name: str) -> list[dict[str, float]]:
+    def trials(self, name: str) -> list[dict[str, float]]:
+        """The hyperparameters of every trial of a method; none without an entry in the grid."""
         if name not in self.grid:
             return []
-        method: Method = self.methods[name]
-        hyperparameters = {"learning_rate": method.learning_rate, **method.hyperparameters}
-        tried = [self.grid[name].get(key, [value]) for key, value in hyperparameters.items()]
-        return [
-            dict(zip(hyperparameters, values, strict=True)) for values in itertools.product(*tried)
-        ]
+        method = self.methods[name]
+        configured = {"learning_rate": method.learning_rate, **method.hyperparameters}
+        tried = [self.grid[name].get(key, [value]) for key, value in configured.items()]
+        return [dict(zip(configured, values, strict=True)) for values in itertools.product(*tried)]
 
-    def _lanes(self, name: str, method: Method) -> Lanes:
-        """One lane for every trial and seed."""
-        trials = self._trials(name)
+    def lanes(self, name: str) -> Lanes:
+        """One lane for every trial of a method and every seed."""
+        trials = self.trials(name)
         columns = {
             key: jnp.repeat(jnp.array([trial[key] for trial in trials]), self.num_seeds)
             for key in trials[0]
@@ -72,24 +69,17 @@ class Search:
         seed_index = jnp.tile(jnp.arange(self.num_seeds), len(trials))
         return Lanes(seed_index, columns.pop("learning_rate"), columns)
 
-    def _label(self, lanes: Lanes) -> list[Row]:
-        hyperparameters = {"learning_rate": lanes.learning_rate, **lanes.hyperparameters}
-        columns = {key: np.asarray(value) for key, value in hyperparameters.items()}
-        return [
-            {"seed": int(index), **{key: _logged(v[lane]) for key, v in columns.items()}}
-            for lane, index in enumerate(lanes.seed_index)
-        ]
-
     def summarize(self, rows: list[Row]) -> Summary:
         """The best trial of every method: highest accuracy, then lowest loss, over seeds.
 
         Raises Diverged where none is left.
         """
-        trials, best = {}, {}
-        for name in self._names():
+        trials: dict[str, list[dict[str, float]]] = {}
+        best: dict[str, dict[str, float]] = {}
+        for name in self.methods:
             finals = [row for row in rows if row["stage"] == name and "final/accuracy" in row]
             tried = [
-                {**trial, **self._mean_over_seeds(finals, trial)} for trial in self._trials(name)
+                {**trial, **self._mean_over_seeds(finals, trial)} for trial in self.trials(name)
             ]
             whole = [each for each in tried if "diverged" not in each]
             if not whole:
@@ -107,9 +97,6 @@ class Search:
         table = Table("Best on the validation split", columns, cells)
         return Summary({"best": best, "trials": trials}, table)
 
-    def plot(self, rows: list[Row], folder: Path) -> None:
-        """Nothing to see: the table says it."""
-
     def _mean_over_seeds(
         self, finals: Sequence[Row], trial: Mapping[str, float]
     ) -> dict[str, float]:
@@ -120,6 +107,16 @@ class Search:
         return {name: float(np.mean([row[f"final/{name}"] for row in own])) for name in MEASURES}
 
 
+def label(lanes: Lanes) -> list[Row]:
+    """What the rows of each lane begin with: its seed and its hyperparameters."""
+    values = {"learning_rate": lanes.learning_rate, **lanes.hyperparameters}
+    columns = {key: np.asarray(value) for key, value in values.items()}
+    return [
+        {"seed": int(index), **{key: _logged(v[lane]) for key, v in columns.items()}}
+        for lane, index in enumerate(lanes.seed_index)
+    ]
+
+
 def _logged(number: jax.typing.ArrayLike) -> float:
     """A number of a lane as it stands in metrics.csv."""
-    return float(f"{float(number):.6g}")
+    return float(f"{float(np.asarray(number)):.6g}")

@@ -73,7 +73,8 @@ def initial_variables(model: nn.Module, keys: jax.Array, image: jax.Array) -> tu
         params = variables.pop("params")
         return {**params, **loaded}, variables
 
-    return init(keys, loaded)
+    variables: tuple[PyTree, PyTree] = init(keys, loaded)
+    return variables
 
 
 def apply_train(
@@ -91,7 +92,7 @@ def apply_train(
 
 
 def apply_eval(
-    model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array, **options: bool
+    model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array, **options: Any
 ) -> Any:
     """Logits in evaluation mode: no dropout, running batch statistics; `options` of the model."""
     return model.apply({"params": params, **model_state}, image, **options)
@@ -134,7 +135,8 @@ def classification_step(
     def output_fn(
         params: PyTree, model_state: PyTree, reference: PyTree, batch: Batch, key: jax.Array
     ) -> jax.Array:
-        return apply_eval(model, params, model_state, batch["image"])
+        logits: jax.Array = apply_eval(model, params, model_state, batch["image"])
+        return logits
 
     def noised(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         noise = jax.random.normal(jax.random.fold_in(key, 1), batch["image"].shape)
@@ -235,11 +237,13 @@ class Training:
             zero = jnp.zeros([], jnp.int32)
             return TrainState(params, model_state, tx.init(params), reference, zero)
 
-        return begin(self.lanes, *start)
+        state: TrainState = begin(self.lanes, *start)
+        return state
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The batches from the first one."""
-        return iterate(self.source)
+        batches: Iterator[dict[str, np.ndarray]] = iterate(self.source)
+        return batches
 
     def advance(
         self, state: TrainState, batches: Iterator[Any], step: int, num_steps: int
@@ -250,8 +254,9 @@ class Training:
             self.begun = None
         chunk = [next(batches) for _ in range(num_steps)]
         stacked = {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
-        full = num_steps == self.steps_per_chunk and self._program is not None
-        advance = self._program.result() if full else self._advance
+        full = num_steps == self.steps_per_chunk
+        ahead = self._program if full else None
+        advance = self._advance if ahead is None else ahead.result()
         state, metrics = advance(state, self.lanes, stacked)
         return state, self._rows({**metrics, **self.evaluate(state.params, state.model_state)})
 
@@ -265,7 +270,8 @@ class Training:
 
     def shapes(self, final: Mapping[str, Any]) -> TrainState:
         """Shapes and dtypes of the state, from those of the final states of earlier stages."""
-        return jax.eval_shape(self.init, final)
+        shapes: TrainState = jax.eval_shape(self.init, final)
+        return shapes
 
     def compile_ahead(self, final: Mapping[str, Any]) -> None:
         """Starts to compile a whole chunk in another thread; arguments as in `shapes`."""
@@ -286,7 +292,7 @@ class Training:
         return method.optimizer(schedule, trainable=trainable), method.penalty
 
     @functools.cached_property
-    def _advance(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    def _advance(self) -> jax.stages.Wrapped:
         def advance_lane(
             state: TrainState, lane: Lanes, batches: Batch
         ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -313,7 +319,7 @@ class Training:
     def _rows(self, metrics: Mapping[str, jax.Array]) -> list[Row]:
         """One row a lane. Where lanes compete, one that diverged has no metrics but `diverged`."""
         columns = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
-        finite = np.isfinite(np.stack([*columns.values()])).all(axis=0)
+        finite = np.all(np.isfinite(np.stack([*columns.values()])), axis=0)
         rows = []
         for lane, label in enumerate(self.label):
             measured: Row = {name: float(values[lane]) for name, values in columns.items()}

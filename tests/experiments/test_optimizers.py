@@ -163,8 +163,8 @@ def test_all_rows_of_the_paper():
     task = build(composed("+exp=tram_vision_search", "methods=paper"), "task")
     task.validate()
     assert len(task.methods) == 17
-    assert {len(task._trials(name)) for name in task.methods} == {16}
-    trials = task._trials("asam_trpo")
+    assert {len(task.search.trials(name)) for name in task.methods} == {16}
+    trials = task.search.trials("asam_trpo")
     assert {trial["rho"] for trial in trials} == {0.1}
     assert {trial["weight"] for trial in trials} == {1e-4, 1e-3, 1e-2, 1e-1}
 
