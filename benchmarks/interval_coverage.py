@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from experiments.statistics import Interval, interquartile_mean, mean_interval
+from experiments.analysis.statistics import Interval, interquartile_mean, mean_interval
 
 SEEDS = (2, 3, 5, 10, 20)
 SAMPLES = 1000

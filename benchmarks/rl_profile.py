@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.optimizers import environment
-from experiments.files import write_text
+from experiments.runtime.files import write_text
 from trustjax.agents import PPO, ppo, rollout
 from trustjax.agents.on_policy import State
 

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.optimizers import environment
-from experiments.files import write_text
-from experiments.statistics import mean_interval
+from experiments.analysis.statistics import mean_interval
+from experiments.runtime.files import write_text
 
 Numbers = dict[str, Any]
 HERE = Path(__file__).parent

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from experiments import rendering
-from experiments.targets import ConfigError, nearest_name
+from experiments.analysis import rendering
+from experiments.runtime.targets import ConfigError, nearest_name
 from trustjax.agents import load_policy
 from trustjax.agents.policy import Policy
 from trustjax.envs.brax import Brax

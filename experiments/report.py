@@ -18,17 +18,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from experiments import report_figures
-from experiments.collection import Collection, Run, collect, read_run
-from experiments.files import write_text
-from experiments.scores import Score, rank_correlation, score
-from experiments.statistics import (
+from experiments.analysis import report_figures
+from experiments.analysis.collection import Collection, Run, collect, read_run
+from experiments.analysis.scores import Score, rank_correlation, score
+from experiments.analysis.statistics import (
     BOOTSTRAP_SEEDS,
     FEW_SEEDS,
     METHOD,
     Interval,
 )
-from experiments.targets import ConfigError, nearest_name
+from experiments.runtime.files import write_text
+from experiments.runtime.targets import ConfigError, nearest_name
 
 
 def markdown(

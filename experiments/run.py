@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import (
+from experiments.runtime.config import (
     CONF,
     Root,
     check_config,
@@ -34,7 +34,7 @@ from experiments.config import (
     read_config,
     to_plain,
 )
-from experiments.overrides import (
+from experiments.runtime.overrides import (
     check_overrides,
     check_read,
     composed,
@@ -43,8 +43,8 @@ from experiments.overrides import (
     parse,
     resumed_config,
 )
+from experiments.runtime.targets import ConfigError, nearest_name, shown
 from experiments.sweep import jobs
-from experiments.targets import ConfigError, nearest_name, shown
 
 _TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
@@ -187,9 +187,9 @@ def _run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = 
     check_values(config, Root, whole=True)
     set_environment(deterministic=config["deterministic"])  # before JAX is imported
     config = check_config(config)
-    from experiments import session  # imports JAX and Orbax, which takes seconds
-    from experiments.files import SaveError
-    from experiments.task import Diverged
+    from experiments.runtime import session  # imports JAX and Orbax, which takes seconds
+    from experiments.runtime.files import SaveError
+    from experiments.runtime.task import Diverged
 
     try:
         code = session.run(folder, config, resumed=resumed, edited=edited)

@@ -27,9 +27,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import check_config, flat, read_config
-from experiments.overrides import check_overrides, composed, one_line, parse
-from experiments.targets import ConfigError, shown
+from experiments.runtime.config import check_config, flat, read_config
+from experiments.runtime.overrides import check_overrides, composed, one_line, parse
+from experiments.runtime.targets import ConfigError, shown
 
 
 class Job(NamedTuple):

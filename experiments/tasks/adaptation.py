@@ -21,9 +21,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.memory import describe, memory_estimate
 from experiments.optimizers import Method, Optimizer
-from experiments.task import Summary
+from experiments.runtime.memory import describe, memory_estimate
+from experiments.runtime.task import Summary
 from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import plots
-from experiments.statistics import METHOD, Interval, mean_interval, seeds_label
-from experiments.task import Summary, Table
+from experiments.analysis import plots
+from experiments.analysis.statistics import METHOD, Interval, mean_interval, seeds_label
+from experiments.runtime.task import Summary, Table
 from experiments.trackers import Row
 
 # Measure, heading, factor, digits. Sharpness is already in percent.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.optimizers import Method
-from experiments.task import Summary
+from experiments.runtime.task import Summary
 from experiments.tasks.adaptation import Adaptation, HeldOut
 from experiments.tasks.search import Grid, Search, label
 from experiments.tasks.supervised import Lanes, apply_eval

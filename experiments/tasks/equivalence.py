@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.task import Summary, Table
+from experiments.runtime.task import Summary, Table
 from experiments.tasks.supervised import PRECISIONS
 from experiments.trackers import Row
 from trustjax.data import ImageDataset, unit_range
@@ -222,7 +222,7 @@ class Equivalence:
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """equivalence.png: losses of both, and how far apart the weights are."""
-        from experiments import plots
+        from experiments.analysis import plots
 
         style = plots.styles(self.pairs)
         figure, (losses, differences) = plots.panels(2)

@@ -22,7 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.optimizers import Method
-from experiments.task import Summary, Table
+from experiments.runtime.task import Summary, Table
 from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,
@@ -106,8 +106,10 @@ class FromScratch:
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Mean and interval of the test accuracy by method and noise level; gains, paired."""
-        from experiments.plots import paired_gain  # Matplotlib and SciPy: at the end of a run
-        from experiments.statistics import METHOD, mean_interval, seeds_label
+        from experiments.analysis.plots import (
+            paired_gain,  # Matplotlib and SciPy: at the end of a run
+        )
+        from experiments.analysis.statistics import METHOD, mean_interval, seeds_label
 
         def entry(seeds: Sequence[float]) -> dict[str, Any]:
             return {**mean_interval(seeds)._asdict(), "seeds": list(seeds)}
@@ -147,7 +149,7 @@ class FromScratch:
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """learning_curves.png, at the highest noise; accuracy_by_noise.png for several levels."""
-        from experiments import plots
+        from experiments.analysis import plots
 
         names = self._names()
         highest = max(self.noise_levels)
@@ -335,7 +337,7 @@ def _gains(
     curves: Mapping[str, Mapping[float, Sequence[float]]], names: Sequence[str], xlabel: str
 ) -> list[Any]:
     """A panel of the gains over the first method, seed by seed; none for a single method."""
-    from experiments import plots
+    from experiments.analysis import plots
 
     gains = {name: plots.paired_gain(curves[name], curves[names[0]]) for name in names[1:]}
     title = f"Test accuracy: gain over {names[0]},\npaired by seed"
@@ -344,6 +346,6 @@ def _gains(
 
 
 def _percent(seeds: Sequence[float]) -> str:
-    from experiments.statistics import mean_interval
+    from experiments.analysis.statistics import mean_interval
 
     return "{:.1f}\n{:.1f} to {:.1f}".format(*(100 * value for value in mean_interval(seeds)))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from experiments.optimizers import Method
-from experiments.task import Summary
+from experiments.runtime.task import Summary
 from experiments.tasks.from_scratch import FromScratch
 from experiments.tasks.search import Grid, Search, label
 from experiments.tasks.supervised import Lanes

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.task import Summary, Table
+from experiments.runtime.task import Summary, Table
 from experiments.tasks.once import Once
 from experiments.trackers import Row
 from trustjax.geometry import MirrorMap, euclidean, simplex
@@ -258,7 +258,7 @@ class Mirror:
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Means with intervals: last regret, regret by n, support and error by map."""
-        from experiments.statistics import mean_interval  # needs SciPy, at the end
+        from experiments.analysis.statistics import mean_interval  # needs SciPy, at the end
 
         def interval(stage: str, metric: str, step: int | None = None) -> dict[str, Any]:
             values = [
@@ -301,7 +301,7 @@ class Mirror:
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """mirror_descent.png: the portfolio's regret, regret against n, support by map."""
-        from experiments import plots
+        from experiments.analysis import plots
 
         players = (*ON_SIMPLEX, "uniform")
         style = plots.styles(players)

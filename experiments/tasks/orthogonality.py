@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.task import Summary, Table
+from experiments.runtime.task import Summary, Table
 from experiments.tasks.once import Once
 from experiments.trackers import Row
 from trustjax.geometry import MUON_COEFFICIENTS
@@ -143,7 +143,7 @@ class Orthogonality:
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """orthogonality.png: error against n with the theory; time against n."""
-        from experiments import plots
+        from experiments.analysis import plots
 
         style = plots.styles(self.methods)
         sizes = np.array(sorted(self.sizes))

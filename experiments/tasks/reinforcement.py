@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.optimizers import Optimizer
-from experiments.task import Diverged, Summary, Table
+from experiments.runtime.task import Diverged, Summary, Table
 from experiments.trackers import Row
 from trustjax.agents import AgentConfig, data_parallel, select_seed
 from trustjax.agents.algorithm import known
@@ -88,7 +88,7 @@ class Reinforcement:
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Returns at the end by agent: of training, of an evaluation; who beats the first one."""
-        from experiments.statistics import (
+        from experiments.analysis.statistics import (
             METHOD,
             interquartile_mean,
             mean_interval,
@@ -130,7 +130,7 @@ class Reinforcement:
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """learning_curves.png: returns; trust_region.png: how far each iteration went."""
-        from experiments import plots
+        from experiments.analysis import plots
 
         names = list(self.only or self.agents)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.optimizers import Method
-from experiments.task import Diverged, Summary, Table
+from experiments.runtime.task import Diverged, Summary, Table
 from experiments.tasks.supervised import Lanes
 from experiments.trackers import Row
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.task import Summary
+from experiments.runtime.task import Summary
 from experiments.tasks.landscape import CORNER, Landscape, MakeTransform, Walkers, measure, walk
 from experiments.trackers import Row
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments import plots
-from experiments.statistics import share_interval
-from experiments.task import Summary, Table
+from experiments.analysis import plots
+from experiments.analysis.statistics import share_interval
+from experiments.runtime.task import Summary, Table
 from experiments.tasks.landscape import CORNER, FLAT, SHARP, Landscape, measure
 from experiments.trackers import Row
 

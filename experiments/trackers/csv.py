@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from experiments.files import write_text
+from experiments.runtime.files import write_text
 from experiments.trackers.rows import Row
 
 

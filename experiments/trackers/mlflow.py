@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.config import flat
+from experiments.runtime.config import flat
 from experiments.trackers.rows import Row, seed_means
 from experiments.trackers.services import Starts, quiet, read_config, require
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.checkpoint import CheckpointMetadata
+from experiments.runtime.checkpoint import CheckpointMetadata
 from experiments.trackers import Row
 
 

@@ -13,8 +13,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.checkpoint import CheckpointMetadata, Checkpoints
-from experiments.files import SaveError
+from experiments.runtime.checkpoint import CheckpointMetadata, Checkpoints
+from experiments.runtime.files import SaveError
 
 METADATA = CheckpointMetadata(10, 3, 1.5, True, {"pretrain": 100}, {"next": [1, {"a": None}]})
 

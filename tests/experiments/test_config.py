@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from experiments import config
-from experiments.config import check_config, experiments, read_config, save_config
-from experiments.targets import ConfigError
+from experiments.runtime import config
+from experiments.runtime.config import check_config, experiments, read_config, save_config
+from experiments.runtime.targets import ConfigError
 
 
 def composed(**changes: Any) -> dict[str, Any]:

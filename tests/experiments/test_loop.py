@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from counting import Counting, InMemory, nothing
 
-from experiments import loop
-from experiments.checkpoint import CheckpointMetadata
-from experiments.files import SaveError
-from experiments.targets import ConfigError
-from experiments.task import Diverged
+from experiments.runtime import loop
+from experiments.runtime.checkpoint import CheckpointMetadata
+from experiments.runtime.files import SaveError
+from experiments.runtime.targets import ConfigError
+from experiments.runtime.task import Diverged
 from experiments.trackers import Csv, Row, read_rows
 
 Stores = dict[str, dict[int, Any]]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from experiments.memory import GIB, describe, memory_estimate
 from experiments.optimizers import Method, Optimizer
 from experiments.penalties import FromReference
+from experiments.runtime.memory import GIB, describe, memory_estimate
 from trustjax.losses import trpo_penalty
 from trustjax.models import MLP, ResNet, ViT
 from trustjax.optim import sam, tram

@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.config import CONF
 from experiments.optimizers import Method, Optimizer
 from experiments.penalties import FromReference, UnderNoise
-from experiments.targets import build
+from experiments.runtime.config import CONF
+from experiments.runtime.targets import build
 from trustjax.losses import mesa_penalty, r3f_penalty, trpo_penalty
 
 

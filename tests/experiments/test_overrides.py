@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.config import Root, check_config, experiments, groups, to_plain
-from experiments.overrides import (
+from experiments.runtime.config import Root, check_config, experiments, groups, to_plain
+from experiments.runtime.overrides import (
     check_override,
     check_read,
     compose,
@@ -19,7 +19,7 @@ from experiments.overrides import (
     quoted,
     resumed_config,
 )
-from experiments.targets import ConfigError, build
+from experiments.runtime.targets import ConfigError, build
 
 
 @pytest.mark.parametrize(

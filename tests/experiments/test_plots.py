@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import plots
-from experiments.statistics import mean_interval
+from experiments.analysis import plots
+from experiments.analysis.statistics import mean_interval
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from experiments.progress import Lines, make_progress
+from experiments.runtime.progress import Lines, make_progress
 from experiments.trackers import Row
 
 LENGTHS = {"pretrain": 100, "sam": 50}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.checkpoint import Checkpoints
+from experiments.runtime.checkpoint import Checkpoints
 from experiments.tasks.two_minima import TwoMinima
 from experiments.trackers import read_rows
 

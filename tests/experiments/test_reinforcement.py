@@ -11,7 +11,7 @@ import pytest
 
 from experiments import run
 from experiments.optimizers import Optimizer
-from experiments.task import Diverged
+from experiments.runtime.task import Diverged
 from experiments.tasks.reinforcement import Reinforcement, Training
 from experiments.trackers import read_rows
 from trustjax.agents import load_policy, mdpo, ppo

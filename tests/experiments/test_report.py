@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments import plots, report
-from experiments.collection import Collection
-from experiments.report_figures import plot_curves
-from experiments.scores import score
-from experiments.statistics import mean_interval
-from experiments.targets import ConfigError
+from experiments import report
+from experiments.analysis import plots
+from experiments.analysis.collection import Collection
+from experiments.analysis.report_figures import plot_curves
+from experiments.analysis.scores import score
+from experiments.analysis.statistics import mean_interval
+from experiments.runtime.targets import ConfigError
 from experiments.trackers import Csv, Row
 
 SAM = {"optimizer": {"attack": {"_target_": "trustjax.optim.sam", "rho": 0.05}}}

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from experiments import run
-from experiments.config import check_config, save_config
-from experiments.overrides import composed
+from experiments.runtime.config import check_config, save_config
+from experiments.runtime.overrides import composed
 from experiments.tasks.two_minima import TwoMinima
 from experiments.trackers import read_rows
 
@@ -393,7 +393,7 @@ def test_ctrl_c_and_resume(tmp_path: Path) -> None:
 
 def test_second_ctrl_c_stops_at_once() -> None:
     code = (
-        "import time\nfrom experiments.stopping import StopSignals\n"
+        "import time\nfrom experiments.runtime.stopping import StopSignals\n"
         "with StopSignals() as signals:\n"
         "    print('ready', flush=True)\n"
         "    while True: time.sleep(0.01); signals.received and print('stopping', flush=True)"

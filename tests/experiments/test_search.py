@@ -10,10 +10,10 @@ import jax
 import pytest
 
 from experiments import run
-from experiments.config import check_config
-from experiments.overrides import composed
-from experiments.targets import build
-from experiments.task import Diverged
+from experiments.runtime.config import check_config
+from experiments.runtime.overrides import composed
+from experiments.runtime.targets import build
+from experiments.runtime.task import Diverged
 from experiments.trackers import Row, read_rows
 
 TINY = (

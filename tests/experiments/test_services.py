@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.config import flat
-from experiments.targets import ConfigError, locate
+from experiments.runtime.config import flat
+from experiments.runtime.targets import ConfigError, locate
 from experiments.trackers import Row, services
 
 CONFIG = {"exp": "two_minima", "seed": 3, "task": {"_target_": "x.Task", "unseen": ["a", "b"]}}

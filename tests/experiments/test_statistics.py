@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import (
+from experiments.analysis.statistics import (
     interquartile_mean,
     mean_interval,
     mean_over_tasks,

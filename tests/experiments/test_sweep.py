@@ -6,10 +6,10 @@ import sys
 import killing
 import pytest
 
-from experiments.config import check_config, save_config
-from experiments.overrides import composed
+from experiments.runtime.config import check_config, save_config
+from experiments.runtime.overrides import composed
+from experiments.runtime.targets import ConfigError
 from experiments.sweep import Job, check, jobs, sweep
-from experiments.targets import ConfigError
 
 TINY = ["+exp=two_minima", "task.steps=4", "task.steps_per_chunk=2", "task.num_starts=3"]
 

@@ -15,9 +15,17 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from experiments.config import Precision
 from experiments.penalties import Penalty
-from experiments.targets import ROOMS, ConfigError, build, check_nodes, describe, fits, locate
+from experiments.runtime.config import Precision
+from experiments.runtime.targets import (
+    ROOMS,
+    ConfigError,
+    build,
+    check_nodes,
+    describe,
+    fits,
+    locate,
+)
 from experiments.trackers import Tracker
 
 
@@ -33,7 +41,7 @@ from experiments.trackers import Tracker
         "optax.jax.numpy.sum",
         "optax.abc",
         "experiments.trackers.csv.writer",
-        "experiments.config.OverridesParser",
+        "experiments.runtime.config.OverridesParser",
         "experiments.trackers.Path",
         "flax.io.rmtree",
         "flax.linen.jax.numpy.sum",
@@ -56,18 +64,18 @@ from experiments.trackers import Tracker
         "experiments.sweep.main",
         "experiments.play.draw",
         "experiments.report.main",
-        "experiments.session.run",
+        "experiments.runtime.session.run",
         # what reads, writes, deletes or ends
         "trustjax.models.save_pretrained",
         "trustjax.models.checkpoint.save_pretrained",
         "trustjax.models.checkpoint.os.system",
         "trustjax.agents.load_policy",
         "trustjax.agents.policy.load_policy",
-        "experiments.files.write_text",
-        "experiments.config.save_config",
-        "experiments.plots.save",
-        "experiments.rendering.write_gif",
-        "experiments.checkpoint.Checkpoints",
+        "experiments.runtime.files.write_text",
+        "experiments.runtime.config.save_config",
+        "experiments.analysis.plots.save",
+        "experiments.analysis.rendering.write_gif",
+        "experiments.runtime.checkpoint.Checkpoints",
         "experiments.trackers.Csv",
         "experiments.trackers.csv.Csv",
         "experiments.trackers.read_rows",
@@ -76,7 +84,7 @@ from experiments.trackers import Tracker
         "experiments.tasks.adaptation_report.plot",
         "experiments.tasks.reinforcement.Path",
         "experiments.tasks.reinforcement.make",
-        "experiments.stopping.StopSignals",
+        "experiments.runtime.stopping.StopSignals",
         "flax.serialization.to_bytes",
         "flax.training.checkpoints.save_checkpoint",
         "flax.linen.tabulate",
@@ -96,7 +104,7 @@ from experiments.trackers import Tracker
         "experiments.optimizers.dataclass",
         "experiments.optimizers.optax.sgd",
         "experiments.tasks.mirror.partial",
-        "experiments.config.Root",
+        "experiments.runtime.config.Root",
         "trustjax.optim._attack.attack",
         "trustjax._checks.check_number",
         "optax.__class__",

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.statistics import share_interval
+from experiments.analysis.statistics import share_interval
 from experiments.tasks.landscape import FLAT, SHARP, Landscape, Walkers, measure
 from experiments.tasks.two_minima import TwoMinima
 from experiments.tasks.two_minima_report import ends

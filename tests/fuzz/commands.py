@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import run, session
-from experiments.targets import ROOMS
+from experiments import run
+from experiments.runtime import session
+from experiments.runtime.targets import ROOMS
 
 
 def _before_training(*_: object) -> None:

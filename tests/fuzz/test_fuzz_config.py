@@ -11,9 +11,9 @@ import yaml
 from commands import call, guarded
 from guard import fuzz
 
-from experiments.config import check_config, save_config
-from experiments.digests import _seal
-from experiments.overrides import composed
+from experiments.runtime.config import check_config, save_config
+from experiments.runtime.digests import _seal
+from experiments.runtime.overrides import composed
 
 EXPERIMENTS = ("two_minima", "mirror_descent", "ppo_cartpole", "sam_vision", "auon_equivalence")
 

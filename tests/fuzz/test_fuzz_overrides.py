@@ -12,8 +12,8 @@ from commands import call, guarded
 from guard import fuzz
 
 from experiments import run
-from experiments.config import flat, groups, to_plain
-from experiments.overrides import check_read, compose, composed
+from experiments.runtime.config import flat, groups, to_plain
+from experiments.runtime.overrides import check_read, compose, composed
 
 EXPERIMENTS = ("two_minima", "mirror_descent", "ppo_cartpole", "sam_vision")
 SIGNS = "=#([{}]),:'\"\\~$*&%@!?;|<> \t\n\0.+-_/aZ09\u00fc\u65e5"

@@ -22,16 +22,16 @@ import platformdirs
 import rich.table
 from rich.console import Console
 
-from experiments import loop, recovery
-from experiments.checkpoint import Checkpoints
-from experiments.config import groups, save_config
-from experiments.digests import unsealed
-from experiments.files import SaveError, write_text
-from experiments.overrides import fixed_part
-from experiments.progress import make_progress
-from experiments.stopping import StopSignals
-from experiments.targets import ConfigError, argument_error, build, place_of_argument
-from experiments.task import Task
+from experiments.runtime import loop, recovery
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.config import groups, save_config
+from experiments.runtime.digests import unsealed
+from experiments.runtime.files import SaveError, write_text
+from experiments.runtime.overrides import fixed_part
+from experiments.runtime.progress import make_progress
+from experiments.runtime.stopping import StopSignals
+from experiments.runtime.targets import ConfigError, argument_error, build, place_of_argument
+from experiments.runtime.task import Task
 from experiments.trackers import Csv, Tracker, read_rows
 from trustjax.data import DataError
 from trustjax.models import CheckpointError
@@ -195,7 +195,7 @@ def _claim(folder: Path) -> None:
 
 def _commit() -> dict[str, str | bool] | None:
     """The commit of the code, and whether files differ from it; None outside of a git checkout."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     answers = []
     for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
         try:

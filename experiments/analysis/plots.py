@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.files import replacing
-from experiments.statistics import Interval, mean_interval
+from experiments.analysis.statistics import Interval, mean_interval
+from experiments.runtime.files import replacing
 from experiments.trackers import Row
 
 # Okabe and Ito's palette without its yellow, which is too light for lines.

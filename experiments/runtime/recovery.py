@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.checkpoint import CheckpointMetadata, Checkpoints
-from experiments.files import SaveError
-from experiments.targets import ConfigError
+from experiments.runtime.checkpoint import CheckpointMetadata, Checkpoints
+from experiments.runtime.files import SaveError
+from experiments.runtime.targets import ConfigError
 from experiments.trackers import Row, RowsDigest, read_rows
 
 

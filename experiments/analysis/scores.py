@@ -5,15 +5,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.collection import Collection
-from experiments.statistics import (
+from experiments.analysis.collection import Collection
+from experiments.analysis.statistics import (
     Interval,
     interquartile_mean,
     mean_interval,
     mean_over_tasks,
     probability_of_improvement,
 )
-from experiments.targets import ConfigError
+from experiments.runtime.targets import ConfigError
 
 
 class Score(NamedTuple):

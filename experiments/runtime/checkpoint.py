@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
-from experiments.digests import file_digest, sealed, unsealed
-from experiments.files import SaveError
+from experiments.runtime.digests import file_digest, sealed, unsealed
+from experiments.runtime.files import SaveError
 
 DIGESTS = "digests.txt"  # JSON and a last line with its own digest
 

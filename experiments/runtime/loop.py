@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.checkpoint import CheckpointMetadata, Checkpoints
-from experiments.files import SaveError
-from experiments.targets import ConfigError
-from experiments.task import Diverged, Learns, Saves, Stage, State
+from experiments.runtime.checkpoint import CheckpointMetadata, Checkpoints
+from experiments.runtime.files import SaveError
+from experiments.runtime.targets import ConfigError
+from experiments.runtime.task import Diverged, Learns, Saves, Stage, State
 from experiments.trackers import Row, Tracker, read_rows
 
 

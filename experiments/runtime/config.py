@@ -14,9 +14,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.digests import sealed
-from experiments.files import write_text
-from experiments.targets import (
+from experiments.runtime.digests import sealed
+from experiments.runtime.files import write_text
+from experiments.runtime.targets import (
     ConfigError,
     check_nodes,
     fits,
@@ -28,7 +28,7 @@ from experiments.targets import (
 )
 from experiments.trackers.rows import Tracker
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 MOST_SEEDS = 10_000  # of one run, trained together
 
 
@@ -58,7 +58,7 @@ class Root:
     """The keys that every experiment has.
 
     Attributes:
-      task: `_target_`, a dataclass with the methods of `experiments.task.Task`, and its fields.
+      task: `_target_`, a dataclass with the methods of `runtime.task.Task`, and its fields.
       exp: name of the experiment, a file in conf/exp.
       seed: root of all randomness, 0 to 2**32 - 1.
       num_seeds: number of seeds trained together, from 1 to 10,000.
@@ -154,7 +154,7 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["seed"] >= 2**32:
         raise ConfigError(f"seed: got {config['seed']}, allowed: an integer < 2**32")
     check_nodes(config["tracker"], "tracker")
-    from experiments.task import Task  # imports JAX
+    from experiments.runtime.task import Task  # imports JAX
 
     task = config["task"]
     if "_target_" not in task:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import plots
-from experiments.collection import Collection
-from experiments.scores import Score
-from experiments.statistics import BOOTSTRAP_SEEDS, METHOD
+from experiments.analysis import plots
+from experiments.analysis.collection import Collection
+from experiments.analysis.scores import Score
+from experiments.analysis.statistics import BOOTSTRAP_SEEDS, METHOD
 
 MOST_POINTS = 60  # of a curve
 

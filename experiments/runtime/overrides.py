@@ -18,8 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import CONF, Root, check_values, flat, groups, read_config, to_plain
-from experiments.targets import ConfigError, nearest_name, shown, unknown_key
+from experiments.runtime.config import CONF, Root, check_values, flat, groups, read_config, to_plain
+from experiments.runtime.targets import ConfigError, nearest_name, shown, unknown_key
 
 MOST_JOBS = 10_000
 _LONGEST = 20_000  # characters; Hydra's parser takes a second for so many

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import flat, read_config
-from experiments.targets import ConfigError, nearest_name
+from experiments.runtime.config import flat, read_config
+from experiments.runtime.targets import ConfigError, nearest_name
 from experiments.trackers import Row, read_rows
 
 # Parts of keys in which runs of one method may differ.

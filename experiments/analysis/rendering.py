@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments import plots
-from experiments.files import replacing, write_text
+from experiments.analysis import plots
+from experiments.runtime.files import replacing, write_text
 from trustjax.envs import Environment
 from trustjax.envs.third_party import building, import_extra
 

@@ -1,0 +1,1 @@
+"""What comes after a run: rows of many seeds, intervals, figures, episodes."""

@@ -1,0 +1,1 @@
+"""How a configuration becomes a run: composed, checked, trained, saved, resumed."""
