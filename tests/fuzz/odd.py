@@ -26,7 +26,7 @@ TARGETS = [
     "trustjax.optim.natural_gradient", "trustjax.geometry.p_norm", "trustjax.geometry.mmd",
     "trustjax.losses.gae", "trustjax.models.MLP", "trustjax.models.build_vit",
     "trustjax.models.pretrained_vit", "trustjax.data.hugging_face", "trustjax.data.digits",
-    "trustjax.parallel.make_mesh", "trustjax.agents.ppo.Config", "trustjax.agents.config.adam",
+    "trustjax.parallel.make_mesh", "trustjax.agents.ppo.Config", "trustjax.agents.algorithm.adam",
     "experiments.optimizers.Optimizer", "experiments.optimizers.Method",
     "experiments.penalties.Penalty", "experiments.penalties.UnderNoise",
     "experiments.matrices.matrices_and_others", "experiments.tasks.two_minima.TwoMinima",
