@@ -177,7 +177,7 @@ def test_refused_before_data_is_loaded(changes, words):
 @pytest.mark.parametrize(
     ("grid", "words"),
     [
-        ({"adamw": {"learning_rate": [1e-3, 3e-3]}, "sam": {"rho": [0.1]}}, "equally many cand"),
+        ({"adamw": {"learning_rate": [1e-3, 3e-3]}, "sam": {"rho": [0.1]}}, "equally many trials"),
         ({"adamw": {"learning_rate": [1e-3]}}, "equally many trials, got .*'sam': 0"),
         (
             {"adamw": {"rho": [0.1]}},
