@@ -22,6 +22,7 @@ LAYERS = {
     "trustjax._sharding": {"trustjax._dtypes"},
     "trustjax.geometry": set(),
     "trustjax.distributions": {"trustjax.geometry"},
+    "trustjax.trust": set(),
     "trustjax.losses": {"trustjax.geometry", "trustjax.distributions"},
     "trustjax.optim": {"trustjax.geometry", "trustjax.losses"},
     "trustjax.models": {"trustjax.geometry", "trustjax.distributions", "trustjax.data"},
@@ -30,7 +31,7 @@ LAYERS = {
     "trustjax.parallel": set(),
     "trustjax.agents": {
         "trustjax.geometry", "trustjax.distributions", "trustjax.losses", "trustjax.optim",
-        "trustjax.models", "trustjax.envs", "trustjax.parallel",
+        "trustjax.models", "trustjax.envs", "trustjax.parallel", "trustjax.trust",
     },
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from experiments.trackers import Row
 from trustjax.data import Batches, iterate
 from trustjax.optim import two_pass_step
 from trustjax.parallel import batch_sharding, replicated
+from trustjax.trust import broken_passes, trust_metrics_of
 
 PyTree = Any
 # Compiles the next stage while the present one trains: on CPU that halves a short experiment.
@@ -161,27 +162,9 @@ def classification_step(
         reference = penalty and penalty.refreshed(state.reference, state.params)
         new_state = TrainState(params, aux["model_state"], opt_state, reference, state.step + 1)
         broke = broken_passes(state.opt_state, opt_state)
-        return new_state, {**aux["metrics"], **trust_metrics(opt_state), **broke}
+        return new_state, {**aux["metrics"], **trust_metrics_of(opt_state), **broke}
 
     return step
-
-
-def trust_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
-    """How far the last step was allowed to go, how far it went, and the ratio of the two."""
-    radius = optax.tree.get(opt_state, "radius")
-    distance = optax.tree.get(opt_state, "distance")
-    if radius is None or distance is None:
-        return {}
-    used = jnp.where(radius == 0, 0.0, distance / jnp.where(radius == 0, 1.0, radius))
-    return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
-
-
-def broken_passes(before: optax.OptState, after: optax.OptState) -> dict[str, jax.Array]:
-    """1 for a step whose second gradient was not finite (`on_nonfinite` of `sam`), else 0."""
-    count, new_count = (optax.tree.get(each, "nonfinite_count") for each in (before, after))
-    if count is None:
-        return {}
-    return {"trust/nonfinite": (new_count - count).astype(jnp.float32)}
 
 
 @dataclass

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from trustjax.agents import mdpo, ppo, sac, trpo
-from trustjax.agents.algorithm import known, trust
+from trustjax.agents.algorithm import known
+from trustjax.trust import trust_metrics
 
 ON_POLICY = {
     "num_envs": 4, "num_steps": 4, "total_steps": 4 * 16, "num_minibatches": 2, "num_epochs": 1,
@@ -52,7 +53,7 @@ def test_equal_returns_explain_nothing():
 
 
 def test_trust():
-    found = trust(jnp.array([0.0, 2.0, jnp.nan]), jnp.array([1.0, 1.0, 1.0]))
+    found = trust_metrics(jnp.array([0.0, 2.0, jnp.nan]), jnp.array([1.0, 1.0, 1.0]))
     np.testing.assert_array_equal(found["trust/used"], [0, 0.5, np.nan])
 
 

@@ -14,12 +14,11 @@ from experiments.tasks.supervised import (
     apply_eval,
     classification_step,
     initial_variables,
-    trust_metrics,
 )
-from trustjax.agents.algorithm import trust
 from trustjax.losses import mesa_penalty, r3f_penalty, trpo_penalty
 from trustjax.models import MLP
 from trustjax.optim import esam, sam
+from trustjax.trust import trust_metrics, trust_metrics_of
 
 RANDOM = np.random.default_rng(0)
 MODEL = MLP(num_classes=3, hidden=(5,))
@@ -157,6 +156,6 @@ def test_share_of_a_radius_that_is_not_a_number(radius, used):
     """It is not 0, as if nothing had moved."""
     state = sam().init(jnp.ones(2))
     number = jnp.float32(radius)
-    metrics = trust_metrics((state._replace(radius=number, distance=number),))
+    metrics = trust_metrics_of((state._replace(radius=number, distance=number),))
     np.testing.assert_equal(float(metrics["trust/used"]), used)
-    np.testing.assert_equal(float(trust(number, number)["trust/used"]), used)
+    np.testing.assert_equal(float(trust_metrics(number, number)["trust/used"]), used)

@@ -334,12 +334,6 @@ def specs(axis_name: str, batch_axes: int) -> tuple[PartitionSpec, PartitionSpec
     return PartitionSpec(), PartitionSpec(*[None] * batch_axes, axis_name)
 
 
-def trust(radius: jax.Array, distance: jax.Array) -> Metrics:
-    """How far an iteration was allowed to go, how far it went, and the ratio; 0 if not at all."""
-    used = jnp.where(radius == 0, 0, distance / jnp.where(radius == 0, 1, radius))
-    return {"trust/radius": radius, "trust/distance": distance, "trust/used": used}
-
-
 def select_seed(state: Any, index: int) -> Any:
     """One of the states (or histories) that `jax.vmap(agent.train)` returned side by side."""
     return jax.tree.map(lambda x: x[index], state)

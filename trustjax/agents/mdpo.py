@@ -39,7 +39,7 @@ from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName
 from trustjax.agents import off_policy
 from trustjax.agents.action_samples import ActionSamples, expectation, log_prob_of, sample_actions
-from trustjax.agents.algorithm import Metrics, PyTree, static, trust
+from trustjax.agents.algorithm import Metrics, PyTree, static
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import OffPolicyConfig as SharedConfig
 from trustjax.agents.config import OnPolicyConfig, whole_batch
@@ -47,6 +47,7 @@ from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.agents.replay import Replayed
 from trustjax.distributions import Categorical, TanhGaussian
 from trustjax.losses import mdpo_actor_loss, mdpo_forward_loss, mdpo_loss, tsallis_log
+from trustjax.trust import trust_metrics
 
 
 @jax.tree_util.register_dataclass
@@ -171,7 +172,7 @@ class MDPO(OnPolicy):
         metrics = {
             "loss/value": value_loss,
             "step_size": step_size,
-            **trust(radius, distance),
+            **trust_metrics(radius, distance),
         }
         return (
             {"actor": actor, "critic": critic},
@@ -317,7 +318,9 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         gain = objective(new, of_new) - objective(old, of_old)
         radius = jnp.asarray(self.config.step_size, gain.dtype) * jnp.maximum(gain, 0)
         distance = self.mean(new.kl_divergence(old))
-        return super().policy_update_metrics(state, batch, keys, before) | trust(radius, distance)
+        return super().policy_update_metrics(state, batch, keys, before) | trust_metrics(
+            radius, distance
+        )
 
     def _forward_losses(
         self,

@@ -20,13 +20,14 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import check_choice, check_number
 from trustjax._sharding import AxisName, averaged
-from trustjax.agents.algorithm import Metrics, PyTree, static, trust
+from trustjax.agents.algorithm import Metrics, PyTree, static
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import OnPolicyConfig
 from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.agents.running_statistics import standardized
 from trustjax.losses import adapt_kl_coefficient, ppo_clip_loss, ppo_kl_loss, value_loss
 from trustjax.losses._ratio import log_ratio
+from trustjax.trust import trust_metrics
 
 
 @jax.tree_util.register_dataclass
@@ -155,5 +156,5 @@ class PPO(OnPolicy):
             radius, distance = jnp.asarray(config.clip), update_metrics["ratio/distance"]
         else:
             radius, distance = jnp.asarray(config.kl_target), update_metrics["kl/old_new"]
-        metrics = update_metrics | last | trust(radius, distance) | {"kl_coefficient": beta}
+        metrics = update_metrics | last | trust_metrics(radius, distance) | {"kl_coefficient": beta}
         return params, Learner(opt_state, beta), metrics

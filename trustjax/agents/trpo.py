@@ -19,13 +19,14 @@ import optax
 from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
-from trustjax.agents.algorithm import Metrics, PyTree, static, trust
+from trustjax.agents.algorithm import Metrics, PyTree, static
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import OnPolicyConfig, whole_batch
 from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.losses import trpo_surrogate
 from trustjax.optim import natural_gradient
 from trustjax.optim.natural import NaturalState
+from trustjax.trust import trust_metrics
 
 
 @jax.tree_util.register_dataclass
@@ -144,7 +145,7 @@ class TRPO(OnPolicy):
         update_metrics = self.policy_update_metrics(actor, batch)
         metrics = {
             "loss/value": value_loss,
-            **trust(natural.radius, natural.distance),
+            **trust_metrics(natural.radius, natural.distance),
             "step_fraction": natural.step_fraction,
         }
         return (
