@@ -12,16 +12,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from trustjax._checks import check_number
 from trustjax._dtypes import dtype_of, reduction_dtype, widened
-from trustjax._loops import while_loop
 from trustjax._sharding import AxisName, averaged
 from trustjax.geometry.fisher import conjugate_gradient, dot, fisher_product
 from trustjax.optim import _attack, _leaves
 from trustjax.optim._leaves import PyTree
+from trustjax.optim._line_search import backtracking
 
 Scalar = Callable[[PyTree], jax.Array]
 
@@ -150,52 +149,37 @@ def natural_gradient(
             value = jnp.asarray(function(space.tree(values)), delta.dtype)
             return jnp.asarray(averaged(value, axis_name))
 
-        before = measured(loss_fn, at)
         product = fisher_product(
             lambda values: divergence_fn(space.tree(values)).astype(delta.dtype),
             at,
             damping=damping,
             axis_name=axis_name,
         )
-        # The step does not depend on the size of the gradient, whose squares may leave float32.
-        downhill, size = _attack.normalized([-g for g in space.values(updates)])
-        solved = conjugate_gradient(product, downhill, steps=cg_steps, tolerance=cg_tolerance)
-        # x' A x without another product: A x = b - r.
-        applied = [b - r for b, r in zip(downhill, solved.residual, strict=True)]
-        squared = dot(solved.x, applied)
-        length = jnp.sqrt(_attack.ratio(2 * delta, squared.astype(delta.dtype)))
-        full = [length.astype(x.dtype) * x for x in solved.x]
-        promised = (size * dot(downhill, full)).astype(delta.dtype)
+        full = _full_step(product, space.values(updates), delta, cg_steps, cg_tolerance)
 
-        def moved(fraction: jax.Array) -> list[jax.Array]:
-            return [w + fraction.astype(w.dtype) * step for w, step in zip(at, full, strict=True)]
+        def at_fraction(fraction: jax.Array) -> tuple[jax.Array, jax.Array]:
+            values = [
+                w + fraction.astype(w.dtype) * step for w, step in zip(at, full.step, strict=True)
+            ]
+            return measured(loss_fn, values), measured(divergence_fn, values)
 
-        def attempt(search: _Search) -> _Search:
-            # Not **, which outside of jit compiles a program for every exponent.
-            fraction = jax.lax.pow(jnp.asarray(backtrack, delta.dtype), search.tried)
-            values = moved(fraction)
-            loss, divergence = measured(loss_fn, values), measured(divergence_fn, values)
-            accepted = (
-                jnp.isfinite(loss)
-                & (divergence <= jnp.asarray(slack, delta.dtype) * delta * (1 + rounding))
-                & (loss < before)
-                & (before - loss >= jnp.asarray(accept_ratio, delta.dtype) * fraction * promised)
-            )
-            return _Search(search.tried + 1, accepted, fraction, divergence)
-
-        zero, rounding = jnp.zeros_like(delta), float(np.finfo(delta.dtype).eps) ** 0.5
-        # A zero or broken gradient has no direction: nothing to try.
-        hopeful = jnp.isfinite(length) & (length > 0)
-        tried = jnp.where(hopeful, 0, max_backtracks)
-        found = while_loop(
-            lambda search: ~search.accepted & (search.tried < max_backtracks),
-            attempt,
-            _Search(tried, jnp.array(False), zero, zero),
+        found = backtracking(
+            at_fraction,
+            loss=measured(loss_fn, at),
+            expected_decrease=full.expected_decrease,
+            radius=delta,
+            has_direction=jnp.isfinite(full.length) & (full.length > 0),
+            backtrack=backtrack,
+            max_backtracks=max_backtracks,
+            accept_ratio=accept_ratio,
+            slack=slack,
         )
+        zero = jnp.zeros_like(delta)
         fraction = jnp.where(found.accepted, found.fraction, zero)
+        # `where` and not a product with 0: a step that was refused may be infinite.
         steps = [
             jnp.where(found.accepted, fraction.astype(step.dtype) * step, jnp.zeros_like(step))
-            for step in full
+            for step in full.step
         ]
         return space.like(steps, updates), NaturalState(
             count=optax.safe_increment(state.count),
@@ -203,7 +187,7 @@ def natural_gradient(
             distance=jnp.where(found.accepted, found.divergence, zero),
             accepted=found.accepted,
             step_fraction=fraction,
-            num_products=solved.num_steps,
+            num_products=full.num_products,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -217,13 +201,40 @@ def _check_whole_tree(params: PyTree) -> None:
     )
 
 
-class _Search(NamedTuple):
-    """The line search: steps tried, and the last of them."""
+class _FullStep(NamedTuple):
+    """The step to the border of the trust region, to second order.
 
-    tried: jax.Array
-    accepted: jax.Array
-    fraction: jax.Array
-    divergence: jax.Array
+    Attributes:
+      step: one array per trained leaf.
+      length: float [], the factor of the solution x; 0 or not finite if there is no direction.
+      expected_decrease: float [], by how much the loss falls, to first order.
+      num_products: int32 [], Fisher-vector products that it took.
+    """
+
+    step: list[jax.Array]
+    length: jax.Array
+    expected_decrease: jax.Array
+    num_products: jax.Array
+
+
+def _full_step(
+    product: Callable[[list[jax.Array]], list[jax.Array]],
+    gradient: list[jax.Array],
+    delta: jax.Array,
+    cg_steps: int,
+    cg_tolerance: jax.typing.ArrayLike,
+) -> _FullStep:
+    """x sqrt(2 delta / x' A x), where x solves A x = -g; arXiv:1502.05477, Appendix C."""
+    # The step does not depend on the size of the gradient, whose squares may leave float32.
+    downhill, size = _attack.normalized([-g for g in gradient])
+    solved = conjugate_gradient(product, downhill, steps=cg_steps, tolerance=cg_tolerance)
+    # x' A x without another product: A x = b - r.
+    applied = [b - r for b, r in zip(downhill, solved.residual, strict=True)]
+    squared = dot(solved.x, applied)
+    length = jnp.sqrt(_attack.ratio(2 * delta, squared.astype(delta.dtype)))
+    step = [length.astype(x.dtype) * x for x in solved.x]
+    expected_decrease = (size * dot(downhill, step)).astype(delta.dtype)
+    return _FullStep(step, length, expected_decrease, solved.num_steps)
 
 
 class _TrainedLeaves:
