@@ -80,6 +80,7 @@ class Method:
             {name: hyperparameters[name] for name in own}
             for own in (self.optimizer.rates, self.optimizer.radius)
         )
-        penalty = self.penalty and self.penalty.with_weight(hyperparameters["weight"])
+        given: Any = self.penalty  # a dataclass, which a protocol cannot say
+        penalty = given and replace(given, weight=hyperparameters["weight"])
         optimizer = replace(self.optimizer, rates=rates, radius=radius)
         return replace(self, optimizer=optimizer, penalty=penalty)

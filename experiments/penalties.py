@@ -1,7 +1,7 @@
 """Penalties as configuration: a loss of `trustjax.losses`, its weight, what it compares with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -24,9 +24,6 @@ class Penalty(Protocol):
     @property
     def weight(self) -> float:
         """See above."""
-
-    def with_weight(self, weight: Any) -> "Penalty":
-        """The same penalty with another weight."""
 
     def start(self, params: PyTree) -> PyTree:
         """The reference parameters before the first step; None if there are none."""
@@ -58,10 +55,6 @@ class FromReference:
         check_number("weight", self.weight, at_least=0.0)
         check_number("decay", self.decay, at_least=0.0, at_most=1.0)
 
-    def with_weight(self, weight: Any) -> "FromReference":
-        """The same penalty with another weight."""
-        return replace(self, weight=weight)
-
     def start(self, params: PyTree) -> PyTree:
         """A copy, so that it can be donated beside the parameters."""
         return jax.tree.map(jnp.copy, params)
@@ -89,10 +82,6 @@ class UnderNoise:
 
     def __post_init__(self) -> None:
         check_number("weight", self.weight, at_least=0.0)
-
-    def with_weight(self, weight: Any) -> "UnderNoise":
-        """The same penalty with another weight."""
-        return replace(self, weight=weight)
 
     def start(self, params: PyTree) -> None:
         """There is no reference."""

@@ -64,7 +64,7 @@ def test_no_step_is_accepted(loss, changes, num_tried) -> None:
     assert found.num_tried == num_tried
 
 
-def test_what_is_known_runs_without_compiling_a_loop() -> None:
+def test_without_jit() -> None:
     with jax.disable_jit():
         found = search(lambda f: (f - 0.2) ** 2)
     assert found.fraction == 0.25
