@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from experiments.penalties import Penalty
+from trustjax._checks import FieldError
 
 Mask = Callable[[Any], Any]
 
@@ -30,7 +31,7 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if self.attack is None and self.radius:
-            raise ValueError(f"radius must be empty without an attack, got {dict(self.radius)}")
+            raise FieldError("radius", "be empty without an attack", dict(self.radius))
 
     def __call__(
         self, learning_rate: optax.ScalarOrSchedule, *, trainable: Mask | None = None
@@ -66,7 +67,7 @@ class Method:
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+            raise FieldError("learning_rate", "be > 0", self.learning_rate)
 
     @property
     def hyperparameters(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "trustjax._dtypes": set(),
     "trustjax._checks": set(),
-    "trustjax._files": set(),
+    "trustjax._files": {"trustjax._checks"},
     "trustjax._loops": {"trustjax._dtypes"},
     "trustjax._sharding": {"trustjax._dtypes"},
     "trustjax.geometry": set(),

@@ -1,10 +1,48 @@
 """Checks of arguments on the host, before anything is compiled."""
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
 import jax
 import numpy as np
+
+
+class InputError(ValueError):
+    """A value that was given and that cannot be used.
+
+    Attributes:
+      field: The argument, or the field of a configuration, that holds the value, such as
+        "grid.sgd". The text begins with it. None if no field is to blame, as for the content of a
+        file.
+    """
+
+    def __init__(self, text: str, field: str | None = None) -> None:
+        super().__init__(text)
+        self.field = field
+
+
+class FieldError(InputError):
+    """An argument or field that does not meet a requirement.
+
+    Its text is "FIELD must REQUIREMENT, got GOT", with "; ADVICE" behind it if there is any.
+
+    Attributes:
+      requirement: What the value must be or do, such as "be >= 0".
+      got: The value, or a text that describes it.
+      advice: What to do instead; empty if there is nothing to say.
+    """
+
+    def __init__(self, field: str, requirement: str, got: object, *, advice: str = "") -> None:
+        super().__init__(
+            f"{field} must {requirement}, got {got}" + (f"; {advice}" if advice else ""), field
+        )
+        self.requirement, self.got, self.advice = requirement, got, advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are unpickled from their text alone, which is not what this one is made of.
+        make = functools.partial(FieldError, advice=self.advice)
+        return make, (self.field, self.requirement, self.got)
 
 
 def _is_concrete_number(value: Any) -> bool:
@@ -30,19 +68,19 @@ def check_number(
     if not _is_concrete_number(value):
         return
     if at_least is not None and not np.all(np.asarray(value) >= at_least):
-        raise ValueError(f"{name} must be >= {at_least:g}, got {value}")
+        raise FieldError(name, f"be >= {at_least:g}", value)
     if at_most is not None and not np.all(np.asarray(value) <= at_most):
-        raise ValueError(f"{name} must be <= {at_most:g}, got {value}")
+        raise FieldError(name, f"be <= {at_most:g}", value)
     if above is not None and not np.all(np.asarray(value) > above):
-        raise ValueError(f"{name} must be > {above:g}, got {value}")
+        raise FieldError(name, f"be > {above:g}", value)
     if below is not None and not np.all(np.asarray(value) < below):
-        raise ValueError(f"{name} must be < {below:g}, got {value}")
+        raise FieldError(name, f"be < {below:g}", value)
 
 
 def check_count(name: str, value: Any, *, at_least: int | None = None) -> None:
     """Raises ValueError unless `value` is None or an int (no bool, no 2.0), `at_least` so large."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
-        raise ValueError(f"{name} must be an int, got {value!r}")
+        raise FieldError(name, "be an int", repr(value))
     check_number(name, value, at_least=at_least)
 
 
@@ -50,4 +88,4 @@ def check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
     """Raises ValueError unless `value` is one of the names in `allowed`."""
     if value not in allowed:
         names = ", ".join(repr(a) for a in allowed)
-        raise ValueError(f"{name} must be one of {names}, got {value!r}")
+        raise FieldError(name, f"be one of {names}", repr(value))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trustjax._checks import InputError
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -29,7 +31,7 @@ def one_line(error: object) -> str:
 def local_folder(
     argument: str,
     given: str | os.PathLike[str],
-    error_type: type[ValueError],
+    error_type: type[InputError],
     kind: str,
     **download: Any,
 ) -> Path:
@@ -47,7 +49,9 @@ def local_folder(
       ImportError: huggingface_hub is missing.
     """
     if not isinstance(given, str | os.PathLike) or given == "":  # "" would be the current folder
-        raise error_type(f"{argument} must be a folder or a hub id owner/name, got {given!r}")
+        raise error_type(
+            f"{argument} must be a folder or a hub id owner/name, got {given!r}", argument
+        )
     try:
         folder = Path(given).expanduser()
         if folder.is_dir():
@@ -56,13 +60,15 @@ def local_folder(
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, too long, the home of nobody
         raise error_type(
             f"{argument} must be a folder or a hub id owner/name, got {str(given)!r}: "
-            f"{one_line(error)}"
+            f"{one_line(error)}",
+            argument,
         ) from error
     if exists:
-        raise error_type(f"{argument} must be a folder, but {str(given)!r} is a file")
+        raise error_type(f"{argument} must be a folder, but {str(given)!r} is a file", argument)
     if not _HUB_ID.fullmatch(str(given)):
         raise error_type(
-            f"{argument} must be a folder or a hub id owner/name; no folder {str(given)!r}"
+            f"{argument} must be a folder or a hub id owner/name; no folder {str(given)!r}",
+            argument,
         )
     with experiments_extra():
         from huggingface_hub import snapshot_download
@@ -73,11 +79,12 @@ def local_folder(
         raise error_type(
             f"{argument} must be a folder or a hub id: no folder {str(given)!r} here, and the "
             f"Hugging Face hub gave no {kind} of that name (offline? then set {argument} to a "
-            f"folder that holds its files): {one_line(error)}"
+            f"folder that holds its files): {one_line(error)}",
+            argument,
         ) from error
 
 
-def read_json(path: Path, error_type: type[ValueError]) -> dict[str, Any]:
+def read_json(path: Path, error_type: type[InputError]) -> dict[str, Any]:
     """The JSON object in a file; raises `error_type`, naming the file, for anything else."""
     if not path.is_file():  # a pipe would be read for ever
         problem = "it is a folder or a device" if path.exists() else "no such file"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import FieldError
 from trustjax._dtypes import widened
 from trustjax.geometry.divergence import kl_divergence as categorical_kl
 from trustjax.geometry.gaussian import gaussian_kl, in_units
@@ -177,7 +178,7 @@ def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
     """
     action = jnp.asarray(action)
     if not jnp.issubdtype(action.dtype, jnp.integer):
-        raise ValueError(f"action must be integers, got {action.dtype}")
+        raise FieldError("action", "be integers", action.dtype)
     size = values.shape[-1]
     mask = jax.nn.one_hot(action, size, dtype=bool)
     found = jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)), -1)
@@ -195,4 +196,4 @@ def _wide(gaussian: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 def _check_shape(name: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if given != wanted:
-        raise ValueError(f"{name} must have shape {wanted}, got {given}")
+        raise FieldError(name, f"have shape {wanted}", given)

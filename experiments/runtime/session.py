@@ -11,6 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,10 +34,12 @@ from experiments.runtime.stopping import StopSignals
 from experiments.runtime.targets import ConfigError, argument_error, build, place_of_argument
 from experiments.runtime.task import Task
 from experiments.trackers import Csv, Tracker, read_rows
+from trustjax._checks import InputError
 from trustjax.data import DataError
 from trustjax.models import CheckpointError
 
 _PACKAGES = ("trustjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_LIBRARIES = ("optax", "flax")  # what they refuse is a value of the configuration
 
 
 def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False) -> int:
@@ -66,10 +69,8 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
                 _claim(folder)
         try:
             stages = task.stages()
-        except (DataError, CheckpointError):
-            raise
         except ValueError as error:  # a number that does not fit the data; else a fault of ours
-            if " must " not in str(error):
+            if not isinstance(error, InputError) and _raised_in(error) not in _LIBRARIES:
                 raise
             raise _wrong_argument(error, config, resumed=resumed) from error
         metrics = Csv(folder / "metrics.csv")
@@ -127,6 +128,12 @@ def _wrong_argument(error: Exception, config: Mapping[str, Any], *, resumed: boo
     if not resumed and below.partition(".")[0] in groups():
         key = below
     return argument_error(key, error)
+
+
+def _raised_in(error: Exception) -> str:
+    """The package whose code raised the error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).partition(".")[0]
 
 
 def resume_command(folder: Path) -> str:

@@ -357,8 +357,8 @@ def describe(annotation: Any) -> str:
 def build(node: Mapping[str, Any], key: str) -> Any:
     """Calls the targets in `node`, innermost first, after `check_nodes`.
 
-    Raises ConfigError with the node's key where a target raises ValueError or TypeError. A message
-    of the form "NAME must be ..." is joined to the key of the node, which gives the full key.
+    Raises ConfigError with the node's key where a target raises ValueError or TypeError; with the
+    full key of the argument where the target names it in an `InputError`.
     """
     check_nodes(node, key)
     try:
@@ -373,11 +373,14 @@ def build(node: Mapping[str, Any], key: str) -> Any:
 def argument_error(key: str, error: Exception) -> ConfigError:
     """What the node at `key` raised about an argument, with the full key in front."""
     message = " ".join(str(error).split())
-    separator = "." if _ARGUMENT.match(message) else ": "
+    separator = "." if _field(error) else ": "
     return ConfigError(f"{key}{separator}{message}")
 
 
-_ARGUMENT = re.compile(r"([a-z]\w*)[\w.]* must ")
+def _field(error: Exception) -> str | None:
+    from trustjax._checks import InputError  # imports JAX, which what raised has done by now
+
+    return error.field if isinstance(error, InputError) else None
 
 
 def place_of_argument(error: Exception, node: Any, key: str) -> str:
@@ -385,8 +388,8 @@ def place_of_argument(error: Exception, node: Any, key: str) -> str:
 
     That is `key` where there is none. Targets are those that `check_nodes` has let pass.
     """
-    name = _ARGUMENT.match(str(error))
-    found = name and _taker(name[1], node, key)
+    field = _field(error)
+    found = field and _taker(field.partition(".")[0], node, key)
     return found or key
 
 

@@ -32,6 +32,7 @@ from experiments.tasks.supervised import (
     initial_variables,
 )
 from experiments.trackers import Row
+from trustjax._checks import FieldError
 from trustjax.data import Batches, ImageDataset, parse_shift, split, unit_range
 from trustjax.geometry import epsilon_sharpness, linear_cka
 from trustjax.parallel import check_batch_size, make_mesh, replicated
@@ -109,24 +110,21 @@ class Adaptation:
         for name in ("num_seeds", "finetune_steps", "batch_size", "steps_per_chunk",
                      "max_test_examples", "sharpness_examples"):  # fmt: skip
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+                raise FieldError(name, "be >= 1", getattr(self, name))
         if self.pretrain_steps < 0:
-            raise ValueError(f"pretrain_steps must be >= 0, got {self.pretrain_steps}")
+            raise FieldError("pretrain_steps", "be >= 0", self.pretrain_steps)
         check_batch_size(self.batch_size, self._devices)
         if self.finetune_examples < self.batch_size:
-            raise ValueError(
-                f"finetune_examples must be >= batch_size = {self.batch_size}, "
-                f"got {self.finetune_examples}"
+            raise FieldError(
+                "finetune_examples", f"be >= batch_size = {self.batch_size}", self.finetune_examples
             )
         if self.input_noise < 0:
-            raise ValueError(f"input_noise must be >= 0, got {self.input_noise}")
+            raise FieldError("input_noise", "be >= 0", self.input_noise)
         if not self.pretrain_learning_rate > 0:
-            raise ValueError(
-                f"pretrain_learning_rate must be > 0, got {self.pretrain_learning_rate}"
-            )
+            raise FieldError("pretrain_learning_rate", "be > 0", self.pretrain_learning_rate)
         for name in self.only:
             if name not in self.methods:
-                raise ValueError(f"only must name methods of {sorted(self.methods)}, got {name!r}")
+                raise FieldError("only", f"name methods of {sorted(self.methods)}", repr(name))
         for spec in (self.source, self.target, *self.unseen):
             if spec is not None:
                 parse_shift(spec)
@@ -272,9 +270,10 @@ class Adaptation:
         """Few target examples, other ones for every seed."""
         rows = self._rows["finetune"]
         if self.finetune_examples > len(rows):
-            raise ValueError(
-                f"finetune_examples must be <= {len(rows)}, the share of the data kept for it, "
-                f"got {self.finetune_examples}"
+            raise FieldError(
+                "finetune_examples",
+                f"be <= {len(rows)}, the share of the data kept for it",
+                self.finetune_examples,
             )
         domain = self._domain(self.target, rows, salt=0)
         drawn = [

@@ -19,6 +19,7 @@ import optax
 from experiments.runtime.task import Summary, Table
 from experiments.tasks.supervised import PRECISIONS
 from experiments.trackers import Row
+from trustjax._checks import FieldError
 from trustjax.data import ImageDataset, unit_range
 
 PyTree = Any
@@ -168,10 +169,10 @@ class Equivalence:
         """Raises ValueError, naming the field, for what cannot run."""
         for name in ("num_seeds", "steps", "batch_size", "steps_per_chunk"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+                raise FieldError(name, "be >= 1", getattr(self, name))
         for name, pair in self.pairs.items():
             if set(pair) != {"method", "control"}:
-                raise ValueError(f"pairs.{name} must have method and control, got {sorted(pair)}")
+                raise FieldError(f"pairs.{name}", "have method and control", sorted(pair))
 
     def stages(self) -> list[Pair]:
         """One a pair."""

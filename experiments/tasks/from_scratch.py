@@ -31,6 +31,7 @@ from experiments.tasks.supervised import (
     initial_variables,
 )
 from experiments.trackers import Row
+from trustjax._checks import FieldError
 from trustjax.data import Batches, ImageDataset, split, unit_range
 from trustjax.parallel import check_batch_size, make_mesh, replicated
 
@@ -81,21 +82,20 @@ class FromScratch:
         """Raises ValueError, naming the field, for what cannot run."""
         for name in ("num_seeds", "steps", "batch_size", "steps_per_chunk", "max_test_examples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+                raise FieldError(name, "be >= 1", getattr(self, name))
         check_batch_size(self.batch_size, self._devices)
         if self.train_examples < self.batch_size:
-            raise ValueError(
-                f"train_examples must be >= batch_size = {self.batch_size}, "
-                f"got {self.train_examples}"
+            raise FieldError(
+                "train_examples", f"be >= batch_size = {self.batch_size}", self.train_examples
             )
         levels = list(self.noise_levels)
         if not levels or not all(0 <= level <= 1 for level in levels):
-            raise ValueError(f"noise_levels must be in [0, 1], at least one, got {levels}")
+            raise FieldError("noise_levels", "be in [0, 1], at least one", levels)
         if len(set(levels)) < len(levels):
-            raise ValueError(f"noise_levels must differ, got {levels}")
+            raise FieldError("noise_levels", "differ", levels)
         for name in self.only:
             if name not in self.methods:
-                raise ValueError(f"only must name methods of {sorted(self.methods)}, got {name!r}")
+                raise FieldError("only", f"name methods of {sorted(self.methods)}", repr(name))
 
     def stages(self) -> list[Training]:
         """One stage a method: all noise levels and seeds side by side."""
@@ -200,9 +200,10 @@ class FromScratch:
         """The training set of every noise level and seed, one behind the other."""
         rows = self._rows["train"]
         if self.train_examples > len(rows):
-            raise ValueError(
-                f"train_examples must be <= {len(rows)}, the share of the data kept for training, "
-                f"got {self.train_examples}"
+            raise FieldError(
+                "train_examples",
+                f"be <= {len(rows)}, the share of the data kept for training",
+                self.train_examples,
             )
         images, labels = [], []
         for level, index in itertools.product(self.noise_levels, range(self.num_seeds)):

@@ -13,6 +13,7 @@ from experiments.tasks.from_scratch import FromScratch
 from experiments.tasks.search import Grid, Search, label
 from experiments.tasks.supervised import Lanes
 from experiments.trackers import Row
+from trustjax._checks import FieldError
 
 
 @dataclass(kw_only=True)
@@ -43,9 +44,9 @@ class FromScratchSearch(FromScratch):
         super().validate()
         self.search.validate()
         if len(self.noise_levels) > 1:
-            raise ValueError(f"noise_levels must be one in a search, got {self.noise_levels}")
+            raise FieldError("noise_levels", "be one in a search", self.noise_levels)
         if self.validation_examples < 1:
-            raise ValueError(f"validation_examples must be >= 1, got {self.validation_examples}")
+            raise FieldError("validation_examples", "be >= 1", self.validation_examples)
 
     def summarize(self, rows: list[Row]) -> Summary:
         """The best trial of every method; see `Search.summarize`."""
@@ -65,9 +66,10 @@ class FromScratchSearch(FromScratch):
     def _rows(self) -> dict[str, np.ndarray]:
         rows = super()._rows["train"]
         if self.validation_examples >= len(rows):
-            raise ValueError(
-                f"validation_examples must be < {len(rows)}, the share of the data kept for "
-                f"training, got {self.validation_examples}"
+            raise FieldError(
+                "validation_examples",
+                f"be < {len(rows)}, the share of the data kept for training",
+                self.validation_examples,
             )
         at = len(rows) - self.validation_examples
         return {"train": rows[:at], "validation": rows[at:]}

@@ -22,6 +22,7 @@ import optax
 from experiments.runtime.task import Summary, Table
 from experiments.tasks.once import Once
 from experiments.trackers import Row
+from trustjax._checks import FieldError
 from trustjax.geometry import MirrorMap, euclidean, simplex
 from trustjax.optim import mirror_descent
 
@@ -130,16 +131,16 @@ class Mirror:
         counts = ("days", "rounds", "num_equations", "num_nonzero", "steps")
         for name in counts:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+                raise FieldError(name, "be >= 1", getattr(self, name))
         if self.num_assets < 2:
-            raise ValueError(f"num_assets must be >= 2, got {self.num_assets}")
+            raise FieldError("num_assets", "be >= 2", self.num_assets)
         if not self.sizes or min(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
-            raise ValueError(f"sizes must be different numbers >= 2, got {list(self.sizes)}")
+            raise FieldError("sizes", "be different numbers >= 2", list(self.sizes))
         if not 0 < self.edge < 1:
-            raise ValueError(f"edge must be in (0, 1), got {self.edge}")
+            raise FieldError("edge", "be in (0, 1)", self.edge)
         if self.num_nonzero > self.num_unknowns:
-            raise ValueError(
-                f"num_nonzero must be <= num_unknowns = {self.num_unknowns}, got {self.num_nonzero}"
+            raise FieldError(
+                "num_nonzero", f"be <= num_unknowns = {self.num_unknowns}", self.num_nonzero
             )
 
     def stages(self) -> list[Once]:

@@ -20,6 +20,7 @@ import optax
 from experiments.runtime.task import Summary, Table
 from experiments.tasks.once import Once
 from experiments.trackers import Row
+from trustjax._checks import FieldError
 from trustjax.geometry import MUON_COEFFICIENTS
 from trustjax.optim import scale_by_auon
 
@@ -75,14 +76,14 @@ class Orthogonality:
         """Raises ValueError, naming the field, for what cannot run."""
         for name in ("num_seeds", "repeats"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+                raise FieldError(name, "be >= 1", getattr(self, name))
         if self.precision not in ("float32", "float64"):
-            raise ValueError(f"precision must be float32 or float64, got {self.precision!r}")
+            raise FieldError("precision", "be float32 or float64", repr(self.precision))
         if not self.sizes or min(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):
-            raise ValueError(f"sizes must be different numbers >= 2, got {list(self.sizes)}")
+            raise FieldError("sizes", "be different numbers >= 2", list(self.sizes))
         for name, arguments in self.methods.items():
             if "ns_steps" not in arguments:
-                raise ValueError(f"methods.{name} must have ns_steps, got {dict(arguments)}")
+                raise FieldError(f"methods.{name}", "have ns_steps", dict(arguments))
             try:
                 self.transform(name)
             except (TypeError, ValueError) as error:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from experiments.optimizers import Optimizer
 from experiments.runtime.task import Diverged, Summary, Table
 from experiments.trackers import Row
+from trustjax._checks import FieldError, InputError
 from trustjax.agents import AgentConfig, data_parallel, select_seed
 from trustjax.agents.algorithm import known
 from trustjax.envs import make
@@ -63,14 +64,14 @@ class Reinforcement:
         """Raises ValueError, naming the field, for what cannot run."""
         for name in ("num_seeds", "total_steps", "steps_per_chunk", "evaluation_episodes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+                raise FieldError(name, "be >= 1", getattr(self, name))
         try:
             make(self.env)
         except ValueError as error:
-            raise ValueError(f"env must be an environment: {error}") from error
+            raise InputError(f"env must be an environment: {error}", "env") from error
         for name in self.only:
             if name not in self.agents:
-                raise ValueError(f"only must name agents of {sorted(self.agents)}, got {name!r}")
+                raise FieldError("only", f"name agents of {sorted(self.agents)}", repr(name))
         for stage in self.stages():
             stage.check()
 

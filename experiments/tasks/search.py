@@ -17,6 +17,7 @@ from experiments.optimizers import Method
 from experiments.runtime.task import Diverged, Summary, Table
 from experiments.tasks.supervised import Lanes
 from experiments.trackers import Row
+from trustjax._checks import FieldError
 
 Grid = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -43,12 +44,10 @@ class Search:
         for name, method in self.methods.items():
             known = {"learning_rate", *method.hyperparameters}
             if unknown := set(self.grid.get(name, ())) - known:
-                raise ValueError(
-                    f"grid.{name} must name some of {sorted(known)}, got {sorted(unknown)}"
-                )
+                raise FieldError(f"grid.{name}", f"name some of {sorted(known)}", sorted(unknown))
         counts = {name: len(self.trials(name)) for name in self.methods}
         if len(set(counts.values())) > 1 or 0 in counts.values():
-            raise ValueError(f"grid must give every method equally many trials, got {counts}")
+            raise FieldError("grid", "give every method equally many trials", counts)
 
     def trials(self, name: str) -> list[dict[str, float]]:
         """The hyperparameters of every trial of a method; none without an entry in the grid."""

@@ -17,6 +17,7 @@ import optax
 from experiments.runtime.task import Summary
 from experiments.tasks.landscape import CORNER, Landscape, MakeTransform, Walkers, measure, walk
 from experiments.trackers import Row
+from trustjax._checks import FieldError
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,14 @@ class TwoMinima:
         """Raises ValueError, which names the field, for numbers out of range."""
         for name in ("num_starts", "steps", "steps_per_chunk"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+                raise FieldError(name, "be >= 1", getattr(self, name))
         if self.noise < 0:
-            raise ValueError(f"noise must be >= 0, got {self.noise}")
+            raise FieldError("noise", "be >= 0", self.noise)
         for name in ("sharp_width", "flat_width"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+                raise FieldError(name, "be > 0", getattr(self, name))
         if not self.radii or min(self.radii) <= 0 or len(set(self.radii)) < len(self.radii):
-            raise ValueError(f"radii must be different numbers > 0, got {self.radii}")
+            raise FieldError("radii", "be different numbers > 0", self.radii)
         for name, method in self.methods.items():
             try:
                 method(self.radii[0])

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import jax
 import killing
+import optax
 import pytest
 import yaml
 
@@ -319,6 +321,29 @@ def test_the_key_of_an_argument(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {argument.partition('=')[0]} must be ")
     assert error.count("\n") == 1
+
+
+def test_what_a_library_refuses_is_one_line(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same error from code of this project is a fault of it, and keeps its traceback."""
+
+    def stages(task: TwoMinima) -> list[Any]:
+        optax.cosine_decay_schedule(1.0, decay_steps=-1)
+        return []
+
+    monkeypatch.setattr(TwoMinima, "stages", stages)
+    assert call(*TINY, "hydra.run.dir=here") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: task: The cosine_decay_schedule requires positive decay_steps")
+    assert error.count("\n") == 1
+
+    def wrong(task: TwoMinima) -> list[Any]:
+        raise ValueError("x must be y, got z")
+
+    monkeypatch.setattr(TwoMinima, "stages", wrong)
+    assert call(*TINY, "hydra.run.dir=there") == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_folder_in_use(call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,7 +191,7 @@ def test_dtypes_and_numbers_that_are_traced(strict):
 
 def test_bad_input():
     rewards, values, next_values, terminated, truncated = worked("truncated")[0]
-    with pytest.raises(ValueError, match=r"values must have the shape of rewards, \(5,\); got"):
+    with pytest.raises(ValueError, match=r"values must have the shape of rewards, \(5,\), got"):
         gae(rewards, values[:, None], next_values, terminated, truncated, **NUMBERS)
     with pytest.raises(ValueError, match=r"discount must be <= 1, got 1\.5"):
         gae(*worked("truncated")[0], discount=1.5, lambda_=0.95)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from trustjax._checks import FieldError
 from trustjax.agents.running_statistics import Statistics
 from trustjax.envs import make_once
 from trustjax.models.actor_critic import Actor, initial_carry
@@ -164,11 +165,11 @@ def _check(text: str, arrays: Arrays) -> tuple[str, Actor]:
     _check_names("about", about, ("format", "env", "actor"))
     name, fields = about["env"], about["actor"]
     if normalized is not None and not _is_flag(normalized):
-        raise ValueError(f"about.normalized must be true or false, got {_short(normalized)}")
+        raise FieldError("about.normalized", "be true or false", _short(normalized))
     if not isinstance(name, str):
-        raise ValueError(f"about.env must be a name, got {_short(name)}")
+        raise FieldError("about.env", "be a name", _short(name))
     if not isinstance(fields, dict):
-        raise ValueError(f"about.actor must be an object, got {_short(fields)}")
+        raise FieldError("about.actor", "be an object", _short(fields))
     actor = _actor(fields, arrays)
     try:
         env = make_once(name)
@@ -179,9 +180,10 @@ def _check(text: str, arrays: Arrays) -> tuple[str, Actor]:
     actions = env.num_actions, None if env.action_low is None else len(env.action_low)
     for field, expected in zip(("num_actions", "action_size"), actions, strict=True):
         if getattr(actor, field) != expected:
-            raise ValueError(
-                f"about.actor.{field} must be {expected}, as in {_short(name)}, "
-                f"got {getattr(actor, field)}"
+            raise FieldError(
+                f"about.actor.{field}",
+                f"be {expected}, as in {_short(name)}",
+                getattr(actor, field),
             )
     features = math.prod(env.observation_shape)
     shapes = dict(_shapes(actor, features)) | {"clip_observations": ()}
@@ -192,7 +194,7 @@ def _check(text: str, arrays: Arrays) -> tuple[str, Actor]:
         _check_array(name, arrays[name], shape)
     dtypes = {arrays[name].dtype for name in shapes if name.startswith("variables/")}
     if len(dtypes) > 1:
-        raise ValueError(f"variables must have one dtype, got {sorted(map(str, dtypes))}")
+        raise FieldError("variables", "have one dtype", sorted(map(str, dtypes)))
     return about["env"], actor
 
 
@@ -207,7 +209,7 @@ def _parsed(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"about must be JSON: {_short_error(error)}") from error
     if not isinstance(about, dict):
-        raise ValueError(f"about must be an object, got {_short(about)}")
+        raise FieldError("about", "be an object", _short(about))
     return about
 
 
@@ -265,7 +267,7 @@ def _actor(fields: dict[str, Any], arrays: Arrays) -> Actor:
     _check_names("about.actor", fields, _KINDS)
     for name, (is_good, kind) in _KINDS.items():
         if not is_good(fields[name]):
-            raise ValueError(f"about.actor.{name} must be {kind}, got {_short(fields[name])}")
+            raise FieldError(f"about.actor.{name}", f"be {kind}", _short(fields[name]))
     # Every unit has a bias, so that no size can be larger than all arrays together.
     most = sum(array.size for array in arrays.values())
     if len(fields["hidden"]) > len(arrays):
@@ -303,14 +305,14 @@ def _check_names(what: str, found: Mapping[str, Any], expected: Any) -> None:
 
 def _check_array(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {_short(array.shape)}")
+        raise FieldError(name, f"have shape {shape}", _short(array.shape))
     if array.dtype not in _DTYPES:
-        raise ValueError(f"{name} must be {' or '.join(_DTYPES)}, got {_short(array.dtype)}")
+        raise FieldError(name, f"be {' or '.join(_DTYPES)}", _short(array.dtype))
     with np.errstate(over="ignore"):
         array = np.asarray(jnp.asarray(array))
     if name == "clip_observations":
         if not array > 0:
-            raise ValueError(f"{name} must be > 0, got {array}")
+            raise FieldError(name, "be > 0", array)
     elif not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite")
     elif name in _STATISTICS[1:] and (array < 0).any():

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
-from trustjax._checks import check_number
+from trustjax._checks import FieldError, check_number
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
 from trustjax.agents.policy import Evaluation, Policy
@@ -140,9 +140,7 @@ class AgentConfig(abc.ABC):
     def check_devices(self, num_devices: int) -> None:
         """Raises ValueError if so many devices, more than one, cannot share the environments."""
         if self.num_envs % num_devices:
-            raise ValueError(
-                f"num_envs must be a multiple of {num_devices} devices, got {self.num_envs}"
-            )
+            raise FieldError("num_envs", f"be a multiple of {num_devices} devices", self.num_envs)
 
     @abc.abstractmethod
     def agent(self, *, axis_name: AxisName | None = None) -> "Algorithm[Any]":
@@ -158,12 +156,13 @@ class AgentConfig(abc.ABC):
         check_network(self.hidden, self.activation)
         check_network(self.critic_hidden or (), self.activation)
         if self.total_steps < self.steps_per_update:
-            raise ValueError(
-                f"total_steps must be at least num_envs * num_steps, {self.steps_per_update}, "
-                f"got {self.total_steps}"
+            raise FieldError(
+                "total_steps",
+                f"be at least num_envs * num_steps, {self.steps_per_update}",
+                self.total_steps,
             )
         if self.environment.num_actions is None and self.environment.action_low is None:
-            raise ValueError(f"env must have actions of one kind, got {self.environment}")
+            raise FieldError("env", "have actions of one kind", self.environment)
 
 
 class Algorithm(abc.ABC, Generic[S]):

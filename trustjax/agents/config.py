@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax.agents.algorithm import AgentConfig, MakeOptimizer, adam, static
 from trustjax.models.actor_critic import check_network
 
@@ -61,21 +61,26 @@ class OnPolicyConfig(AgentConfig):
         check_choice("shuffle", self.shuffle, ("environments", "transitions"))
         among = self.num_envs if self.shuffle == "environments" else self.steps_per_update
         if among % self.num_minibatches:
-            raise ValueError(
-                f"num_minibatches must divide the {among} {self.shuffle} of an iteration, "
-                f"got {self.num_minibatches}"
+            raise FieldError(
+                "num_minibatches",
+                f"divide the {among} {self.shuffle} of an iteration",
+                self.num_minibatches,
             )
         if self.shuffle == "transitions" and self.gru_size is not None:
-            raise ValueError("shuffle must be 'environments' with a GRU, which needs whole time")
+            raise FieldError(
+                "shuffle", "be 'environments' with a GRU, which needs whole time", "'transitions'"
+            )
 
     def check_devices(self, num_devices: int) -> None:
         """Raises ValueError if so many devices, more than one, cannot share the environments."""
         if self.shuffle != "environments":
-            raise ValueError("shuffle must be 'environments' on several devices")
+            raise FieldError("shuffle", "be 'environments' on several devices", "'transitions'")
         if self.num_envs % (num_devices * self.num_minibatches):
-            raise ValueError(
-                f"num_envs must be a multiple of {num_devices} devices times num_minibatches, "
-                f"{self.num_minibatches}, got {self.num_envs}"
+            raise FieldError(
+                "num_envs",
+                f"be a multiple of {num_devices} devices times num_minibatches, "
+                f"{self.num_minibatches}",
+                self.num_envs,
             )
 
 
@@ -153,39 +158,44 @@ class OffPolicyConfig(AgentConfig):
         untyped: Any = self.log_std_range
         pair = isinstance(untyped, tuple) and len(untyped) == 2
         if not pair or not untyped[0] < self.initial_log_std < untyped[1]:
-            raise ValueError(
-                "log_std_range must be two numbers with initial_log_std, "
-                f"{self.initial_log_std:g}, between them, got {untyped}"
+            raise FieldError(
+                "log_std_range",
+                f"be two numbers with initial_log_std, {self.initial_log_std:g}, between them",
+                untyped,
             )
         first = max(self.first_update, 1) * self.steps_per_update
         if self.buffer_size < first:
-            raise ValueError(
-                f"buffer_size must be at least learning_starts in whole iterations, {first}, "
-                f"got {self.buffer_size}"
+            raise FieldError(
+                "buffer_size",
+                f"be at least learning_starts in whole iterations, {first}",
+                self.buffer_size,
             )
         if self.num_updates <= self.first_update:
-            raise ValueError(
-                f"total_steps must be more than learning_starts by an iteration, at least "
-                f"{(self.first_update + 1) * self.steps_per_update}, got {self.total_steps}"
+            raise FieldError(
+                "total_steps",
+                "be more than learning_starts by an iteration, at least "
+                f"{(self.first_update + 1) * self.steps_per_update}",
+                self.total_steps,
             )
         env = self.environment
         bounds = [bound for bound in (env.action_low, env.action_high) if bound is not None]
         if not all(np.all(np.isfinite(bound)) for bound in bounds):
-            raise ValueError(f"env must have bounded actions, got {env}")
+            raise FieldError("env", "have bounded actions", env)
 
     def check_devices(self, num_devices: int) -> None:
         """Raises ValueError if so many devices, more than one, cannot share the environments."""
         super().check_devices(num_devices)
         if self.num_groups % num_devices:
-            raise ValueError(
-                f"batch_size must be a multiple of {num_devices} devices, got {self.batch_size}"
+            raise FieldError(
+                "batch_size", f"be a multiple of {num_devices} devices", self.batch_size
             )
 
 
 def whole_batch(config: OnPolicyConfig) -> None:
     """Raises ValueError if advantages are left to minibatches that the policy does not have."""
     if config.normalize_advantages == "minibatch":
-        raise ValueError(
-            "normalize_advantages must be 'batch' or 'none' where the policy learns from the whole "
-            "batch, got 'minibatch'"
+        raise FieldError(
+            "normalize_advantages",
+            "be 'batch' or 'none' where the policy learns from the whole batch",
+            "'minibatch'",
         )

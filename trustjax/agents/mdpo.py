@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._sharding import AxisName
 from trustjax.agents import off_policy
 from trustjax.agents.action_samples import ActionSamples, expectation, log_prob_of, sample_actions
@@ -213,13 +213,15 @@ class OffPolicyConfig(SharedConfig):
         check_number("num_candidates", self.num_candidates, at_least=2)
         check_number("regularization", self.regularization, at_least=0.0)
         if self.projection == "forward" and self.order != 1:
-            raise ValueError(f"order must be 1 with projection 'forward', got {self.order}")
+            raise FieldError("order", "be 1 with projection 'forward'", self.order)
         if isinstance(self.step_size, int | float) and isinstance(self.temperature, int | float):
             largest = 1 / self.temperature if self.temperature else math.inf
             if not self.learn_temperature and self.step_size > largest:
-                raise ValueError(
-                    f"step_size must be at most 1 / temperature, {largest:g}, or the policy is "
-                    f"repelled from the old one; got {self.step_size}"
+                raise FieldError(
+                    "step_size",
+                    f"be at most 1 / temperature, {largest:g}, or the policy is repelled from the "
+                    "old one",
+                    self.step_size,
                 )
 
     def agent(self, *, axis_name: AxisName | None = None) -> "OffPolicyMDPO":

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from trustjax._checks import check_number
+from trustjax._checks import FieldError, check_number
 from trustjax.agents._policy_file import Contents, read, write
 from trustjax.agents.rollout import flat, to_env_action
 from trustjax.agents.running_statistics import Statistics, normalized
@@ -87,7 +87,7 @@ class Policy:
         shape = env.observation_shape
         batch_shape = observation.shape[: observation.ndim - len(shape)]
         if observation.shape != (*batch_shape, *shape):
-            raise ValueError(f"observation must be [..., *{shape}], got {observation.shape}")
+            raise FieldError("observation", f"be [..., *{shape}]", observation.shape)
         features = flat(observation.reshape(math.prod(batch_shape), *shape))
         features = features.reshape(*batch_shape, math.prod(shape))
         if carry is None:
@@ -156,7 +156,7 @@ class Policy:
         the file: weights that are not finite, or those of several policies side by side.
         """
         if isinstance(self.env, Environment):
-            raise ValueError(f"env must be a name to be saved, got {self.env!r}")
+            raise FieldError("env", "be a name to be saved", repr(self.env))
         contents = Contents(
             self.env, self.actor, self.variables, self.statistics,
             jnp.asarray(self.clip_observations, default_float()),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from trustjax._checks import FieldError
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName, averaged
 from trustjax.models.actor_critic import default_float
@@ -47,7 +48,7 @@ def merged(
     Raises ValueError for a batch without numbers.
     """
     if not batch.size:
-        raise ValueError(f"batch must not be empty, got shape {batch.shape}")
+        raise FieldError("batch", "not be empty", f"shape {batch.shape}")
     batch = widened(batch).astype(statistics.mean.dtype)
     axes = tuple(range(batch.ndim - statistics.mean.ndim))
     rough = averaged(jnp.mean(batch, axes), axis_name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from trustjax._checks import FieldError
 from trustjax._files import experiments_extra
 from trustjax.data.images import ImageDataset, unit_range
 
@@ -47,12 +48,11 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         if not 1 <= batch_size <= self.rows.shape[-1]:
-            raise ValueError(
-                f"batch_size must be from 1 to the number of rows, {self.rows.shape[-1]}, "
-                f"got {batch_size}"
+            raise FieldError(
+                "batch_size", f"be from 1 to the number of rows, {self.rows.shape[-1]}", batch_size
             )
         if seed < 0:
-            raise ValueError(f"seed must be >= 0, got {seed}")
+            raise FieldError("seed", "be >= 0", seed)
         self.batches_per_epoch = self.rows.shape[-1] // batch_size
         # Consecutive batches share an epoch; its permutation is worth keeping.
         self._epoch_rows = functools.lru_cache(maxsize=1)(self._shuffled_rows)
@@ -109,7 +109,7 @@ def evaluation_batches(dataset: ImageDataset, rows: npt.ArrayLike, batch_size: i
     """
     rows = _checked_rows(dataset, rows, ranks=(1,))
     if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        raise FieldError("batch_size", "be >= 1", batch_size)
     shape = (-(-len(rows) // batch_size), batch_size)
     where = np.arange(shape[0] * batch_size).reshape(shape) < len(rows)
     return _batch(dataset, np.resize(rows, shape)) | {"where": where}
@@ -124,12 +124,13 @@ def _checked_rows(
 ) -> npt.NDArray[np.int64]:
     rows = np.asarray(rows)
     if rows.ndim not in ranks or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer):
-        raise ValueError(
-            f"rows must be integers of rank {' or '.join(map(str, ranks))}, at least one; got "
-            f"{rows.dtype} of shape {rows.shape}"
+        raise FieldError(
+            "rows",
+            f"be integers of rank {' or '.join(map(str, ranks))}, at least one",
+            f"{rows.dtype} of shape {rows.shape}",
         )
     if rows.min() < 0 or rows.max() >= len(dataset.labels):
-        raise ValueError(
-            f"rows must be in 0..{len(dataset.labels) - 1}, got {rows.min()}..{rows.max()}"
+        raise FieldError(
+            "rows", f"be in 0..{len(dataset.labels) - 1}", f"{rows.min()}..{rows.max()}"
         )
     return rows.astype(np.int64)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from trustjax._checks import InputError
 from trustjax._files import one_line
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _REDUCES: dict[str, Callable[..., bool]] = {
 }
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that cannot be used; the message names the file, and the row and column if there are."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trustjax._checks import FieldError
 from trustjax._files import experiments_extra, local_folder, one_line
 from trustjax.data.decoding import DataError as DataError
 from trustjax.data.decoding import decode_image, pillow_warnings_as_errors
@@ -136,10 +137,10 @@ def split(
       ValueError: fractions out of range, or a part without rows.
     """
     if not fractions or not all(fraction > 0 for fraction in fractions.values()):
-        raise ValueError(f"fractions must be above 0, got {dict(fractions)}")
+        raise FieldError("fractions", "be above 0", dict(fractions))
     bounds = np.cumsum([0.0, *fractions.values()])
     if bounds[-1] > 1 + 1e-9:
-        raise ValueError(f"fractions must add up to at most 1, got {dict(fractions)}")
+        raise FieldError("fractions", "add up to at most 1", dict(fractions))
 
     # Place the shuffled examples of each class evenly on the line from 0 to 1, from a random start.
     # A cut of that line then takes the same share of every class.

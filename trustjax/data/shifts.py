@@ -20,6 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import FieldError
+
 Shift = Callable[[jax.Array, float | jax.Array, jax.Array], jax.Array]
 
 MAX_SEVERITY = 5
@@ -32,14 +34,15 @@ def _shift(function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> 
     def checked(images: jax.Array, severity: float | jax.Array, key: jax.Array) -> jax.Array:
         images = jnp.asarray(images)
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                "images must be floats in [0, 1] of shape [batch, height, width, channels], got "
-                f"{images.dtype} of shape {images.shape}"
+            raise FieldError(
+                "images",
+                "be floats in [0, 1] of shape [batch, height, width, channels]",
+                f"{images.dtype} of shape {images.shape}",
             )
         if jnp.ndim(severity) != 0:
-            raise ValueError(f"severity must be one number, got shape {jnp.shape(severity)}")
+            raise FieldError("severity", "be one number", f"shape {jnp.shape(severity)}")
         if not isinstance(severity, jax.core.Tracer) and not 0 <= float(severity) <= MAX_SEVERITY:
-            raise ValueError(f"severity must be from 0 to {MAX_SEVERITY}, got {severity}")
+            raise FieldError("severity", f"be from 0 to {MAX_SEVERITY}", severity)
         strength = jnp.asarray(severity).astype(jnp.float32)
         shifted = function(images.astype(jnp.float32), strength, key)
         shifted = jnp.clip(shifted, 0, 1).astype(images.dtype)  # rounding may leave [0, 1]

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import FieldError
+
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -70,9 +72,9 @@ def alike(name: str, value: Any, default: Any) -> Any:
         try:
             array = jnp.asarray(value, default.dtype)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be an array of numbers, got {value!r}") from error
+            raise FieldError(name, "be an array of numbers", repr(value)) from error
         if array.shape != default.shape:
-            raise ValueError(f"{name} must be of shape {default.shape}, got {array.shape}")
+            raise FieldError(name, f"be of shape {default.shape}", array.shape)
         return array
     if isinstance(value, jax.Array):
         return value
@@ -84,7 +86,7 @@ def alike(name: str, value: Any, default: Any) -> Any:
     else:
         good, kind = isinstance(value, numbers.Real) and not flag, "a number"
     if not good:
-        raise ValueError(f"{name} must be {kind}, got {value!r}")
+        raise FieldError(name, f"be {kind}", repr(value))
     return value
 
 

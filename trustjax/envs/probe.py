@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax.envs.arguments import alike
 from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
 
@@ -178,8 +178,8 @@ class Probe(Environment):
         check_number("discount", discount, at_least=0.0, at_most=1.0)
         observation = jnp.asarray(observation, _float())
         if observation.shape[-1:] != self.observation_shape:
-            raise ValueError(
-                f"observation must be [..., {self.observation_shape[0]}], got {observation.shape}"
+            raise FieldError(
+                "observation", f"be [..., {self.observation_shape[0]}]", observation.shape
             )
         value = self._rules.value(jnp.moveaxis(observation, -1, 0), jnp.asarray(discount, _float()))
         return jnp.broadcast_to(jnp.asarray(value, _float()), observation.shape[:-1])

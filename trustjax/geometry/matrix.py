@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_number
+from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import widened
 from trustjax.geometry.norm import vector_norm
 
@@ -69,7 +69,7 @@ def newton_schulz(
     """
     check_number("steps", steps, at_least=0)
     if matrix.ndim < 2:
-        raise ValueError(f"matrix must have two axes or more, got shape {matrix.shape}")
+        raise FieldError("matrix", "have two axes or more", f"shape {matrix.shape}")
     a, b, c = (jnp.asarray(coefficient, matrix.dtype) for coefficient in coefficients)
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = jnp.matrix_transpose(matrix) if is_tall else matrix

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_number
+from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import dtype_of, is_complex, is_floating, widened
 from trustjax._loops import is_known
 
@@ -48,8 +48,8 @@ def epsilon_sharpness(
     check_number("num_steps", num_steps, at_least=1)
     for leaf in jax.tree.leaves(params):
         if is_complex(leaf) or (is_floating(leaf) and dtype_of(leaf) != widened(leaf).dtype):
-            raise ValueError(
-                f"params must be real and float32 at least, got a leaf of {dtype_of(leaf)}"
+            raise FieldError(
+                "params", "be real and float32 at least", f"a leaf of {dtype_of(leaf)}"
             )
 
     def ascend(moved: PyTree, _: None) -> tuple[PyTree, jax.Array]:

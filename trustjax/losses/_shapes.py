@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import FieldError
 from trustjax._dtypes import widened
 
 
@@ -16,7 +17,6 @@ def alike(first: jax.Array, **others: jax.Array) -> tuple[jax.Array, ...]:
 def check_shape(name: str, given: jax.Array, first: jax.Array) -> None:
     """Raises ValueError, which names the argument, unless the shapes are the same."""
     if jnp.shape(given) != jnp.shape(first):
-        raise ValueError(
-            f"{name} must have the shape of the first argument, {jnp.shape(first)}; "
-            f"got {jnp.shape(given)}"
+        raise FieldError(
+            name, f"have the shape of the first argument, {jnp.shape(first)}", jnp.shape(given)
         )

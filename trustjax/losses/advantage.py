@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import widened
 
 
@@ -271,10 +271,10 @@ def leave_one_out(rewards: jax.Array, *, axis: int = -1) -> jax.Array:
 def _group_size(rewards: jax.Array, axis: int, *, at_least: int) -> int:
     shape = jnp.shape(rewards)
     if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"axis must be one of rewards, whose shape is {shape}, got {axis}")
+        raise FieldError("axis", f"be one of rewards, whose shape is {shape}", axis)
     if shape[axis] < at_least:
-        raise ValueError(
-            f"rewards must have at least {at_least} entries along axis {axis}, got shape {shape}"
+        raise FieldError(
+            "rewards", f"have at least {at_least} entries along axis {axis}", f"shape {shape}"
         )
     return shape[axis]
 
@@ -295,10 +295,10 @@ def _constants(**arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The arrays without gradients, in float32 at least or bool; their shapes are checked."""
     (first, shape), *others = ((name, jnp.shape(array)) for name, array in arrays.items())
     if not shape or shape[0] == 0:
-        raise ValueError(f"{first} must have a time axis of at least one step, got shape {shape}")
+        raise FieldError(first, "have a time axis of at least one step", f"shape {shape}")
     for name, other in others:
         if other != shape:
-            raise ValueError(f"{name} must have the shape of {first}, {shape}; got {other}")
+            raise FieldError(name, f"have the shape of {first}, {shape}", other)
     return tuple(
         jnp.asarray(array).astype(bool)
         if name in ("terminated", "truncated")

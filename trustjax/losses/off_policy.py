@@ -22,7 +22,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import widened
 from trustjax.losses._ratio import exp_times, times
 from trustjax.losses._shapes import alike, check_shape
@@ -69,9 +69,10 @@ def mdpo_actor_loss(
     check_number("step_size", step_size, above=0.0)
     check_number("temperature", temperature, at_least=0.0)
     if jnp.shape(old_log_prob) != jnp.shape(log_prob):
-        raise ValueError(
-            f"old_log_prob must have the shape of log_prob, {jnp.shape(log_prob)}; "
-            f"got {jnp.shape(old_log_prob)}"
+        raise FieldError(
+            "old_log_prob",
+            f"have the shape of log_prob, {jnp.shape(log_prob)}",
+            jnp.shape(old_log_prob),
         )
     logs = [tsallis_log(each, order=order) for each in (log_prob, old_log_prob)]
     if event_axis is not None:
@@ -264,7 +265,7 @@ def tsallis_log(log_x: jax.Array, *, order: float) -> jax.Array:
     """
     untyped: Any = order
     if isinstance(untyped, jax.core.Tracer):
-        raise ValueError("order must be known before compilation, got a traced number")
+        raise FieldError("order", "be known before compilation", "a traced number")
     check_number("order", order, at_least=1.0, at_most=2.0)
     log_x = widened(log_x)
     return log_x if order == 1 else jnp.expm1((order - 1) * log_x) / (order - 1)

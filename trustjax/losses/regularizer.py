@@ -21,7 +21,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import reduction_dtype, widened
 from trustjax.geometry import kl_divergence, symmetric_kl
 
@@ -207,7 +207,7 @@ def smart_perturbation(
     check_number("steps", steps, at_least=1)
     check_choice("form", form, ("paper", "released"))
     if form == "released" and steps != 1:
-        raise ValueError(f"steps must be 1 with form='released', got {steps}")
+        raise FieldError("steps", "be 1 with form='released'", steps)
 
     inputs = jax.lax.stop_gradient(inputs)
     clean = widened(inputs)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trustjax._checks import InputError
 from trustjax._files import read_json
 from trustjax.models.vit import Preprocessing
 
@@ -30,7 +31,7 @@ RESAMPLE = {0: "nearest", 1: "lanczos3", 2: "linear", 3: "cubic"}
 _FLOAT32 = np.finfo(np.float32)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be read; the message names the file, and the field or tensor."""
 
 

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import FieldError
+
 
 def unit_range(images: jax.Array) -> jax.Array:
     """Floats as they are, uint8 images of 0..255 as float32 in [0, 1].
@@ -13,5 +15,5 @@ def unit_range(images: jax.Array) -> jax.Array:
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be floats in [0, 1], or uint8 0..255, got {images.dtype}")
+        raise FieldError("images", "be floats in [0, 1], or uint8 0..255", images.dtype)
     return images

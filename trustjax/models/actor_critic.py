@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from trustjax._checks import check_choice
+from trustjax._checks import FieldError, check_choice
 from trustjax._dtypes import widened
 from trustjax.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian
 from trustjax.models.mlp import ACTIVATIONS
@@ -171,9 +171,9 @@ def check_network(hidden: Sequence[int], activation: str, gru_size: int | None =
     """Raises ValueError for widths below 1 or an unknown activation."""
     check_choice("activation", activation, ACTIVATIONS)
     if not isinstance(hidden, Sequence) or any(width < 1 for width in hidden):
-        raise ValueError(f"hidden must be widths >= 1, got {hidden}")
+        raise FieldError("hidden", "be widths >= 1", hidden)
     if gru_size is not None and gru_size < 1:
-        raise ValueError(f"gru_size must be >= 1 or None, got {gru_size}")
+        raise FieldError("gru_size", "be >= 1 or None", gru_size)
 
 
 def initial_carry(network: Torso, batch_shape: Sequence[int]) -> Carry:

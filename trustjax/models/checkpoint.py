@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from trustjax._checks import check_choice
+from trustjax._checks import FieldError, check_choice
 from trustjax._files import experiments_extra, one_line, read_json
 from trustjax.models._config import (
     RESAMPLE,
@@ -70,9 +70,10 @@ def save_pretrained(
     check_choice("dtype", dtype, _DTYPES.values())
     check_choice("pool", model.pool, ("cls",))
     if model.num_classes and model.representation_width is not None:
-        raise ValueError(
-            "representation_width must be None beside a head: transformers has no such ViT, "
-            f"got {model.representation_width}"
+        raise FieldError(
+            "representation_width",
+            "be None beside a head: transformers has no such ViT",
+            model.representation_width,
         )
     with experiments_extra():
         from safetensors.numpy import save_file
@@ -86,9 +87,10 @@ def save_pretrained(
     if found != shapes:
         wrong = sorted(n for n in shapes | found if shapes.get(n) != found.get(n))
         name = wrong[0]
-        raise ValueError(
-            f"params must be the model's: {'/'.join(name)} must have shape {shapes.get(name)}, "
-            f"got {found.get(name)}"
+        raise FieldError(
+            "params",
+            f"be the model's: {'/'.join(name)} must have shape {shapes.get(name)}",
+            found.get(name),
         )
 
     prefix = "vit." if model.num_classes else ""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from trustjax._checks import check_choice
+from trustjax._checks import FieldError, check_choice
 from trustjax.models._images import unit_range
 
 
@@ -130,8 +130,8 @@ class ResNet(nn.Module):
         With `return_features` also what enters the head, [batch, widths[-1]] of `dtype`.
         """
         if images.ndim != 4:
-            raise ValueError(
-                f"images must be [batch, height, width, channels], got shape {images.shape}"
+            raise FieldError(
+                "images", "be [batch, height, width, channels]", f"shape {images.shape}"
             )
         x = unit_range(images)
         x = _Convolution(self.widths[0], 1, self.convolution, self.dtype, name="stem")(x)

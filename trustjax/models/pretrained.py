@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
-from trustjax._checks import check_count
+from trustjax._checks import FieldError, check_count
 from trustjax._files import local_folder
 from trustjax.models._config import CheckpointError
 from trustjax.models.checkpoint import FILES, open_checkpoint
@@ -93,9 +93,10 @@ def pretrained_vit(
         fields |= {"num_classes": num_classes, "representation_width": None}
     if image_size is not None:
         if image_size < 1 or image_size % fields["patch_size"]:
-            raise ValueError(
-                "image_size must be a positive multiple of the checkpoint's patch size "
-                f"{fields['patch_size']}, got {image_size}"
+            raise FieldError(
+                "image_size",
+                f"be a positive multiple of the checkpoint's patch size {fields['patch_size']}",
+                image_size,
             )
         fields["preprocess"] = replace(fields["preprocess"], size=(image_size, image_size))
     return PretrainedViT(
@@ -134,7 +135,7 @@ def build_vit(
             dtype=dtype,
         )
     if image_size is not None:
-        raise ValueError(f"image_size must be null without pretrained, got {image_size}")
+        raise FieldError("image_size", "be null without pretrained", image_size)
     return ViT(
         num_classes,
         patch_size,
@@ -172,8 +173,8 @@ def interpolate_positions(
     _, length, width = positions.shape
     side = math.isqrt(length - 1)
     if side * side != length - 1:
-        raise ValueError(
-            f"positions must be one and a square number of embeddings, got shape {positions.shape}"
+        raise FieldError(
+            "positions", "be one and a square number of embeddings", f"shape {positions.shape}"
         )
     if grid == (side, side):
         return positions

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from trustjax._checks import check_choice, check_count, check_number
+from trustjax._checks import FieldError, check_choice, check_count, check_number
 from trustjax.models._images import unit_range
 
 PyTree = Any
@@ -57,10 +57,8 @@ class Preprocessing:
         for name, low in (("mean", -high), ("std", float(float32.tiny))):
             values = getattr(self, name)
             if len(values) != self.channels or not all(low <= value <= high for value in values):
-                raise ValueError(
-                    f"{name} must be {self.channels} finite float32 numbers"
-                    f"{' above 0' if name == 'std' else ''}, got {values}"
-                )
+                above = " above 0" if name == "std" else ""
+                raise FieldError(name, f"be {self.channels} finite float32 numbers{above}", values)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images [batch, any height, any width, 1 or channels] -> [batch, *size, channels].
@@ -70,16 +68,18 @@ class Preprocessing:
         """
         images = unit_range(images)
         if images.ndim != 4 or images.shape[-1] not in (1, self.channels):
-            raise ValueError(
-                f"images must be [batch, height, width, channels] with 1 or {self.channels} "
-                f"channels, got shape {images.shape}"
+            raise FieldError(
+                "images",
+                f"be [batch, height, width, channels] with 1 or {self.channels} channels",
+                f"shape {images.shape}",
             )
         batch, *size, channels = images.shape
         if tuple(size) != self.size:
             if not self.resize:
-                raise ValueError(
-                    f"images must be {self.size[0]} x {self.size[1]}, as the checkpoint does not "
-                    f"resize them, got {size[0]} x {size[1]}"
+                raise FieldError(
+                    "images",
+                    f"be {self.size[0]} x {self.size[1]}, as the checkpoint does not resize them",
+                    f"{size[0]} x {size[1]}",
                 )
             images = jax.image.resize(images, (batch, *self.size, channels), self.method)
             if self.method in ("cubic", "lanczos3"):
@@ -185,8 +185,8 @@ class ViT(nn.Module):
         check_number("dropout", self.dropout, at_least=0, at_most=1)
         check_number("layer_norm_epsilon", self.layer_norm_epsilon, at_least=0)
         if self.width % self.num_heads:
-            raise ValueError(
-                f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}"
+            raise FieldError(
+                "width", "be a multiple of num_heads", f"{self.width} and {self.num_heads}"
             )
         super().__post_init__()
 
@@ -264,14 +264,13 @@ def patches(images: jax.Array, patch_size: int) -> jax.Array:
     Raises ValueError unless `patch_size` p divides height and width.
     """
     if images.ndim != 4:
-        raise ValueError(
-            f"images must be [batch, height, width, channels], got shape {images.shape}"
-        )
+        raise FieldError("images", "be [batch, height, width, channels]", f"shape {images.shape}")
     batch, height, width, channels = images.shape
     if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"patch_size must divide the image's height and width, got patch_size {patch_size} "
-            f"and images of {height} x {width}"
+        raise FieldError(
+            "patch_size",
+            "divide the image's height and width",
+            f"patch_size {patch_size} and images of {height} x {width}",
         )
     rows, columns = height // patch_size, width // patch_size
     grid = images.reshape(batch, rows, patch_size, columns, patch_size, channels)

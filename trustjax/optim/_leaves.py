@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from trustjax._checks import FieldError
 from trustjax._dtypes import is_complex, is_floating
 
 PyTree = Any
@@ -86,9 +87,10 @@ def broadcast(argument: str, tree: PyTree, params: PyTree, **options: Any) -> Py
     try:
         return jax.tree.broadcast(tree, params, **options)
     except ValueError as error:
-        raise ValueError(
-            f"{argument} must be a tree like the parameters, a prefix of one, or a function that "
-            f"makes one of them, got {jax.tree.structure(tree)} for {jax.tree.structure(params)}"
+        raise FieldError(
+            argument,
+            "be a tree like the parameters, a prefix of one, or a function that makes one of them",
+            f"{jax.tree.structure(tree)} for {jax.tree.structure(params)}",
         ) from error
 
 
@@ -100,15 +102,19 @@ def selection(argument: str, mask: Mask, params: PyTree) -> PyTree:
     found = resolved(mask, params)
     for entry in jax.tree.leaves(found):
         if isinstance(entry, jax.core.Tracer):
-            raise ValueError(
-                f"{argument} must be known before compilation, got a traced {entry.dtype}; "
-                + SCHEDULED.format(argument=argument)
+            raise FieldError(
+                argument,
+                "be known before compilation",
+                f"a traced {entry.dtype}",
+                advice=SCHEDULED.format(argument=argument),
             )
         is_bool = isinstance(entry, bool) or getattr(entry, "dtype", None) == np.bool_
         if not is_bool or np.shape(entry) != ():
-            raise ValueError(
-                f"{argument} must be a tree of bools, or a function of the parameters that makes "
-                f"one, got {entry!r} in it; " + SCHEDULED.format(argument=argument)
+            raise FieldError(
+                argument,
+                "be a tree of bools, or a function of the parameters that makes one",
+                f"{entry!r} in it",
+                advice=SCHEDULED.format(argument=argument),
             )
     return jax.tree.map(bool, broadcast(argument, found, params))
 
@@ -123,9 +129,11 @@ def check_selection(argument: str, mask: Mask, params: PyTree) -> None:
         return
     found = resolved(mask, params)
     if is_leaf(found) and not is_leaf(params):
-        raise ValueError(
-            f"{argument} must be a tree of bools, or a function of the parameters that makes one, "
-            f"got the single {found!r}; " + SCHEDULED.format(argument=argument)
+        raise FieldError(
+            argument,
+            "be a tree of bools, or a function of the parameters that makes one",
+            f"the single {found!r}",
+            advice=SCHEDULED.format(argument=argument),
         )
     selected = jax.tree.leaves(selection(argument, mask, params))
     if not any(s and t for s, t in zip(selected, trained, strict=True)):

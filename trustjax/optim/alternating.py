@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trustjax._checks import FieldError
 from trustjax._dtypes import dtype_of
 from trustjax._loops import is_known
 from trustjax.optim import _attack, _leaves
@@ -154,7 +155,7 @@ def clean_params(state: optax.OptState, params: PyTree) -> PyTree:
         if isinstance(leaf, AlternatingState)
     ]
     if len(found) != 1:
-        raise ValueError(f"state must hold one AlternatingState, got {len(found)}")
+        raise FieldError("state", "hold one AlternatingState", len(found))
     return jax.tree.map(lambda c, p: jnp.where(found[0].pending, c, p), found[0].clean, params)
 
 

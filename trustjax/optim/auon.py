@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import reduction_dtype, widened
 from trustjax.geometry.matrix import as_matrices, newton_schulz, size_along
 from trustjax.geometry.norm import vector_norm
@@ -134,14 +134,16 @@ def scale_by_auon(
     check_number("gamma", gamma, at_least=0.0)
     steps: Any = ns_steps
     if isinstance(steps, jax.core.Tracer):
-        raise ValueError(
-            "ns_steps must be known before compilation, got a traced number; with "
-            "optax.inject_hyperparams give static_args='ns_steps'"
+        raise FieldError(
+            "ns_steps",
+            "be known before compilation",
+            "a traced number",
+            advice="with optax.inject_hyperparams give static_args='ns_steps'",
         )
     check_number("ns_steps", ns_steps, at_least=0)
     check_choice("brake", brake, ("entries", "rms"))
     if mu_dtype is not None and not jnp.issubdtype(mu_dtype, jnp.floating):
-        raise ValueError(f"mu_dtype must be a floating dtype or None, got {mu_dtype}")
+        raise FieldError("mu_dtype", "be a floating dtype or None", mu_dtype)
 
     def stored_dtype(leaf: jax.Array) -> jax.typing.DTypeLike:
         return reduction_dtype(leaf) if mu_dtype is None else mu_dtype
@@ -368,10 +370,11 @@ def _labels(label_fn: LabelFn, params: PyTree) -> PyTree:
     labels = jax.tree.leaves(found)
     wrong = [x for x in labels if not (isinstance(x, str) and x in ("auon", "other"))]
     if wrong or (isinstance(found, str) and not _leaves.is_leaf(params)):
-        raise ValueError(
-            "label_fn must be a tree of 'auon' and 'other', or a function of the parameters that "
-            f"makes one, got {wrong[0] if wrong else found!r}; "
-            + _leaves.SCHEDULED.format(argument="label_fn")
+        raise FieldError(
+            "label_fn",
+            "be a tree of 'auon' and 'other', or a function of the parameters that makes one",
+            repr(wrong[0] if wrong else found),
+            advice=_leaves.SCHEDULED.format(argument="label_fn"),
         )
     return _leaves.broadcast("label_fn", found, params)
 
@@ -383,10 +386,12 @@ def _numbers(
     found = _leaves.resolved(dimension_numbers, updates)
     for entry in jax.tree.leaves(found, is_leaf=_is_dimension_numbers):
         if not _is_dimension_numbers(entry):
-            raise ValueError(
-                "dimension_numbers must be a tree of optax.contrib.MuonDimensionNumbers and None, "
-                f"or a function of the parameters that makes one, got {entry!r} in it; "
-                + _leaves.SCHEDULED.format(argument="dimension_numbers")
+            raise FieldError(
+                "dimension_numbers",
+                "be a tree of optax.contrib.MuonDimensionNumbers and None, or a function of the "
+                "parameters that makes one",
+                f"{entry!r} in it",
+                advice=_leaves.SCHEDULED.format(argument="dimension_numbers"),
             )
     numbers = _leaves.broadcast("dimension_numbers", found, updates, is_leaf=_is_dimension_numbers)
     return _leaves.entries(updates, numbers)
@@ -407,5 +412,5 @@ def _matrix_axes(
         for axis in (numbers.reduction_axis, numbers.output_axis)
     )
     if set(fan_in) & set(fan_out):
-        raise ValueError(f"dimension_numbers must name different axes, got {numbers}")
+        raise FieldError("dimension_numbers", "name different axes", numbers)
     return fan_in, fan_out

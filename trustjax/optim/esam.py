@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
 from trustjax.geometry.norm import global_norm
@@ -162,9 +162,10 @@ def esam(
 
         if not takes_all:
             if attack_only:
-                raise ValueError(
-                    "gamma must be 1 in alternating, where the trainer takes the second gradient, "
-                    f"got {gamma}"
+                raise FieldError(
+                    "gamma",
+                    "be 1 in alternating, where the trainer takes the second gradient",
+                    gamma,
                 )
             if losses_fn is None:
                 raise ValueError(

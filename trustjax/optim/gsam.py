@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import is_floating, reduction_dtype, widened
 from trustjax._sharding import AxisName
 from trustjax.optim import _attack
@@ -179,7 +179,7 @@ def radius_schedule(
     [0.06, 0.05, 0.04, 0.03, 0.02]
     """
     if not callable(learning_rate):
-        raise ValueError(f"learning_rate must be a schedule, got {learning_rate!r}")
+        raise FieldError("learning_rate", "be a schedule", repr(learning_rate))
     check_number("rho_min", rho_min, at_least=0.0)
     for low, high, low_name in (
         (rho_min, rho_max, "rho"),

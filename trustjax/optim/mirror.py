@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax._checks import check_number
+from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import dtype_of, reduction_dtype, widened
 from trustjax.geometry.mirror_map import MirrorMap, bregman_divergence
 from trustjax.optim import _leaves
@@ -78,9 +78,11 @@ def mirror_descent(
     """
     check_number("learning_rate", learning_rate, at_least=0.0)
     if projection is not None and not callable(projection):
-        raise ValueError(
-            f"projection must be a function of the parameters, got {projection!r}; "
-            + _leaves.SCHEDULED.format(argument="projection")
+        raise FieldError(
+            "projection",
+            "be a function of the parameters",
+            repr(projection),
+            advice=_leaves.SCHEDULED.format(argument="projection"),
         )
 
     def init_fn(params: PyTree) -> MirrorState:

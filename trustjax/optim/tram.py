@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import is_floating, widened
 from trustjax._sharding import AxisName, averaged
 from trustjax.geometry import divergence as rulers
@@ -158,7 +158,7 @@ def tram(
             f"accumulator_dtype is of the average of reference='ema', got reference={reference!r}"
         )
     if accumulator_dtype is not None and not jnp.issubdtype(accumulator_dtype, jnp.floating):
-        raise ValueError(f"accumulator_dtype must be a floating dtype, got {accumulator_dtype!r}")
+        raise FieldError("accumulator_dtype", "be a floating dtype", repr(accumulator_dtype))
     measure = divergence if callable(divergence) else DIVERGENCES[divergence]
     # How much of the present weights enters the reference at a refresh.
     refresh_weight = {"previous": 1.0, "initial": 0.0, "ema": 1.0 - decay, "noise": 0.0}[reference]

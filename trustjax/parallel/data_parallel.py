@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from trustjax._checks import FieldError
 from trustjax.parallel.mesh import batch_sharding, replicated
 
 PyTree = Any
@@ -20,8 +21,8 @@ PyTree = Any
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError unless the devices of `mesh` can share `batch_size` examples equally."""
     if batch_size % mesh.size:
-        raise ValueError(
-            f"batch_size must be a multiple of the number of devices, {mesh.size}, got {batch_size}"
+        raise FieldError(
+            "batch_size", f"be a multiple of the number of devices, {mesh.size}", batch_size
         )
 
 

@@ -3,6 +3,8 @@
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from trustjax._checks import FieldError
+
 
 def make_mesh(num_devices: int | None = None, *, axis_name: str = "data") -> Mesh:
     """A mesh of one axis over the first `num_devices` devices, over all of them if None.
@@ -14,9 +16,10 @@ def make_mesh(num_devices: int | None = None, *, axis_name: str = "data") -> Mes
     if num_devices is None:
         num_devices = len(devices)
     if not 1 <= num_devices <= len(devices):
-        raise ValueError(
-            f"num_devices must be from 1 to {len(devices)}, the number of devices that JAX sees, "
-            f"got {num_devices}"
+        raise FieldError(
+            "num_devices",
+            f"be from 1 to {len(devices)}, the number of devices that JAX sees",
+            num_devices,
         )
     return jax.make_mesh(
         (num_devices,), (axis_name,), (AxisType.Auto,), devices=devices[:num_devices]
