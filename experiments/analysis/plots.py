@@ -81,13 +81,22 @@ def metric_settings(metric: str) -> dict[str, str]:
     return {"yscale": "log"} if metric in _LOGARITHMIC else {}
 
 
-def collect_curve(rows: Iterable[Row], stage: str, metric: str) -> dict[float, list[float]]:
-    """A metric of a stage by step, with the values of all seeds."""
-    curve: dict[float, list[float]] = defaultdict(list)
+def curve(
+    rows: Iterable[Row], stage: str, metric: str, *, x: str = "step"
+) -> dict[float, list[float]]:
+    """A metric of a stage: the values of all seeds at each value of the column `x`."""
+    found: dict[float, list[float]] = defaultdict(list)
     for row in rows:
         if row["stage"] == stage and row.get(metric, "") != "":
-            curve[float(row["step"])].append(float(row[metric]))
-    return dict(curve)
+            found[float(row[x])].append(float(row[metric]))
+    return dict(found)
+
+
+def curves(
+    rows: Sequence[Row], stages: Iterable[str], metric: str, *, x: str = "step"
+) -> dict[str, dict[float, list[float]]]:
+    """`curve` of each of several stages."""
+    return {stage: curve(rows, stage, metric, x=x) for stage in stages}
 
 
 def paired_gain(curve: Curve, baseline: Curve) -> dict[float, list[float]]:

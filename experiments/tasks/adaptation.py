@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,33 +24,21 @@ from jax.sharding import Mesh
 from experiments.optimizers import Method, Optimizer
 from experiments.runtime.memory import describe, memory_estimate
 from experiments.runtime.task import Summary
+from experiments.tasks.adaptation_measures import HeldOut, domain_measures, validation_measures
+from experiments.tasks.search import Grid, Search, label
 from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,
     Training,
-    apply_eval,
     initial_variables,
+    lanes_of,
 )
 from experiments.trackers import Row
 from trustjax._checks import FieldError
 from trustjax.data import Batches, ImageDataset, parse_shift, split, unit_range
-from trustjax.geometry import epsilon_sharpness, linear_cka
 from trustjax.parallel import check_batch_size, make_mesh, replicated
 
-Measure = Callable[[Any, Any], dict[str, jax.Array]]
-
-
-class HeldOut(NamedTuple):
-    """Test examples.
-
-    Attributes:
-      images: float32 [domains, examples, height, width, channels] in [0, 1]; the first domain is
-        the source, the second the target, the others are unseen.
-      labels: int32 [examples], the same in every domain.
-    """
-
-    images: jax.Array
-    labels: jax.Array
+Measure = Callable[[Any, Any], dict[str, jax.Array]]  # (params, model_state) of all lanes
 
 
 @dataclass(kw_only=True)
@@ -80,6 +68,8 @@ class Adaptation:
       max_test_examples: upper bound of the test examples of a domain.
       sharpness_examples: target test examples for the sharpness.
       mesh: the devices that share every batch; None for one device.
+      grid: what to try of each method, to search for hyperparameters; see `Search`. Networks are
+        then measured on validation examples of the target; unseen domains are not looked at.
     """
 
     data: Callable[[], ImageDataset]
@@ -102,8 +92,7 @@ class Adaptation:
     max_test_examples: int
     sharpness_examples: int
     mesh: Mesh | None = None
-
-    lanes_compete: ClassVar[bool] = False  # see `Training`
+    grid: Grid | None = None
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -128,6 +117,16 @@ class Adaptation:
         for spec in (self.source, self.target, *self.unseen):
             if spec is not None:
                 parse_shift(spec)
+        if self.search is not None:
+            self.search.validate()
+
+    @property
+    def search(self) -> Search | None:
+        """The search among the methods that are run, if there is a grid."""
+        if self.grid is None:
+            return None
+        methods = {name: self.methods[name] for name in self._names()}
+        return Search(methods, self.grid, self.num_seeds)
 
     def stages(self) -> list[Training]:
         """Pre-training, if it has steps, then one stage a method."""
@@ -143,13 +142,17 @@ class Adaptation:
         return stages
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Mean and interval over seeds of every final measure and method."""
+        """Mean and interval over seeds of every final measure and method; the best of a search."""
+        if self.search is not None:
+            return self.search.summarize(rows)
         from experiments.tasks import adaptation_report  # needs SciPy and Matplotlib, at the end
 
         return adaptation_report.summarize(rows, self._names())
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """Learning curves, target against unseen accuracy, trust radius."""
+        """Learning curves, target against unseen accuracy, trust radius; nothing of a search."""
+        if self.search is not None:
+            return
         from experiments.tasks import adaptation_report
 
         adaptation_report.plot(rows, self._names(), folder)
@@ -185,9 +188,12 @@ class Adaptation:
 
     @functools.cached_property
     def _held_out(self) -> HeldOut:
-        """The same test examples in every domain."""
-        rows = self._rows["test"][: self.max_test_examples]
-        specs = (self.source, self.target, *self.unseen)
+        """The same examples in every domain; in a search, validation examples of the target."""
+        if self.grid is None:
+            rows = self._rows["test"][: self.max_test_examples]
+            specs = [self.source, self.target, *self.unseen]
+        else:
+            rows, specs = self._rows["validation"], [self.target]
         domains = [self._domain(spec, rows, salt) for salt, spec in enumerate(specs, start=1)]
         images = unit_range(np.stack([domain.images for domain in domains]))
         sharding = replicated(self._devices)
@@ -224,15 +230,12 @@ class Adaptation:
     def _pretraining(self) -> Training:
         rows = self._rows["pretrain"]
         domain = self._domain(self.source, rows, salt=0)
+        method = Method(Optimizer(optax.adamw), self.pretrain_learning_rate)
         every_row = np.tile(np.arange(len(rows)), (self.num_seeds, 1))
         return self._training(
             "pretrain",
-            Method(Optimizer(optax.adamw), self.pretrain_learning_rate),
-            Lanes(
-                jnp.arange(self.num_seeds),
-                jnp.full(self.num_seeds, self.pretrain_learning_rate),
-                {},
-            ),
+            method,
+            lanes_of(method, self.num_seeds),
             Batches(domain, every_row, batch_size=self.batch_size, seed=self.seed),
             num_steps=self.pretrain_steps,
             start=lambda final: self._initial_variables(),
@@ -248,22 +251,12 @@ class Adaptation:
         return self._training(
             name,
             method,
-            self._lanes(name, method),
+            self.search.lanes(name) if self.search else lanes_of(method, self.num_seeds),
             self._target_batches,
             num_steps=self.finetune_steps,
             start=start,
             key=jax.random.fold_in(jax.random.key(self.seed), 2),
         )
-
-    def _lanes(self, name: str, method: Method) -> Lanes:
-        """One lane per seed, all with the method's hyperparameters."""
-        del name
-        full = functools.partial(jnp.full, self.num_seeds)
-        hyperparameters = {k: full(v, dtype=jnp.float32) for k, v in method.hyperparameters.items()}
-        return Lanes(jnp.arange(self.num_seeds), full(method.learning_rate), hyperparameters)
-
-    def _label(self, lanes: Lanes) -> list[Row]:
-        return [{"seed": int(index)} for index in lanes.seed_index]
 
     @functools.cached_property
     def _target_batches(self) -> Batches:
@@ -286,6 +279,7 @@ class Adaptation:
     def _training(
         self, name: str, method: Method, lanes: Lanes, source: Batches, **rest: Any
     ) -> Training:
+        after_chunk, final = self._measures
         return Training(
             name=name,
             method=method,
@@ -295,73 +289,25 @@ class Adaptation:
             model=self._network,
             mesh=self._devices,
             input_noise=self.input_noise,
-            evaluate=self._over_lanes(self._evaluate),
-            measure=self._over_lanes(self._measure),
-            label=self._label(lanes),
-            lanes_compete=self.lanes_compete and name != "pretrain",
+            evaluate=after_chunk,
+            measure=final,
+            label=label(lanes) if self.search else [{"seed": int(i)} for i in lanes.seed_index],
+            lanes_compete=self.search is not None and name != "pretrain",
             **rest,
         )
 
-    # Measures of one network
-
-    def _over_lanes(self, measure: Callable[..., dict[str, jax.Array]]) -> Measure:
-        """`measure` for all lanes at once; the stages share one compiled program."""
-        compiled = self._compiled.setdefault(
-            measure.__name__, jax.jit(jax.vmap(measure, in_axes=(0, 0, None)))
-        )
-        held_out = self._held_out
-        return lambda params, model_state: compiled(params, model_state, held_out)
-
     @functools.cached_property
-    def _compiled(self) -> dict[str, Callable[..., dict[str, jax.Array]]]:
-        return {}
+    def _measures(self) -> tuple[Measure, Measure]:
+        """What is measured of all lanes after a chunk and at the end, compiled once for all."""
+        held_out = self._held_out
 
-    def _evaluate(self, params: Any, model_state: Any, held_out: HeldOut) -> dict[str, jax.Array]:
-        """Accuracy on the source, the target, and on average over the unseen domains."""
-        accuracies = self._accuracies(params, model_state, held_out)
-        unseen = {"accuracy/unseen": jnp.mean(accuracies[2:])} if self.unseen else {}
-        return {"accuracy/source": accuracies[0], "accuracy/target": accuracies[1], **unseen}
+        def over_lanes(measure: Callable[..., dict[str, jax.Array]]) -> Measure:
+            compiled = jax.jit(jax.vmap(measure, in_axes=(0, 0, None)))
+            return lambda params, model_state: compiled(params, model_state, held_out)
 
-    def _accuracies(self, params: Any, model_state: Any, held_out: HeldOut) -> jax.Array:
-        def accuracy(images: jax.Array) -> jax.Array:
-            logits = apply_eval(self._network, params, model_state, images)
-            return jnp.mean(jnp.argmax(logits, -1) == held_out.labels)
-
-        accuracies: jax.Array = jax.lax.map(accuracy, held_out.images)
-        return accuracies
-
-    def _measure(self, params: Any, model_state: Any, held_out: HeldOut) -> dict[str, jax.Array]:
-        """The final measures: every accuracy, sharpness on the target, similarity to it.
-
-        Similarity: linear CKA between the features (what enters the head) of the target images and
-        those of the same images in an unseen domain, averaged over these.
-        """
-        few = slice(0, self.sharpness_examples)
-
-        def loss(params: Any) -> jax.Array:
-            logits = apply_eval(self._network, params, model_state, held_out.images[1, few])
-            labels = held_out.labels[few]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.mean(losses)
-
-        def features(images: jax.Array) -> jax.Array:
-            _, found = apply_eval(self._network, params, model_state, images, return_features=True)
-            return jnp.asarray(found)
-
-        accuracies = self._accuracies(params, model_state, held_out)
-        found = {
-            "final/target": accuracies[1],
-            "final/source": accuracies[0],
-            "final/sharpness": epsilon_sharpness(loss, params),
-        }
-        if not self.unseen:
-            return found
-        target = features(held_out.images[1])
-        similarities = jax.lax.map(
-            lambda images: linear_cka(target, features(images)), held_out.images[2:]
+        after_chunk, final = (
+            domain_measures(self._network, self.unseen, self.sharpness_examples)
+            if self.grid is None
+            else validation_measures(self._network)
         )
-        return found | {
-            "final/unseen": jnp.mean(accuracies[2:]),
-            "final/similarity": jnp.mean(similarities),
-            **{f"final/{name}": accuracies[i] for i, name in enumerate(self.unseen, start=2)},
-        }
+        return over_lanes(after_chunk), over_lanes(final)

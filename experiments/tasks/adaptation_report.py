@@ -52,10 +52,7 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
     attacks.
     """
     domains = ("target", "unseen", "source")
-    curves = {
-        domain: {name: plots.collect_curve(rows, name, f"accuracy/{domain}") for name in names}
-        for domain in domains
-    }
+    curves = {domain: plots.curves(rows, names, f"accuracy/{domain}") for domain in domains}
     labels = {"xlabel": "fine-tuning step", "ylabel": "accuracy, %"}
     titles = {domain: f"{domain.capitalize()} accuracy" for domain in domains}
     starts = _finals(rows, "pretrain")
@@ -83,10 +80,7 @@ def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
     draw = _plot_target_and_unseen if len(names) <= plots.MOST_TOGETHER else _plot_final_gains
     draw(rows, names, folder / "target_and_unseen.png")
 
-    radii = {
-        metric: {name: plots.collect_curve(rows, name, metric) for name in names}
-        for metric in ("trust/radius", "trust/used")
-    }
+    radii = {m: plots.curves(rows, names, m) for m in ("trust/radius", "trust/used")}
     if any(radii["trust/radius"].values()):
         contents = [
             plots.Panel(

@@ -229,8 +229,7 @@ class Equivalence:
         figure, (losses, differences) = plots.panels(2)
         for name in self.pairs:
             loss, control, difference = (
-                plots.collect_curve(rows, name, metric)
-                for metric in ("loss", "loss/control", "difference")
+                plots.curve(rows, name, metric) for metric in ("loss", "loss/control", "difference")
             )
             plots.band(losses, loss, name, {**style[name], "marker": ""})
             points = {**style[name], "linestyle": ""}

@@ -8,11 +8,10 @@ SAM's best-known claim is that it memorises fewer of them.
 
 import functools
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,13 +21,15 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.optimizers import Method
-from experiments.runtime.task import Summary, Table
+from experiments.runtime.task import Summary
+from experiments.tasks.search import Grid, Search, label
 from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,
     Training,
     apply_eval,
     initial_variables,
+    lanes_of,
 )
 from experiments.trackers import Row
 from trustjax._checks import FieldError
@@ -58,6 +59,9 @@ class FromScratch:
       steps_per_chunk: steps in one compiled call, and between two rows of metrics.
       max_test_examples: upper bound of the test examples.
       mesh: the devices that share every batch; None for one device.
+      grid: what to try of each method at the one noise level, to search for hyperparameters; see
+        `Search`. Networks are then measured on validation examples in place of test examples.
+      validation_examples: number of these, taken from the training part; None without a grid.
     """
 
     data: Callable[[], ImageDataset]
@@ -74,9 +78,8 @@ class FromScratch:
     steps_per_chunk: int
     max_test_examples: int
     mesh: Mesh | None = None
-
-    held_out_part: ClassVar[str] = "test"  # of the data, on which the networks are measured
-    lanes_compete: ClassVar[bool] = False  # see `Training`
+    grid: Grid | None = None
+    validation_examples: int | None = None
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -96,6 +99,27 @@ class FromScratch:
         for name in self.only:
             if name not in self.methods:
                 raise FieldError("only", f"name methods of {sorted(self.methods)}", repr(name))
+        self._validate_search()
+
+    def _validate_search(self) -> None:
+        search, count = self.search, self.validation_examples
+        if search is None:
+            if count is not None:
+                raise FieldError("validation_examples", "be null without a grid", count)
+            return
+        search.validate()
+        if len(self.noise_levels) > 1:
+            raise FieldError("noise_levels", "be one in a search", self.noise_levels)
+        if count is None or count < 1:
+            raise FieldError("validation_examples", "be >= 1", count)
+
+    @property
+    def search(self) -> Search | None:
+        """The search among the methods that are run, if there is a grid."""
+        if self.grid is None:
+            return None
+        methods = {name: self.methods[name] for name in self._names()}
+        return Search(methods, self.grid, self.num_seeds)
 
     def stages(self) -> list[Training]:
         """One stage a method: all noise levels and seeds side by side."""
@@ -105,81 +129,20 @@ class FromScratch:
         return stages
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Mean and interval of the test accuracy by method and noise level; gains, paired."""
-        from experiments.analysis.plots import (
-            paired_gain,  # Matplotlib and SciPy: at the end of a run
-        )
-        from experiments.analysis.statistics import METHOD, mean_interval, seeds_label
+        """Test accuracy by method and noise level, and gains, paired; the best of a search."""
+        if self.search is not None:
+            return self.search.summarize(rows)
+        from experiments.tasks import from_scratch_report  # needs SciPy and Matplotlib, at the end
 
-        def entry(seeds: Sequence[float]) -> dict[str, Any]:
-            return {**mean_interval(seeds)._asdict(), "seeds": list(seeds)}
-
-        names = self._names()
-        tests = {name: by_noise(rows, name, "final/accuracy") for name in names}
-        trained = {name: by_noise(rows, name, "final/train") for name in names}
-        gains = {name: paired_gain(tests[name], tests[names[0]]) for name in names}
-        values: dict[str, Any] = {
-            name: {
-                f"{level:g}": {
-                    "test": entry(seeds),
-                    "train": entry(trained[name][level]),
-                    "gain": entry(gains[name][level]),
-                }
-                for level, seeds in tests[name].items()
-            }
-            for name in names
-        }
-        highest = max(self.noise_levels)
-        cells = [
-            [
-                name,
-                *(_percent(seeds) for seeds in tests[name].values()),
-                *([_percent(gains[name][highest])] if name != names[0] else [""]),
-            ]
-            for name in names
-        ]
-        levels = [f"noise {100 * level:g} %" for level in self.noise_levels]
-        at_highest = f" at {100 * highest:g} %" if highest else ""
-        columns = (
-            "method", *(levels if len(levels) > 1 else ["test"]),
-            f"gain over {names[0]}{at_highest}, paired",
-        )  # fmt: skip
-        title = f"Test accuracy in %, mean and {METHOD} over {seeds_label(self.num_seeds)}"
-        return Summary(values, Table(title, columns, cells))
+        return from_scratch_report.summarize(rows, self._names(), self.noise_levels)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """learning_curves.png, at the highest noise; accuracy_by_noise.png for several levels."""
-        from experiments.analysis import plots
-
-        names = self._names()
-        highest = max(self.noise_levels)
-        noisy = [row for row in rows if row["noise"] == highest]
-        at_highest = f", noise {100 * highest:g} %" if highest else ""
-        test, train = (
-            {name: plots.collect_curve(noisy, name, f"accuracy/{split}") for name in names}
-            for split in ("test", "train")
-        )
-        settings = {"xlabel": "step", "ylabel": "accuracy, %"}
-        contents = [
-            plots.Panel(f"Test accuracy{at_highest}", test, settings, scale=100),
-            plots.Panel(f"Training accuracy{at_highest}", train, settings, scale=100),
-        ]
-        plots.plot_bands([*contents, *_gains(test, names, "step")], names,
-                         folder / "learning_curves.png")  # fmt: skip
-        if len(self.noise_levels) == 1:
+        """Learning curves at the highest noise, accuracy by noise; nothing of a search."""
+        if self.search is not None:
             return
+        from experiments.tasks import from_scratch_report
 
-        test, train = (
-            {name: by_noise(rows, name, metric) for name in names}
-            for metric in ("final/accuracy", "final/train")
-        )
-        settings["xlabel"] = "share of labels drawn again"
-        contents = [
-            plots.Panel("Test accuracy, right labels", test, settings, scale=100),
-            plots.Panel("Training accuracy, labels as given", train, settings, scale=100),
-        ]
-        plots.plot_bands([*contents, *_gains(test, names, settings["xlabel"])], names,
-                         folder / "accuracy_by_noise.png")  # fmt: skip
+        from_scratch_report.plot(rows, self._names(), self.noise_levels, folder)
 
     def _names(self) -> list[str]:
         return list(self.only or self.methods)
@@ -192,8 +155,19 @@ class FromScratch:
 
     @functools.cached_property
     def _rows(self) -> dict[str, np.ndarray]:
-        """Always the same split, whatever the seed."""
-        return split(self._dataset, {"train": 0.6, "test": 0.4}, seed=0)
+        """Rows of the dataset by purpose: always the same split, whatever the seed."""
+        parts = split(self._dataset, {"train": 0.6, "test": 0.4}, seed=0)
+        if self.validation_examples is None:
+            return parts
+        rows = parts["train"]
+        if self.validation_examples >= len(rows):
+            raise FieldError(
+                "validation_examples",
+                f"be < {len(rows)}, the share of the data kept for training",
+                self.validation_examples,
+            )
+        at = len(rows) - self.validation_examples
+        return {"train": rows[:at], "validation": rows[at:]}
 
     @functools.cached_property
     def _noised(self) -> Batches:
@@ -243,7 +217,10 @@ class FromScratch:
             networks: tuple[Any, Any] = jax.tree.map(lambda leaf: leaf[seeds], begun)
             return networks
 
-        lanes = self._lanes(name, method)
+        if self.search is None:
+            lanes = lanes_of(method, len(self.noise_levels) * self.num_seeds)
+        else:
+            lanes = self.search.lanes(name)
         measures = functools.partial(self._measures, lanes)
         return Training(
             name=name,
@@ -257,21 +234,14 @@ class FromScratch:
             mesh=self._devices,
             input_noise=0.0,
             start=start,
-            evaluate=functools.partial(measures, f"{{}}/{self.held_out_part}", "{}/train"),
+            evaluate=functools.partial(measures, f"{{}}/{self._held_out_part}", "{}/train"),
             measure=functools.partial(measures, "final/{}", "final/train"),
-            label=self._label(lanes),
-            lanes_compete=self.lanes_compete,
+            label=label(lanes) if self.search else self._label(lanes),
+            lanes_compete=self.search is not None,
         )
 
-    def _lanes(self, name: str, method: Method) -> Lanes:
-        """One lane for every noise level and seed, all with the method's hyperparameters."""
-        del name
-        number = len(self.noise_levels) * self.num_seeds
-        full = functools.partial(jnp.full, number)
-        hyperparameters = {k: full(v, dtype=jnp.float32) for k, v in method.hyperparameters.items()}
-        return Lanes(jnp.arange(number), full(method.learning_rate), hyperparameters)
-
     def _label(self, lanes: Lanes) -> list[Row]:
+        """What the rows of each lane begin with: its seed and noise level."""
         levels, seeds = np.divmod(np.asarray(lanes.seed_index), self.num_seeds)
         return [
             {"seed": int(seed), "noise": float(self.noise_levels[level])}
@@ -291,9 +261,14 @@ class FromScratch:
             train.format("accuracy"): trained,
         }
 
+    @property
+    def _held_out_part(self) -> str:
+        """The part of the data on which the networks are measured."""
+        return "test" if self.grid is None else "validation"
+
     @functools.cached_property
     def _held_out(self) -> tuple[jax.Array, ...]:
-        rows = self._rows[self.held_out_part][: self.max_test_examples]
+        rows = self._rows[self._held_out_part][: self.max_test_examples]
         source = self._noised
         few = source.rows[:, : self.max_test_examples]  # enough to tell what is memorised
         held_out = (
@@ -323,30 +298,3 @@ class FromScratch:
             return *measures(params, state, test, right), trained
 
         return jax.jit(jax.vmap(both, in_axes=(0, 0, 0, None, None, None, None)))
-
-
-def by_noise(rows: Sequence[Row], stage: str, metric: str) -> dict[float, list[float]]:
-    """A final metric of a stage: noise level to its value for each seed."""
-    found: dict[float, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["stage"] == stage and metric in row:
-            found[float(row["noise"])].append(float(row[metric]))
-    return dict(found)
-
-
-def _gains(
-    curves: Mapping[str, Mapping[float, Sequence[float]]], names: Sequence[str], xlabel: str
-) -> list[Any]:
-    """A panel of the gains over the first method, seed by seed; none for a single method."""
-    from experiments.analysis import plots
-
-    gains = {name: plots.paired_gain(curves[name], curves[names[0]]) for name in names[1:]}
-    title = f"Test accuracy: gain over {names[0]},\npaired by seed"
-    settings = {"xlabel": xlabel, "ylabel": "points"}
-    return [plots.Panel(title, gains, settings, scale=100)] if gains else []
-
-
-def _percent(seeds: Sequence[float]) -> str:
-    from experiments.analysis.statistics import mean_interval
-
-    return "{:.1f}\n{:.1f} to {:.1f}".format(*(100 * value for value in mean_interval(seeds)))

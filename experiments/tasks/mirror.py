@@ -308,7 +308,7 @@ class Mirror:
         style = plots.styles(players)
         figure, (market, games, fits) = plots.panels(3)
         for name in players:
-            curve = plots.collect_curve(rows, "portfolio", f"regret/{name}")
+            curve = plots.curve(rows, "portfolio", f"regret/{name}")
             plots.band(market, curve, name, style[name])
         market.set(title="Portfolio: log growth behind\nthe best constant one", xlabel="day")
         sizes = sorted(self.sizes)

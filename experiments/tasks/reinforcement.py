@@ -136,9 +136,8 @@ class Reinforcement:
         names = list(self.only or self.agents)
 
         def panel(metric: str, title: str) -> plots.Panel:
-            curves = {name: plots.collect_curve(rows, name, metric) for name in names}
             settings = {"xlabel": "steps", **plots.metric_settings(metric)}
-            return plots.Panel(title, curves, settings)
+            return plots.Panel(title, plots.curves(rows, names, metric), settings)
 
         returns = panel("episode/return", f"{self.env}: return in training")
         plots.plot_bands([returns], names, folder / "learning_curves.png")

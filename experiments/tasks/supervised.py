@@ -60,6 +60,13 @@ class Lanes(NamedTuple):
     hyperparameters: Mapping[str, jax.Array]
 
 
+def lanes_of(method: Method, count: int) -> Lanes:
+    """`count` lanes with the hyperparameters of `method`; their seeds are 0, 1, and so on."""
+    full = functools.partial(jnp.full, count)
+    hyperparameters = {k: full(v, dtype=jnp.float32) for k, v in method.hyperparameters.items()}
+    return Lanes(jnp.arange(count), full(method.learning_rate), hyperparameters)
+
+
 def initial_variables(model: nn.Module, keys: jax.Array, image: jax.Array) -> tuple[PyTree, PyTree]:
     """Parameters and other collections of `model` for each of `keys`, as leading axis.
 

@@ -11,7 +11,6 @@ from killing import assert_survives_kills
 from experiments.optimizers import Method, Optimizer
 from experiments.penalties import FromReference
 from experiments.tasks.adaptation import Adaptation
-from experiments.tasks.adaptation_search import AdaptationSearch
 from trustjax.data import digits
 from trustjax.losses import mesa_penalty
 from trustjax.models import MLP
@@ -124,7 +123,7 @@ def test_seeds_in_a_vmap_do_what_they_do_alone(trained):
 def test_search_ranks_by_validation_accuracy_and_never_sees_test_examples():
     rates = {"learning_rate": (1e-5, 3e-3)}
     search = {"grid": {"adamw": rates, "sam": {**rates, "rho": (0.05,)}}}
-    task = AdaptationSearch(**SMALL | search | {"only": ["adamw", "sam"], "num_seeds": 1})
+    task = Adaptation(**SMALL | search | {"only": ["adamw", "sam"], "num_seeds": 1})
     rows, _ = train(task)
     best = task.summarize(rows).values["best"]
     assert {best[name]["learning_rate"] for name in best} == {3e-3}
@@ -141,7 +140,7 @@ def test_search_varies_the_weight_of_a_penalty():
     method = Method(Optimizer(optax.adamw, sam, {"rho": 0.05}), 3e-3, to_start)
     only = {"methods": {"start": method}, "num_seeds": 1}
     search = {"grid": {"start": {"weight": (0.0, 1.0, 30.0)}}}
-    rows, final = train(AdaptationSearch(**SMALL | only | search))
+    rows, final = train(Adaptation(**SMALL | only | search))
     last = [row for row in rows if row["stage"] == "start" and row["step"] == 60]
     finals = [row for row in last if "final/accuracy" in row]
     assert [(row["rho"], row["weight"]) for row in finals] == [(0.05, w) for w in (0.0, 1.0, 30.0)]
@@ -186,7 +185,7 @@ def test_refused_before_data_is_loaded(changes, words):
     ],
 )
 def test_bad_grids(grid, words):
-    task = AdaptationSearch(**SMALL | {"only": ["adamw", "sam"]}, grid=grid)
+    task = Adaptation(**SMALL | {"only": ["adamw", "sam"]}, grid=grid)
     with pytest.raises(ValueError, match=words):
         task.validate()
 

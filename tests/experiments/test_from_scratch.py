@@ -7,9 +7,9 @@ import optax
 import pytest
 from test_adaptation import train
 
+from experiments.analysis import plots
 from experiments.optimizers import Method, Optimizer
-from experiments.tasks.from_scratch import FromScratch, by_noise
-from experiments.tasks.from_scratch_search import FromScratchSearch
+from experiments.tasks.from_scratch import FromScratch
 from trustjax.data import digits
 from trustjax.models import MLP
 from trustjax.optim import sam
@@ -62,7 +62,7 @@ def test_sam_memorises_less(tmp_path):
     """Fails with the attack's sign flipped, with radius 0, and with right labels at every level."""
     task = FromScratch(**SMALL)
     rows, _ = train(task)
-    test, given = ({name: by_noise(rows, name, f"final/{part}") for name in task.methods}
+    test, given = (plots.curves(rows, task.methods, f"final/{part}", x="noise")
                    for part in ("accuracy", "train"))  # fmt: skip
     for name in task.methods:
         assert np.mean(test[name][0.0]) > np.mean(test[name][0.6]) + 0.05
@@ -113,7 +113,7 @@ SEARCH = {
 
 
 def test_search_takes_its_examples_from_the_training_part():
-    task = FromScratchSearch(**SMALL | SEARCH)
+    task = FromScratch(**SMALL | SEARCH)
     rows, _ = train(task)
     best = task.summarize(rows).values["best"]
     assert [best[name]["learning_rate"] for name in ("adamw", "sam")] == [3e-3, 3e-3]
@@ -129,16 +129,18 @@ def test_search_takes_its_examples_from_the_training_part():
     [
         ({"noise_levels": (0.0, 0.2)}, "noise_levels must be one in a search, got"),
         ({"validation_examples": 0}, "validation_examples must be >= 1, got 0"),
+        ({"validation_examples": None}, "validation_examples must be >= 1, got None"),
+        ({"grid": None}, "validation_examples must be null without a grid, got 200"),
     ],
 )
 def test_search_refuses(changes, words):
     with pytest.raises(ValueError, match=words):
-        FromScratchSearch(**SMALL | SEARCH | changes).validate()
+        FromScratch(**SMALL | SEARCH | changes).validate()
 
 
 def test_search_with_no_training_examples_left():
     with pytest.raises(ValueError, match=r"validation_examples must be < 1078, .* got 1078"):
-        FromScratchSearch(**SMALL | SEARCH | {"validation_examples": 1078}).stages()
+        FromScratch(**SMALL | SEARCH | {"validation_examples": 1078}).stages()
 
 
 def test_one_noise_level(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from experiments import run
 from experiments.runtime.config import check_config
 from experiments.runtime.overrides import composed
-from experiments.runtime.targets import build
+from experiments.runtime.targets import ConfigError, build
 from experiments.runtime.task import Diverged
 from experiments.trackers import Row, read_rows
 
@@ -85,6 +85,27 @@ def test_a_diverged_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     wild, calm = result["trials"]["adamw"]
     assert wild == {"learning_rate": 1e30, "diverged": True}
     assert set(calm) == {"learning_rate", "accuracy", "loss"}
+
+
+@pytest.mark.parametrize(
+    ("exp", "target"),
+    [
+        ("auon_vision_search", "experiments.tasks.from_scratch_search.FromScratchSearch"),
+        ("tram_vision_search", "experiments.tasks.adaptation_search.AdaptationSearch"),
+    ],
+)
+def test_searches_keep_their_earlier_addresses(exp: str, target: str) -> None:
+    """They stand in config.yaml of earlier runs, which can still be continued."""
+    config = check_config(composed([f"+exp={exp}", f"task._target_={target}", "model=mlp"]))
+    now = build(check_config(composed([f"+exp={exp}", "model=mlp"]))["task"], "task")
+    earlier = build(config["task"], "task")
+    earlier.validate()
+    assert isinstance(earlier, type(now))
+    name = "adamw"
+    assert earlier.search.trials(name) == now.search.trials(name)
+    del config["task"]["grid"]
+    with pytest.raises(ConfigError, match="grid"):
+        check_config(config)
 
 
 def test_rates_of_many_digits_are_found_again(tmp_path: Path) -> None:
