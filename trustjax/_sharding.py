@@ -1,4 +1,4 @@
-"""What is local to a device inside `jax.shard_map`, and averages over devices."""
+"""Averages over devices, and values that differ between them, inside `jax.shard_map`."""
 
 from typing import Any
 
@@ -11,7 +11,13 @@ AxisName = str | tuple[str, ...]
 
 
 def averaged(tree: PyTree, axis_name: AxisName | None) -> PyTree:
-    """The mean over the shards, if there are any, in one reduction; integers and keys stay."""
+    """The mean of every leaf over the shards, in a single reduction.
+
+    Args:
+      tree: Any pytree. Integers and random keys have no mean and stay as they are.
+      axis_name: The axes of the mesh or of `jax.vmap` over which to average; None leaves `tree`
+        as it is.
+    """
     if axis_name is None:
         return tree
     leaves, structure = jax.tree.flatten(tree)
@@ -24,10 +30,11 @@ def averaged(tree: PyTree, axis_name: AxisName | None) -> PyTree:
 
 
 def as_local_as(other: PyTree, params: PyTree) -> PyTree:
-    """`params`, every leaf varying over the mesh axes over which a leaf of `other` varies.
+    """`params` with every floating leaf varying over the mesh axes over which `other` varies.
 
-    Under `jax.shard_map` the gradient of a replicated leaf is summed over the devices. That must
-    not happen to what is local, such as an attack, or the loss of a part of the batch.
+    Under `jax.shard_map` the gradient with respect to a replicated leaf is summed over the devices.
+    That must not happen where the function differs between the devices, such as the loss of each
+    device's part of the batch, or the loss at weights that each device attacks on its own.
     """
     axes = set().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(other)))
 
@@ -42,4 +49,4 @@ def _varying_axes(leaf: Any) -> frozenset[str]:
     leaf_type = jax.typeof(leaf)
     if hasattr(leaf_type, "manual_axis_type"):
         return frozenset(leaf_type.manual_axis_type.varying)
-    return frozenset(getattr(leaf_type, "vma", ()))  # in older JAX
+    return frozenset(getattr(leaf_type, "vma", ()))  # before JAX had `manual_axis_type`

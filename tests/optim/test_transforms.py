@@ -5,7 +5,7 @@ import functools
 import pathlib
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
@@ -38,13 +38,16 @@ class Row:
     """A transform of the table.
 
     Attributes:
-      factory: makes the transform; takes the swept number by name.
-      number: the name of the radius, rate or factor that is swept.
-      values: two values of it.
-      needs: the extra arguments that `update` cannot do without.
-      with_base: makes an optimizer of the transform and a base optimizer.
-      calls: calls of `update` per step.
-      static: numbers that must be known before compilation.
+      factory: The factory of the transform, which takes the swept number by name.
+      number: The name of the radius, rate or factor that is swept.
+      values: Two values of this number.
+      needs: The extra arguments that `update` cannot do without.
+      with_base: A function that makes an optimizer of the transform and a base optimizer.
+      calls: Calls of `update` per step.
+      static: Arguments of the factory that must be known before compilation.
+      attacks_at_zero_gradient: The reason why the transform moves the weights even where their
+        gradient is zero, such as an attack of random direction. Empty for a transform that attacks
+        nothing there, as all do that follow the gradient.
     """
 
     factory: Callable[..., Any]
@@ -54,6 +57,7 @@ class Row:
     with_base: Callable[..., Any] = optax.chain
     calls: int = 1
     static: tuple[str, ...] = ()
+    attacks_at_zero_gradient: str = ""
 
     def make(self, value: Any = None) -> optax.GradientTransformationExtraArgs:
         return self.factory(**{self.number: self.values[0] if value is None else value})
@@ -692,14 +696,46 @@ def test_nnx_optimizer():
 # ---- degenerate input
 
 
-@attacks
-def test_zero_gradient_attacks_nothing(row):
-    """The base optimizer then sees the gradient at the weights themselves."""
+def check_zero_gradient(row):
+    """The base optimizer sees the gradient at the weights themselves, unless `row` says why not."""
     tx, zeros = row.make(), jax.tree.map(jnp.zeros_like, PARAMS)
     arguments = extra_args(PARAMS) | {"grad_fn": itself, "fisher_grads": zeros}
-    gradient, state = tx.update(zeros, tx.init(START), PARAMS, **arguments)
-    jax.tree.map(np.testing.assert_array_equal, gradient, PARAMS)
-    assert float(state.distance) == 0.0
+    attacked, state = tx.update(zeros, tx.init(START), PARAMS, **arguments)
+    if row.attacks_at_zero_gradient:
+        assert largest_difference(attacked, PARAMS) > 0, "the row gives a reason for no attack"
+        assert float(state.distance) > 0.0
+    else:
+        jax.tree.map(np.testing.assert_array_equal, attacked, PARAMS)
+        assert float(state.distance) == 0.0
+
+
+@attacks
+def test_zero_gradient_attacks_nothing(row):
+    check_zero_gradient(row)
+
+
+class ShiftState(NamedTuple):
+    distance: jax.Array
+
+
+def shifted_gradient(shift):
+    """The gradient at weights that are moved by `shift`, whatever their gradient is."""
+
+    def update(updates, state, params, *, grad_fn, **extra_args):
+        return grad_fn(jax.tree.map(lambda p: p + shift, params)), ShiftState(jnp.asarray(shift))
+
+    return optax.GradientTransformationExtraArgs(lambda params: ShiftState(jnp.zeros([])), update)
+
+
+def test_attacks_at_zero_gradient_need_a_reason():
+    """The reason excuses a row from the test of it, and must be true."""
+    attacking = Row(shifted_gradient, "shift")
+    with pytest.raises(AssertionError, match="not equal"):
+        check_zero_gradient(attacking)
+    reason = "the attack is a constant"
+    check_zero_gradient(dataclasses.replace(attacking, attacks_at_zero_gradient=reason))
+    with pytest.raises(AssertionError, match="a reason for no attack"):
+        check_zero_gradient(dataclasses.replace(TRANSFORMS["sam"], attacks_at_zero_gradient=reason))
 
 
 @attacks

@@ -1,4 +1,4 @@
-"""The rulers: divergences, norms and measures of a loss surface. Pure functions, no state."""
+"""Divergences, norms, mirror maps and measures of a loss surface: pure functions, no state."""
 
 from trustjax.geometry.divergence import jensen_shannon as jensen_shannon
 from trustjax.geometry.divergence import kl_divergence as kl_divergence
@@ -22,10 +22,10 @@ from trustjax.geometry.mirror_map import bregman_divergence as bregman_divergenc
 from trustjax.geometry.mirror_map import euclidean as euclidean
 from trustjax.geometry.mirror_map import hypentropy as hypentropy
 from trustjax.geometry.mirror_map import negative_entropy as negative_entropy
-from trustjax.geometry.mirror_map import p_norm as p_norm
-from trustjax.geometry.mirror_map import separable_p as separable_p
 from trustjax.geometry.mirror_map import simplex as simplex
 from trustjax.geometry.mirror_map import spectral_hypentropy as spectral_hypentropy
 from trustjax.geometry.norm import global_norm as global_norm
+from trustjax.geometry.power_map import p_norm as p_norm
+from trustjax.geometry.power_map import separable_p as separable_p
 from trustjax.geometry.sharpness import epsilon_sharpness as epsilon_sharpness
 from trustjax.geometry.similarity import linear_cka as linear_cka

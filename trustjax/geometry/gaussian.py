@@ -1,4 +1,4 @@
-"""Divergences between diagonal Gaussians, the policies of continuous actions: one an example."""
+"""Divergences between diagonal Gaussians, the policies of continuous actions: one per example."""
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +16,23 @@ def gaussian_kl(
     *,
     axis: int = -1,
 ) -> jax.Array:
-    r"""Kullback-Leibler divergence of diagonal Gaussians, p from q.
+    r"""The Kullback-Leibler divergence of one diagonal Gaussian p from another, q.
 
     .. math:: \sum_i \log\frac{\sigma_{q,i}}{\sigma_{p,i}}
               + \frac{\sigma_{p,i}^2 + (\mu_{p,i} - \mu_{q,i})^2}{2 \sigma_{q,i}^2} - \frac12
 
     Args:
       mean_p: [..., dimensions] float.
-      log_std_p: broadcastable to the means, natural logarithm of the standard deviation.
-      mean_q: same shape as `mean_p`.
-      log_std_q: as `log_std_p`.
-      axis: the axis of the dimensions.
+      log_std_p: The natural logarithm of the standard deviation, broadcastable to the means.
+      mean_q: Of the same shape as `mean_p`.
+      log_std_q: As `log_std_p`.
+      axis: The axis of the dimensions.
 
     Returns:
       [...] in nats, float32 at least, >= 0.
 
     Raises:
-      ValueError: the shapes of the means differ.
+      ValueError: The shapes of the means differ.
     """
     mean_p, log_std_p, mean_q, log_std_q = _as_arrays(mean_p, log_std_p, mean_q, log_std_q)
     squared_shift = jnp.square(in_units(mean_p - mean_q, log_std_q))
@@ -48,7 +48,7 @@ def gaussian_renyi(
     order: float,
     axis: int = -1,
 ) -> jax.Array:
-    r"""Rényi divergence of diagonal Gaussians, p from q.
+    r"""The Rényi divergence of one diagonal Gaussian p from another, q.
 
     .. math:: \sum_i \frac{a (\mu_{p,i} - \mu_{q,i})^2}{2 s_i^2}
               + \frac{1}{1 - a} \log\frac{s_i}{\sigma_{p,i}^{1-a} \sigma_{q,i}^{a}},
@@ -58,17 +58,17 @@ def gaussian_renyi(
 
     Args:
       mean_p: [..., dimensions] float.
-      log_std_p: broadcastable to the means, natural logarithm of the standard deviation.
-      mean_q: same shape as `mean_p`.
-      log_std_q: as `log_std_p`.
+      log_std_p: The natural logarithm of the standard deviation, broadcastable to the means.
+      mean_q: Of the same shape as `mean_p`.
+      log_std_q: As `log_std_p`.
       order: a > 0, a Python number; 1 is KL.
-      axis: the axis of the dimensions.
+      axis: The axis of the dimensions.
 
     Returns:
       [...] float32 at least, >= 0.
 
     Raises:
-      ValueError: the shapes of the means differ, or `order` is not > 0.
+      ValueError: The shapes of the means differ, or `order` is not > 0.
 
     Source: Gil, Alajaji and Linder, Rényi divergence measures for commonly used univariate
     continuous distributions, Information Sciences 249 (2013), Table 2.
@@ -85,6 +85,7 @@ def gaussian_renyi(
     zeros = jnp.zeros_like(log_ratio)
     r, wide_r = jnp.where(wide, zeros, log_ratio), jnp.where(wide, log_ratio, zeros)
     excess = jnp.where(wide, order * jnp.expm1(-wide_r), (1 - order) * jnp.expm1(r))
+    # s^2 <= 0, which only orders above 1 reach.
     infinite = excess <= -1
     excess = jnp.where(infinite, zeros, excess)
     unit = jnp.where(wide, log_std_p, log_std_q)
@@ -97,7 +98,7 @@ def gaussian_renyi(
 
 
 def in_units(difference: jax.Array, log_unit: jax.Array) -> jax.Array:
-    """difference / exp(log_unit); 0 where the difference is, however small the unit."""
+    """difference / exp(log_unit); 0 where the difference is 0, however small the unit is."""
     log_unit = jnp.where(difference == 0, jnp.zeros_like(log_unit), log_unit)
     return difference * jnp.exp(-log_unit)
 
@@ -105,7 +106,7 @@ def in_units(difference: jax.Array, log_unit: jax.Array) -> jax.Array:
 def _as_arrays(
     mean_p: jax.Array, log_std_p: jax.Array, mean_q: jax.Array, log_std_q: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """All four as arrays of the means' shape and dtype, float32 at least."""
+    """All four as arrays of the shape and dtype of the means, float32 at least."""
     if jnp.shape(mean_p) != jnp.shape(mean_q):
         raise ValueError(
             "mean_p and mean_q must have the same shape, got "

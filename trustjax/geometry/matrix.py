@@ -1,4 +1,4 @@
-"""Matrices on the Frobenius sphere, and near the orthogonal ones."""
+"""Normalised and nearly orthogonal matrices, and arrays read as stacks of matrices."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import widened
 from trustjax.geometry.norm import vector_norm
 
-# Of Keller Jordan's Muon: steep at zero, and singular values end in about 0.7 to 1.2, not at 1.
+# From KellerJordan/Muon: so steep at zero that singular values end in about 0.7 to 1.2, not at 1.
 MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -21,15 +21,15 @@ def frobenius_normalize(
 
     .. math:: X = G / (\|G\|_F + \epsilon)
 
-    A zero matrix stays zero. The norm is taken in float32 at least.
+    A zero matrix stays zero. The norm is computed in float32 at least.
 
     Args:
-      matrix: floats [..., m, n]; each trailing matrix has a norm of its own.
-      axis: the axes of a matrix, if these are others, or more than two.
-      epsilon: added to the norm.
+      matrix: floats [..., m, n]. Each trailing matrix has its own norm.
+      axis: The axes of a matrix, which may be others, or more than two.
+      epsilon: The number added to the norm.
 
     Returns:
-      The shape and dtype of `matrix`.
+      The normalised matrix, of the shape and dtype of `matrix`.
 
     >>> print(frobenius_normalize(jnp.array([[3.0, 0.0], [0.0, 4.0]])))
     [[0.6 0. ]
@@ -50,20 +50,21 @@ def newton_schulz(
 
     .. math:: X \leftarrow a X + (b A + c A^2) X, \qquad A = X X^T
 
-    Each step maps every singular value s to a s + b s^3 + c s^5 and leaves the singular vectors.
-    The largest singular value must be at most 1 at the start: see `frobenius_normalize`. With the
+    Each step maps every singular value s to a s + b s^3 + c s^5 and keeps the singular vectors. The
+    largest singular value must be at most 1 at the start: see `frobenius_normalize`. With the
     default coefficients the values do not converge to 1, but end in about 0.7 to 1.2.
 
     Args:
-      matrix: floats [..., m, n]. The Gram matrix is that of the shorter side.
-      steps: iterations, >= 0.
+      matrix: floats [..., m, n].
+      steps: The number of iterations, >= 0.
       coefficients: a, b, c.
 
     Returns:
-      The shape and dtype of `matrix`, in whose precision the products are taken.
+      The last iterate, of the shape and dtype of `matrix`; products have the precision of this
+      dtype.
 
     Raises:
-      ValueError: negative `steps`, or fewer than two axes.
+      ValueError: `steps` is negative, or `matrix` has fewer than two axes.
 
     Source: KellerJordan/Muon.
     """
@@ -71,6 +72,7 @@ def newton_schulz(
     if matrix.ndim < 2:
         raise FieldError("matrix", "have two axes or more", f"shape {matrix.shape}")
     a, b, c = (jnp.asarray(coefficient, matrix.dtype) for coefficient in coefficients)
+    # A of the transpose of a tall matrix is the smaller of the two Gram matrices.
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = jnp.matrix_transpose(matrix) if is_tall else matrix
     for _ in range(steps):
@@ -93,10 +95,10 @@ def as_matrices(
     """Applies `function` to `x` as a stack of matrices [..., inputs, outputs].
 
     Args:
-      function: maps a stack of matrices to one of the same shape.
-      x: the array, such as a convolution kernel.
-      fan_in: the axes, none of them negative, that make up the rows of a matrix.
-      fan_out: those that make up its columns. All other axes count separate matrices.
+      function: A function from a stack of matrices to one of the same shape.
+      x: The array, such as a convolution kernel.
+      fan_in: The axes that make up the rows of a matrix, none of them negative.
+      fan_out: The axes that make up its columns. All other axes count separate matrices.
 
     Returns:
       The result, with the shape and the order of axes of `x`.

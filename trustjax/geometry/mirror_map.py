@@ -4,14 +4,13 @@ A convex potential psi gives dual coordinates z = grad psi(x) and the Bregman di
 
     B(x, y) = psi(x) - psi(y) - <grad psi(y), x - y> >= 0.
 
-One step of mirror descent with gradient g and rate t, the step s = t g, is z <- z - s; then back.
-Each map writes the divergence, and where it can the move x_new - x, in a form that neither
-overflows nor cancels. A NaN stays one: where the entries of an array share a norm or a normaliser,
-in all of them.
+Mirror descent with gradient g and rate t takes the step s = t g in these: z <- z - s, and maps z
+back to x. Each map computes the divergence, and where possible the move x_new - x, in a form that
+neither overflows nor cancels. A NaN stays a NaN: in its own entry, or in the whole array if its
+entries share a norm or a normaliser. The maps made of powers are in `trustjax.geometry.power_map`.
 
-Sources: Nemirovski, Yudin, 1983; Beck, Teboulle, Oper. Res. Lett. 31, 2003 (simplex); Gentile,
-Machine Learning 53, 2003 (p-norm); Azizan, Lale, Hassibi, arXiv:1906.03830 (separable p); Ghai,
-Hazan, Singer, arXiv:1902.01903 (hypentropy).
+Sources: Nemirovski, Yudin, 1983; Beck, Teboulle, Oper. Res. Lett. 31, 2003 (simplex); Ghai, Hazan,
+Singer, arXiv:1902.01903 (hypentropy).
 """
 
 from collections.abc import Callable
@@ -26,12 +25,9 @@ from trustjax._dtypes import is_floating, widened
 from trustjax.geometry._gaps import (
     halves,
     hyperbolic_gap,
-    power_gap,
-    power_of_size,
     relative_entropy,
     spectral_gap,
 )
-from trustjax.geometry.norm import non_negative
 
 PyTree = Any
 Array = jax.Array
@@ -41,16 +37,16 @@ class MirrorMap(NamedTuple):
     """A mirror map on one array of floats; sums run over all of its entries.
 
     Attributes:
-      name: of the map.
-      potential: x -> psi(x), float [].
-      to_dual: x -> grad psi(x), the shape of x.
-      to_primal: its inverse.
-      divergence: (x, y) -> B(x, y), float [], >= 0.
-      move: (x, s) -> x_new - x for the step s = rate times gradient, the shape of x.
-      bound: (x, s) -> float [], half the squared dual norm of the step: an upper bound of
-        B(x_new, x) where the map is strongly convex in a norm, else its value for small steps.
-      domain: what every array must fulfil, for the error text.
-      contains: x, a NumPy array -> whether it fulfils that.
+      name: The name of the map, for error messages.
+      potential: `x -> psi(x)`, float [].
+      to_dual: `x -> grad psi(x)`, of the shape of x.
+      to_primal: The inverse of `to_dual`.
+      divergence: `(x, y) -> B(x, y)`, float [], >= 0.
+      move: `(x, s) -> x_new - x` for the step s = rate times gradient, of the shape of x.
+      bound: `(x, s) -> half the squared dual norm of the step`, float []. This is an upper bound of
+        B(x_new, x) if the map is strongly convex in a norm, otherwise its value for small steps.
+      domain: What every array must be, for error messages.
+      contains: Whether a NumPy array is in the domain.
     """
 
     name: str
@@ -70,8 +66,8 @@ def bregman_divergence(mirror_map: MirrorMap, x: PyTree, y: PyTree) -> jax.Array
     .. math:: B(x, y) = \psi(x) - \psi(y) - \langle \nabla \psi(y), x - y \rangle
 
     Args:
-      mirror_map: such as `hypentropy(1.0)`.
-      x, y: trees of floats of one structure; other leaves and empty ones are skipped.
+      mirror_map: The map, such as `hypentropy(1.0)`.
+      x, y: Trees of floats of the same structure. Other leaves and empty ones are skipped.
 
     Returns:
       [], float32 at least, >= 0.
@@ -86,7 +82,7 @@ def bregman_divergence(mirror_map: MirrorMap, x: PyTree, y: PyTree) -> jax.Array
 
 
 def euclidean() -> MirrorMap:
-    r"""Gradient descent.
+    r"""The map of gradient descent: half the squared Euclidean norm.
 
     .. math:: \psi(x) = \tfrac12 \|x\|_2^2, \qquad x \leftarrow x - s
     """
@@ -102,7 +98,7 @@ def euclidean() -> MirrorMap:
 
 
 def negative_entropy() -> MirrorMap:
-    r"""Exponentiated gradient without normalisation, for numbers >= 0; zeros stay zero.
+    r"""The map of exponentiated gradient without normalisation, for numbers >= 0; zeros stay zero.
 
     .. math:: \psi(x) = \sum_i x_i \log x_i - x_i, \qquad x_i \leftarrow x_i e^{-s_i}
     """
@@ -120,30 +116,30 @@ def negative_entropy() -> MirrorMap:
 
 
 def simplex(*, axis: int = -1) -> MirrorMap:
-    r"""Exponentiated gradient on probability vectors along `axis`; zeros stay zero.
+    r"""The map of exponentiated gradient on probability vectors along `axis`; zeros stay zero.
 
     .. math:: \psi(x) = \sum_i x_i \log x_i, \qquad
               x_i \leftarrow \frac{x_i e^{-s_i}}{\sum_j x_j e^{-s_j}}, \qquad B(x, y) = KL(x \| y)
 
-    Normalised in log-space at every step, so sums stay 1. An update is added to x in the precision
-    of x: a component that is to shrink below a rounding error of itself in one step, s > 16 in
-    float32, becomes 0 for good.
+    Every step is normalised in log-space, so the sums stay 1. An update is added to x in the
+    precision of x: a component that one step shrinks below a rounding error of itself (s > 16 in
+    float32) becomes 0 and remains 0.
 
     Args:
-      axis: of the probabilities; the others count vectors.
+      axis: The axis of the probabilities. The other axes count vectors.
     """
 
     def move(x: Array, s: Array) -> Array:
         return _softmax_where(_log(x) - s, ~(x <= 0), axis) - x
 
     def bound(x: Array, s: Array) -> Array:
-        # The step may be shifted by any constant: half its range is its dual norm.
+        # The step may be shifted by any constant, so its dual norm is half of its range.
         reach = 0.5 * (jnp.max(s, axis=axis) - jnp.min(s, axis=axis))
         return 0.5 * jnp.sum(jnp.square(reach))
 
     def contains(x: np.ndarray) -> bool:
         sums = np.sum(x, axis=axis, dtype=np.float64)
-        slack = 1e-4 if x.dtype.itemsize >= 4 else 0.05  # bfloat16 has three digits
+        slack = 1e-4 if x.dtype.itemsize >= 4 else 0.05  # bfloat16 has fewer than three digits
         return bool(np.all(x >= 0) and np.all(np.abs(sums - 1) <= slack))
 
     return MirrorMap(
@@ -159,138 +155,21 @@ def simplex(*, axis: int = -1) -> MirrorMap:
     )
 
 
-def p_norm(p: jax.typing.ArrayLike) -> MirrorMap:
-    r"""The p-norm algorithm: half the squared p-norm of all entries of an array.
-
-    .. math:: \psi(x) = \tfrac12 \|x\|_p^2, \qquad
-              z_i = \mathrm{sign}(x_i) |x_i|^{p-1} \|x\|_p^{2-p}
-
-    The inverse is the same with q = p / (p - 1). p = 2 is gradient descent; p = 1 + 1 / log n goes
-    with sparse targets. The bound holds for p <= 2.
-
-    Args:
-      p: > 1; may be traced.
-
-    Raises:
-      ValueError: p <= 1.
-    """
-    check_number("p", p, above=1.0)
-
-    def dual(x: Array, power: Array) -> Array:
-        # Homogeneous of degree 1: powers are taken of x over its largest entry.
-        largest, share = _share(x)
-        norm = _root_of_sum(share, power)
-        scale = largest * norm ** (2 - power)
-        return jnp.where(largest == 0, 0.0, scale * _signed_power(share, power - 1))
-
-    def norm_of(x: Array, power: Array) -> Array:
-        largest, share = _share(x)
-        return largest * _root_of_sum(share, power)
-
-    def exponents(x: Array) -> tuple[Array, Array]:
-        power = jnp.asarray(p, x.dtype)
-        return power, power / (power - 1)
-
-    def to_dual(x: Array) -> Array:
-        return dual(x, exponents(x)[0])
-
-    def to_primal(z: Array) -> Array:
-        return dual(z, exponents(z)[1])
-
-    def divergence(x: Array, y: Array) -> Array:
-        largest, _ = _share(jax.lax.stop_gradient(jnp.stack([x, y])))
-        safe = jnp.where(largest == 0, 1.0, largest)
-        # Homogeneous of degree 2. Differences are taken before the division rounds.
-        x, y, move = x / safe, y / safe, (x - y) / safe
-        power, _ = exponents(x)
-        first, second = (0.5 * jnp.square(norm_of(a, power)) for a in (x, y))
-        plain = non_negative(first + second - jnp.sum(x * to_dual(y)))
-        # With S the sum of |y|^p, T that of the gaps of |x|^p, and 1 + u the quotient of the sums,
-        # B is |y|^2 times T / (p S) plus half the gap of (1 + u)^(2 / p): nothing cancels.
-        total = jnp.sum(power_of_size(y, power))
-        total = jnp.where(total == 0, 1.0, total)
-        gaps = jnp.sum(power_gap(y, move, power)) / total
-        u = gaps + power * jnp.sum(_signed_power(y, power - 1) * move) / total
-        near = jnp.abs(u) < 0.5
-        turn = power_gap(jnp.ones_like(u), jnp.where(near, u, 0.0), 2 / power)
-        exact = total ** (2 / power) * (jnp.where(near, gaps, 0.0) / power + 0.5 * turn)
-        return jnp.square(largest) * jnp.where(near, non_negative(exact), plain)
-
-    def bound(x: Array, s: Array) -> Array:
-        power, conjugate = exponents(s)
-        return 0.5 * jnp.square(norm_of(s, conjugate)) / jnp.minimum(power - 1, 1)
-
-    return MirrorMap(
-        name="p_norm",
-        potential=lambda x: 0.5 * jnp.square(norm_of(x, exponents(x)[0])),
-        to_dual=to_dual,
-        to_primal=to_primal,
-        divergence=divergence,
-        move=lambda x, s: to_primal(to_dual(x) - s) - x,
-        bound=bound,
-    )
-
-
-def separable_p(p: jax.typing.ArrayLike) -> MirrorMap:
-    r"""The p-th powers of the entries, each for itself: stochastic mirror descent's q-norm.
-
-    .. math:: \psi(x) = \tfrac1p \sum_i |x_i|^p, \qquad z_i = \mathrm{sign}(x_i) |x_i|^{p-1}
-
-    Args:
-      p: > 1; may be traced. 2 is gradient descent.
-
-    Raises:
-      ValueError: p <= 1.
-    """
-    check_number("p", p, above=1.0)
-
-    def power_of(x: Array) -> Array:
-        return jnp.asarray(p, x.dtype)
-
-    def to_dual(x: Array) -> Array:
-        return _signed_power(x, power_of(x) - 1)
-
-    def to_primal(z: Array) -> Array:
-        return _signed_power(z, 1 / (power_of(z) - 1))
-
-    def divergence(x: Array, y: Array) -> Array:
-        power = power_of(x)
-        return jnp.sum(non_negative(power_gap(y, x - y, power))) / power
-
-    def bound(x: Array, s: Array) -> Array:
-        power = power_of(x)
-        conjugate = power / (power - 1)
-        # 1 / curvature, which is infinite at 0 for p > 2: there, and near it, uniform convexity.
-        curved = 0.5 * jnp.square(s) * power_of_size(x, 2 - power) / (power - 1)
-        uniform = 2 ** jnp.maximum((power - 2) * (conjugate - 1), 0) * power_of_size(s, conjugate)
-        near = (x == 0) | (curved > uniform)
-        return jnp.sum(jnp.where((power > 2) & near, uniform, curved))
-
-    return MirrorMap(
-        name="separable_p",
-        potential=lambda x: jnp.sum(power_of_size(x, power_of(x))) / power_of(x),
-        to_dual=to_dual,
-        to_primal=to_primal,
-        divergence=divergence,
-        move=lambda x, s: to_primal(to_dual(x) - s) - x,
-        bound=bound,
-    )
-
-
 def hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
-    r"""Hyperbolic entropy: between gradient descent and EG+-, for numbers of both signs.
+    r"""The hyperbolic entropy, between gradient descent and EG+-, for numbers of both signs.
 
     .. math:: \psi(x) = \sum_i x_i \,\mathrm{asinh}(x_i / \beta) - \sqrt{x_i^2 + \beta^2}, \qquad
               z = \mathrm{asinh}(x / \beta)
 
-    With beta large a step is gradient descent with rate beta t; with beta small it is the one of
-    EG+-: x = u - v, u v = beta^2 / 4, u <- u exp(-s), v <- v exp(s).
+    With a large beta a step is that of gradient descent with rate beta t. With a small beta it is
+    that of EG+-, exponentiated gradient on both halves of x = u - v with u v = beta^2 / 4:
+    u <- u exp(-s), v <- v exp(s).
 
     Args:
-      beta: > 0; may be traced.
+      beta: The scale below which the map is quadratic, > 0. It may be traced.
 
     Raises:
-      ValueError: beta <= 0.
+      ValueError: beta is not > 0.
     """
     check_number("beta", beta, above=0.0)
 
@@ -298,6 +177,7 @@ def hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
         return jnp.asarray(beta, x.dtype)
 
     def move(x: Array, s: Array) -> Array:
+        # The moves of u and v, with the sign of x: neither cancels as the difference of sinh does.
         large, small = halves(x, scale(x))
         sign = jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
         return sign * (large * jnp.expm1(-sign * s) - small * jnp.expm1(sign * s))
@@ -317,19 +197,19 @@ def hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
 
 
 def spectral_hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
-    r"""`hypentropy` of the singular values of every trailing matrix: for low rank.
+    r"""`hypentropy` of the singular values of every trailing matrix, for matrices of low rank.
 
     .. math:: \psi(X) = \sum_k \psi_\beta(\sigma_k(X)), \qquad
               Z = U \, \mathrm{asinh}(\Sigma / \beta) \, V^\top
 
-    Two singular value decompositions a step. A derivative through the step is not finite where
+    A step takes two singular value decompositions. Derivatives of the step are not finite where
     singular values coincide.
 
     Args:
-      beta: > 0; may be traced.
+      beta: As in `hypentropy`.
 
     Raises:
-      ValueError: beta <= 0; arrays with fewer than two axes.
+      ValueError: beta is not > 0, or an array has fewer than two axes.
     """
     values = hypentropy(beta)
 
@@ -372,11 +252,11 @@ def spectral_hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
     )
 
 
-# ---- pieces that are safe at zero, with finite slopes
+# ---- pieces with finite values and derivatives at zero
 
 
 def _log(x: Array) -> Array:
-    """log x, with 0 for x <= 0."""
+    """log x; 0 for x <= 0."""
     return jnp.log(jnp.where(x <= 0, 1.0, x))
 
 
@@ -388,19 +268,3 @@ def _softmax_where(logits: Array, where: Array, axis: int) -> Array:
     """Softmax over the entries that `where` includes; 0 for the others."""
     found: Array = jax.nn.softmax(logits, axis=axis, where=where)
     return found
-
-
-def _signed_power(x: Array, power: Array) -> Array:
-    return jnp.sign(x) * power_of_size(x, power)
-
-
-def _share(x: Array) -> tuple[Array, Array]:
-    """The size of the largest entry, and x over it."""
-    largest = jnp.max(jnp.abs(x), initial=0.0)
-    return largest, x / jnp.where(largest == 0, 1.0, largest)
-
-
-def _root_of_sum(share: Array, power: Array) -> Array:
-    """The p-norm of numbers of size 1 at most; 1 where all are 0."""
-    total = jnp.sum(power_of_size(share, power))
-    return jnp.where(total == 0, 1.0, total) ** (1 / power)

@@ -1,4 +1,4 @@
-"""Euclidean norms of arrays and of whole parameter trees, at any size of the numbers."""
+"""Euclidean norms of arrays and of parameter trees, for numbers of any size."""
 
 import functools
 from collections.abc import Sequence
@@ -14,25 +14,25 @@ PyTree = Any
 
 
 def non_negative(x: jax.Array) -> jax.Array:
-    """`x`, of which only rounding is below 0, without that.
+    """`x` with its negative entries, which are rounding errors, set to 0.
 
-    Derivatives are those of `x`: `jnp.maximum(x, 0)` halves them at 0, where divergences have the
-    Hessian that trust regions are made of.
+    Derivatives are those of `x`. `jnp.maximum(x, 0)` would halve them at 0, where divergences have
+    the Hessian that trust regions are made of.
     """
     return x - jax.lax.stop_gradient(jnp.minimum(x, jnp.zeros_like(x)))
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    r"""Euclidean norm of all floating leaves of `tree`, seen as one vector.
+    r"""The Euclidean norm of all floating leaves of `tree`, seen as one vector.
 
     .. math:: \sqrt{\sum_{\text{leaves}} \sum_i x_i^2}
 
-    Sums are taken in float32 at least, so bfloat16 leaves lose nothing. Numbers whose squares
-    under- or overflow are summed over the largest of them. The gradient at zero is 0. A NaN gives
-    NaN, an infinity infinity.
+    Sums are computed in float32 at least, so bfloat16 leaves lose nothing. If squares under- or
+    overflow, the numbers are first divided by the largest of them. The gradient at zero is 0. A NaN
+    gives NaN, and an infinity gives infinity.
 
     Args:
-      tree: any pytree; leaves that are not floating are skipped.
+      tree: Any pytree. Leaves that are not floating are skipped.
 
     Returns:
       [] in the widest dtype of the leaves, float32 at least; 0 for an empty tree.
@@ -49,15 +49,15 @@ def global_norm(tree: PyTree) -> jax.Array:
 def vector_norm(
     x: jax.Array, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
 ) -> jax.Array:
-    r"""Euclidean norms of `x` along `axis`, at any size of the numbers, as in `global_norm`.
+    r"""The Euclidean norms of `x` along `axis`, for numbers of any size, as in `global_norm`.
 
     Args:
       x: float array, read in float32 at least.
-      axis: of the vectors; None for all axes.
-      keepdims: leave axes of size 1 in their place.
+      axis: The axes of the vectors; None for all axes.
+      keepdims: Whether axes of size 1 stay in their place.
 
     Returns:
-      The other axes; float32 at least.
+      The norms, an array of the other axes, in float32 at least.
     """
     x = widened(jnp.asarray(x))
     if x.size == 0:
@@ -70,7 +70,7 @@ def vector_norm(
 def _root_of_squares(
     parts: Sequence[jax.Array], axis: int | tuple[int, ...] | None = None, keepdims: bool = False
 ) -> jax.Array:
-    """The root of the sum of squares over `axis` of all parts, which share the other axes."""
+    """The root of the sum of squares over `axis` and over all parts, which share the other axes."""
     kept = axis is not None
 
     def squares(scale: jax.Array) -> jax.Array:
@@ -78,7 +78,8 @@ def _root_of_squares(
         return sum(terms[1:], start=terms[0])
 
     def root(total: jax.Array, usable: jax.Array) -> jax.Array:
-        # The root has no slope at 0 and at infinity: a branch that is not taken must not see them.
+        # The root has no derivative at 0 and at infinity, and a NaN there would reach the gradient
+        # also through the branch that is not selected.
         return jnp.sqrt(jnp.where(usable, total, jnp.ones_like(total)))
 
     total = squares(jnp.ones([], parts[0].dtype))

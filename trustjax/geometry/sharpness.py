@@ -20,26 +20,27 @@ def epsilon_sharpness(
     epsilon: jax.typing.ArrayLike = 1e-5,
     num_steps: int = 5,
 ) -> jax.Array:
-    r"""Largest relative rise of the loss in a small box around the weights, in percent.
+    r"""The largest relative rise of the loss in a small box around the weights, in percent.
 
     .. math:: 100 \, \frac{\max_{|y_i| \le \epsilon (|x_i| + 1)} L(x + y) - L(x)}{1 + L(x)}
 
     The maximum is approached by `num_steps` steps of ascent along the sign of the gradient, each
-    1 / num_steps of the box, and is the highest loss on the way, at least L(x): in a box as small
-    as the default the loss is close to linear, and its maximum close to that corner.
+    1 / num_steps of the half-width of the box, and is the highest loss on the way, at least L(x).
+    In a box as small as the default the loss is close to linear, and its maximum is close to the
+    corner where the ascent ends.
 
     Args:
-      loss_fn: loss [] >= 0 of the parameters, without randomness.
-      params: the weights x; floating leaves of at least float32, since smaller ones cannot resolve
-        the box.
-      epsilon: half-width of the box relative to abs(x) + 1, > 0.
-      num_steps: gradients taken, >= 1.
+      loss_fn: `params -> []`, a loss >= 0 without randomness.
+      params: The weights x. Floating leaves must be float32 at least, since narrower ones cannot
+        resolve the box.
+      epsilon: The half-width of the box relative to abs(x) + 1, > 0.
+      num_steps: The number of gradients, >= 1.
 
     Returns:
       [] in the dtype of the loss, >= 0, in percent.
 
     Raises:
-      ValueError: a number out of range, complex leaves, or floats narrower than float32.
+      ValueError: A number is out of range, or a leaf is complex or narrower than float32.
 
     Source: Keskar et al., arXiv:1609.04836, Metric 2.1; with these constants in TRAM,
     arXiv:2310.03646, Appendix B.7, where plain SGD (learning rate 8e-5) looks for the maximum.

@@ -9,7 +9,7 @@ import numpy as np
 
 from trustjax._loops import while_loop
 
-# fraction of the full step -> loss and divergence there
+# Maps a fraction of the full step to the loss and the divergence there.
 Evaluate = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -19,8 +19,8 @@ class SearchResult(NamedTuple):
     Attributes:
       num_tried: int32 [], the number of steps that were tried.
       accepted: bool [], whether the last of them was accepted.
-      fraction: float [], its share of the full step.
-      divergence: float [], the divergence that it made.
+      fraction: float [], the share of the full step in the last of them.
+      divergence: float [], the divergence that the last of them made.
     """
 
     num_tried: jax.Array
@@ -47,16 +47,19 @@ def backtracking(
               L(0) - L(\beta^k) \ge r \, \beta^k \, d, \qquad L(\beta^k) < L(0)
 
     Args:
-      evaluate: `fraction -> (loss, divergence)` of the point at that fraction of the step.
-      loss: float [], the loss without a step, L(0).
+      evaluate: `fraction -> (loss, divergence)` at that fraction of the full step.
+      loss: float [], L(0), the loss without a step.
       expected_decrease: float [], d, the fall of the loss that its gradient promises for the full
         step.
       radius: float [], delta.
-      has_direction: bool [], False if there is nothing to try; then no step is accepted.
-      backtrack: beta, in (0, 1).
-      max_backtracks: the number of steps to try at most.
+      has_direction: bool [], False if there is nothing to try. Then no step is accepted.
+      backtrack: beta, in (0, 1].
+      max_backtracks: The largest number of steps to try.
       accept_ratio: r, >= 0.
       slack: c, >= 1.
+
+    Returns:
+      `SearchResult`.
 
     Source: arXiv:1502.05477, Appendix C.
     """
@@ -78,6 +81,7 @@ def backtracking(
         )
         return SearchResult(search.num_tried + 1, accepted, fraction, divergence)
 
+    # Without a direction the search starts with all its tries used up.
     zero = jnp.zeros_like(radius)
     return while_loop(
         lambda search: ~search.accepted & (search.num_tried < max_backtracks),

@@ -6,19 +6,19 @@ entries, and || || the Frobenius norm:
     AuON      X = H / ||H||,   r = sqrt(mean(cosh(X)^2)),   U = X / r,   W <- W - rate U
     Hybrid    X1 = one Newton-Schulz step from X,  r = sqrt(mean(cosh(X1)^2)),  U = X1 / r
 
-What to know before using it: r is one positive number, so AuON changes neither the direction nor
-the ratios of singular values of H. And since the squares of X sum to 1,
+What to know before using it: r is one positive number, so AuON changes neither the direction of H
+nor the ratios of its singular values. And since the squares of X sum to 1,
 
     1 + gamma^2 / N <= r^2 <= 1 + sinh(gamma)^2 / N,
 
 so r - 1 is about a millionth for a 768 x 768 matrix, whatever the gradient: AuON is momentum SGD
-with every matrix's update on the Frobenius sphere (`gamma=0` is that exactly). docs/methods/auon.md
-shows it. The repository's present form applies H / r, not X / r (`normalize=False, gamma=1.5`), and
-is Nesterov SGD to six digits; its hybrid takes five Newton-Schulz steps.
+with the update of every matrix on the Frobenius sphere (`gamma=0` is that exactly).
+docs/methods/auon.md shows it. The present form of the repository applies H / r, not X / r
+(`normalize=False, gamma=1.5`), and is Nesterov SGD to six digits; its hybrid takes five
+Newton-Schulz steps. The steps themselves are in `trustjax.optim._auon_matrix`.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -28,21 +28,10 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import reduction_dtype, widened
-from trustjax.geometry.matrix import as_matrices, newton_schulz, size_along
-from trustjax.geometry.norm import vector_norm
 from trustjax.optim import _leaves
-from trustjax.optim._auon_brake import (
-    brake_excess,
-    excess_of,
-    known_excess,
-    log_brake,
-    norm_and_spread,
-    one_for_zero,
-    scaled_average,
-    two_moments_suffice,
-)
+from trustjax.optim._auon_matrix import MatrixRule, matrix_axes, matrix_update
 from trustjax.optim._leaves import PyTree
 from trustjax.optim.auon_labels import matrix_labels as matrix_labels
 from trustjax.optim.auon_labels import matrix_numbers
@@ -55,9 +44,10 @@ class AuONState(NamedTuple):
     """State of `scale_by_auon`.
 
     Attributes:
-      momentum: average of the gradients, shaped like the parameters; the only buffer.
-      radius: float [], the Frobenius norm that a matrix's update may have: 1.
-      distance: float [], the one that it had, mean over matrices, before shape factor and rate.
+      momentum: The average of the gradients, like the parameters. It is the only buffer.
+      radius: float [], the Frobenius norm that the update of a matrix may have: 1.
+      distance: float [], the Frobenius norm that it had, averaged over the matrices, before the
+        shape factor and the learning rate.
     """
 
     momentum: PyTree
@@ -94,59 +84,68 @@ def scale_by_auon(
     ======================  ==========================================================
 
     Without Newton-Schulz steps the direction and the ratios of singular values are those of H, and
-    two scalars a matrix are all that crosses the devices of a sharded matrix. There is no bias
-    correction. The result is a gradient's: `optax.scale_by_learning_rate` follows.
+    only two scalars per matrix cross the devices of a sharded matrix. There is no bias correction.
+    The result has the sign of a gradient: `optax.scale_by_learning_rate` follows.
 
     Args:
-      beta: share of the old momentum kept, in [0, 1).
-      nesterov: H as above; else H = M.
-      gamma: slope of the brake, >= 0; may be traced.
-      ns_steps: Newton-Schulz iterations before the brake (`trustjax.geometry.newton_schulz`); a
-        plain int: under `optax.inject_hyperparams` one of its `static_args`.
-      normalize: divide by the norm. If not, the applied matrix is H, or the last Newton-Schulz
-        iterate Z, and the brake is measured on that over its norm.
-      brake: "entries" as above. "rms", an extension of ours, measures r on entries of root mean
-        square 1, :math:`\sqrt N X`: there the brake tells heavy tails from spread updates (about
-        1.9 for normal entries at gamma = 1, and exp(gamma sqrt N) for a single one), at any size.
-      shape_factor: times sqrt(max(1, fan_out / fan_in)), as the code of October 2025 has it.
-      dimension_numbers: `optax.contrib.MuonDimensionNumbers` of leaves whose matrix is not that of
-        their last two axes, such as convolution kernels: a tree, a prefix of one, or a callable of
-        the updates; None for the last two axes. Other axes count separate matrices.
-      epsilon: added to the norm.
-      brake_epsilon: added to r.
-      mu_dtype: dtype of the stored momentum, named as in `optax.contrib.muon`; None for that of
-        the parameter, but float32 for bfloat16 and float16, in which an average stands still.
+      beta: The share of the old momentum that is kept, in [0, 1).
+      nesterov: Whether H is as above; otherwise H = M.
+      gamma: The slope of the brake, >= 0. It may be traced.
+      ns_steps: The number of Newton-Schulz iterations before the brake
+        (`trustjax.geometry.newton_schulz`). It is a plain int: name it in the `static_args` of
+        `optax.inject_hyperparams`.
+      normalize: Whether to divide by the norm. If not, H is applied, or the last Newton-Schulz
+        iterate Z, and the brake is measured on this matrix over its norm.
+      brake: "entries" measures r as above. "rms", an extension of ours, measures it on entries of
+        root mean square 1, :math:`\sqrt N X`: there the brake tells heavy tails from spread updates
+        (about 1.9 for normal entries at gamma = 1, and exp(gamma sqrt N) for a single one), at any
+        size.
+      shape_factor: Whether to multiply by sqrt(max(1, fan_out / fan_in)), as the code of October
+        2025 does.
+      dimension_numbers: The `optax.contrib.MuonDimensionNumbers` of leaves whose matrix is not in
+        their last two axes, such as convolution kernels: a tree, a prefix of one, or a function of
+        the updates. None stands for the last two axes. Other axes count separate matrices.
+      epsilon: The number added to the norm.
+      brake_epsilon: The number added to r.
+      mu_dtype: The dtype of the stored momentum, named as in `optax.contrib.muon`. None stands for
+        that of the parameter, except that bfloat16 and float16 parameters have a momentum in
+        float32, since in half precision an average stands still.
 
     Returns:
-      A transform whose state is `AuONState`. Norms and brakes are taken in float32 at least, by
-      `expm1`, `log1p` and `sinh`: r - 1 is right also where 1 + 1 / N rounds to 1. Norms neither
+      A transform whose state is `AuONState`. Norms and brakes are computed in float32 at least, by
+      `expm1`, `log1p` and `sinh`: r - 1 is right even where 1 + 1 / N rounds to 1. Norms neither
       under- nor overflow.
 
     Raises:
-      ValueError: `beta`, `gamma` or `ns_steps` out of range, an unknown `brake`, a `mu_dtype` that
-        is not a floating one; at `init`, leaves with fewer than two axes (`auon` gives those to
+      ValueError: `beta`, `gamma` or `ns_steps` is out of range, `brake` is unknown, or `mu_dtype`
+        is not a floating dtype. At `init`: a leaf has fewer than two axes (`auon` gives those to
         another optimizer).
 
-    Source: arXiv:2509.24320v1; ryyzn9/AuON at c87b862 (paper form) and bba2e82 (HEAD), which have
+    Source: arXiv:2509.24320v1; ryyzn9/AuON at c87b862 (paper form) and bba2e82 (HEAD), which take
     one scalar for a stack of matrices.
     """
-    check_number("beta", beta, at_least=0.0, at_most=1.0, below=1.0)
-    check_number("gamma", gamma, at_least=0.0)
-    steps: Any = ns_steps
-    if isinstance(steps, jax.core.Tracer):
-        raise FieldError(
-            "ns_steps",
-            "be known before compilation",
-            "a traced number",
-            advice="with optax.inject_hyperparams give static_args='ns_steps'",
-        )
-    check_number("ns_steps", ns_steps, at_least=0)
-    check_choice("brake", brake, ("entries", "rms"))
-    if mu_dtype is not None and not jnp.issubdtype(mu_dtype, jnp.floating):
-        raise FieldError("mu_dtype", "be a floating dtype or None", mu_dtype)
+    rule = MatrixRule(
+        beta,
+        nesterov=nesterov,
+        gamma=gamma,
+        ns_steps=ns_steps,
+        normalize=normalize,
+        brake=brake,
+        shape_factor=shape_factor,
+        mu_dtype=mu_dtype,
+        epsilon=epsilon,
+        brake_epsilon=brake_epsilon,
+    )
+    return _scale_by(rule, dimension_numbers)
+
+
+def _scale_by(
+    rule: MatrixRule, dimension_numbers: DimensionNumbers | None
+) -> optax.GradientTransformationExtraArgs:
+    """`scale_by_auon` with the hyperparameters in one object."""
 
     def stored_dtype(leaf: jax.Array) -> jax.typing.DTypeLike:
-        return reduction_dtype(leaf) if mu_dtype is None else mu_dtype
+        return reduction_dtype(leaf) if rule.mu_dtype is None else rule.mu_dtype
 
     def init_fn(params: PyTree) -> AuONState:
         for path, leaf in jax.tree.leaves_with_path(params):
@@ -159,85 +158,38 @@ def scale_by_auon(
         momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, stored_dtype(leaf)), params)
         return AuONState(momentum, jnp.ones([], dtype), jnp.zeros([], dtype))
 
-    def direction(
-        momentum: jax.Array, gradient: jax.Array, numbers: MuonDimensionNumbers | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The update of one leaf, and the sum and number of its matrices' norms."""
-        dtype = momentum.dtype
-        fan_in, fan_out = _matrix_axes(momentum, numbers)
-        axes = (*fan_in, *fan_out)
-        size = size_along(momentum, axes)
-        share = 1 - jnp.asarray(beta, dtype) if nesterov else jnp.ones([], dtype)
-        ratio = jnp.asarray(beta, dtype) / share
-
-        parts = ratio, momentum, gradient if nesterov else None
-        multiple = functools.partial(scaled_average, *parts)
-        of_entries = brake == "entries" and not ns_steps
-        known = known_excess(gamma, size, dtype) if of_entries else None
-        with_fourth = of_entries and known is None and two_moments_suffice(gamma, size, dtype)
-        scale, norm, spread = norm_and_spread(*parts, axes=axes, with_fourth=with_fourth)
-        small, slope = jnp.asarray(epsilon, dtype), jnp.asarray(gamma, dtype)
-        length = one_for_zero(norm + small * scale / share)
-        to_unit, unit_norm = scale / length, norm / length
-
-        # What is applied before the brake: a multiple of H, or an iterate of Newton-Schulz.
-        iterate = None
-        if ns_steps:
-            iterate = as_matrices(
-                lambda x: newton_schulz(x, steps=ns_steps), multiple(to_unit), fan_in, fan_out
-            )
-            norm = vector_norm(iterate, axes, keepdims=True)
-            unit = iterate / (norm + small)
-        elif normalize:
-            factor, norm = to_unit, unit_norm
-        else:
-            factor, norm = share, norm * share / scale
-
-        if brake == "rms":
-            entries = unit if iterate is not None else multiple(to_unit)
-            shrink = jnp.exp(-log_brake(entries * (slope * math.sqrt(size)), axes))
-        else:
-            if iterate is not None:
-                excess = brake_excess(slope * (iterate if normalize else unit), axis=axes)
-            elif known is not None:
-                excess = jnp.full_like(norm, known)
-            elif with_fourth:
-                sinh = jnp.sinh(slope * unit_norm / jnp.sqrt(spread))
-                excess = excess_of(jnp.square(sinh) * (spread / size))
-            else:
-                excess = brake_excess(multiple(slope * to_unit), axis=axes)
-            shrink = 1 / (1 + (excess + jnp.asarray(brake_epsilon, dtype)))
-        aspect = math.sqrt(max(1.0, size_along(momentum, fan_out) / size_along(momentum, fan_in)))
-        final = shrink * aspect if shape_factor else shrink
-        update = multiple(factor * final) if iterate is None else iterate * final
-        return update, jnp.sum(norm * shrink), jnp.asarray(norm.size, dtype)
-
     def update_fn(
         updates: PyTree, state: AuONState, params: PyTree | None = None, **extra_args: object
     ) -> tuple[PyTree, AuONState]:
         del params, extra_args
         numbers = _numbers(dimension_numbers, updates)
-
         leaves, structure = jax.tree.flatten(updates)
-        new_leaves, momenta, norms, counts = [], [], [], []
-        for g, m, n in zip(leaves, jax.tree.leaves(state.momentum), numbers, strict=True):
+        old_averages, state_structure = jax.tree.flatten(state.momentum)
+        new_leaves, averages, norms = [], [], []
+        for g, m, n in zip(leaves, old_averages, numbers, strict=True):
             wide = widened(g)
-            kept = jnp.asarray(beta, wide.dtype)
-            momentum = kept * m.astype(wide.dtype) + (1 - kept) * wide
-            update, norm, count = direction(momentum, wide, n)
+            # M <- beta M + (1 - beta) G, which is read again in its full precision.
+            kept = jnp.asarray(rule.beta, wide.dtype)
+            average = kept * m.astype(wide.dtype) + (1 - kept) * wide
+            update, norm = matrix_update(rule, average, wide, matrix_axes(wide.ndim, n))
             new_leaves.append(update.astype(g.dtype))
-            momenta.append(momentum.astype(m.dtype))
-            norms.append(norm.astype(state.distance.dtype))
-            counts.append(count.astype(state.distance.dtype))
-        distance = state.distance
-        if norms:
-            distance = jnp.sum(jnp.stack(norms)) / jnp.sum(jnp.stack(counts))
+            averages.append(average.astype(m.dtype))
+            norms.append(norm)
         return jax.tree.unflatten(structure, new_leaves), AuONState(
-            jax.tree.unflatten(jax.tree.structure(state.momentum), momenta), state.radius, distance
+            jax.tree.unflatten(state_structure, averages),
+            state.radius,
+            _mean(norms, state.distance.dtype) if norms else state.distance,
         )
 
     transform = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     return _leaves.on_trained("scale_by_auon", transform)
+
+
+def _mean(norms: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
+    """The mean over all matrices of all leaves."""
+    sums = [jnp.sum(norm).astype(dtype) for norm in norms]
+    counts = [jnp.asarray(norm.size, norm.dtype).astype(dtype) for norm in norms]
+    return jnp.sum(jnp.stack(sums)) / jnp.sum(jnp.stack(counts))
 
 
 def auon(
@@ -260,23 +212,24 @@ def auon(
 
     .. math:: W \leftarrow W - \eta \, (U + \lambda W)
 
-    The update of a matrix has Frobenius norm 1, whatever its size, so a rate of Muon is to be
-    multiplied by :math:`\sqrt{\min(m, n)}` for updates of the same root mean square.
+    The update of a matrix has Frobenius norm 1, whatever the size of the matrix. A learning rate of
+    Muon gives updates of the same root mean square if it is multiplied by
+    :math:`\sqrt{\min(m, n)}`.
 
     Args:
-      learning_rate: of the matrices; the paper has 0.055, the code of October 2025 0.24.
-      beta: share of the old momentum kept.
-      other: the optimizer of the other leaves, with a rate of its own; None for
+      learning_rate: The rate of the matrices. The paper has 0.055, the code of October 2025 0.24.
+      beta: The share of the old momentum that is kept.
+      other: The optimizer of the other leaves, with its own learning rate. None stands for
         `optax.adamw(3e-3)`, the paper's.
-      label_fn: maps parameters to a tree of "auon" and "other", or is one; None for
-        `matrix_labels`, which `describe_labels` prints. It sees leaves without a gradient, which
-        stay, as `optax.MaskedNode`.
-      weight_decay: :math:`\lambda`, decoupled, of the matrices.
-      dimension_numbers: the matrix in each leaf, as of `scale_by_auon`; None for what names, shapes
-        and biases tell, as `describe_labels` prints it.
-      nesterov, gamma, ns_steps, normalize, brake, shape_factor, mu_dtype: see `scale_by_auon`.
+      label_fn: A function of the parameters that returns a tree of "auon" and "other", or such a
+        tree. None stands for `matrix_labels`, which `describe_labels` prints. It sees leaves
+        without a gradient, which stay as they are, as `optax.MaskedNode`.
+      weight_decay: :math:`\lambda`, the decoupled weight decay of the matrices.
+      dimension_numbers: The axes of the matrix in each leaf, as in `scale_by_auon`. None stands for
+        what names, shapes and biases tell, as `describe_labels` prints it.
+      nesterov, gamma, ns_steps, normalize, brake, shape_factor, mu_dtype: As in `scale_by_auon`.
 
-    Source: arXiv:2509.24320v1; which leaves: Section 4 of the code of October 2025.
+    Source: arXiv:2509.24320v1. The choice of leaves follows the code of October 2025.
 
     >>> import jax.numpy as jnp, optax
     >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
@@ -285,42 +238,17 @@ def auon(
     >>> print(updates["kernel"][0], updates["bias"])
     [-0.0442685 -0.0442685] [-0.5 -0.5]
     """
-    optimizer_of_others = optax.adamw(3e-3) if other is None else other
-    labels = functools.partial(_labels, matrix_labels if label_fn is None else label_fn)
-
-    def with_numbers(numbers: DimensionNumbers | None) -> optax.GradientTransformationExtraArgs:
-        matrices = optax.chain(
-            scale_by_auon(
-                beta,
-                nesterov=nesterov,
-                gamma=gamma,
-                ns_steps=ns_steps,
-                normalize=normalize,
-                brake=brake,
-                shape_factor=shape_factor,
-                dimension_numbers=numbers,
-                mu_dtype=mu_dtype,
-            ),
-            optax.add_decayed_weights(weight_decay),
-            optax.scale_by_learning_rate(learning_rate),
-        )
-        return optax.partition({"auon": matrices, "other": optimizer_of_others}, labels)
-
-    transform = with_numbers(dimension_numbers)
-    if dimension_numbers is None:
-        # From the whole tree: a partition hides the biases, which tell inputs from outputs.
-        def update_fn(
-            updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
-        ) -> tuple[PyTree, Any]:
-            numbers = matrix_numbers(updates)
-            inner = with_numbers(lambda _: numbers)
-            moves, state = inner.update(updates, state, params, **extra_args)
-            return moves, state
-
-        return _leaves.on_trained(
-            "auon", optax.GradientTransformationExtraArgs(transform.init, update_fn)
-        )
-    return _leaves.on_trained("auon", transform)
+    rule = MatrixRule(
+        beta,
+        nesterov=nesterov,
+        gamma=gamma,
+        ns_steps=ns_steps,
+        normalize=normalize,
+        brake=brake,
+        shape_factor=shape_factor,
+        mu_dtype=mu_dtype,
+    )
+    return _with_others(rule, learning_rate, other, label_fn, weight_decay, dimension_numbers)
 
 
 def hybrid_auon(
@@ -342,30 +270,64 @@ def hybrid_auon(
 
     .. math:: X_1 = a X + (b A + c A^2) X, \quad A = X X^T, \qquad U = X_1 / r(X_1)
 
-    Its spectral norm can pass 1, up to 1.2024. Arguments as of `auon`; the repository's HEAD is
-    `ns_steps=5, normalize=False, gamma=1.5`, where U = Z / r without the norm of Z.
+    The spectral norm of the update can exceed 1; it is at most 1.2024. The arguments are those of
+    `auon`. The HEAD of the repository is `ns_steps=5, normalize=False, gamma=1.5`: there U = Z / r,
+    where Z, the last iterate, is not divided by its norm.
 
     Source: arXiv:2509.24320v1, whose text leaves out the root in r that its figure has.
     """
     check_number("ns_steps", ns_steps, at_least=1)
-    return auon(
-        learning_rate,
+    rule = MatrixRule(
         beta,
-        other=other,
-        label_fn=label_fn,
-        weight_decay=weight_decay,
         nesterov=nesterov,
         gamma=gamma,
         ns_steps=ns_steps,
         normalize=normalize,
+        brake="entries",
         shape_factor=shape_factor,
-        dimension_numbers=dimension_numbers,
         mu_dtype=mu_dtype,
     )
+    return _with_others(rule, learning_rate, other, label_fn, weight_decay, dimension_numbers)
+
+
+def _with_others(
+    rule: MatrixRule,
+    learning_rate: optax.ScalarOrSchedule,
+    other: optax.GradientTransformation | None,
+    label_fn: LabelFn | None,
+    weight_decay: optax.ScalarOrSchedule,
+    dimension_numbers: DimensionNumbers | None,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a whole model, with a rule for its matrices; arguments as in `auon`."""
+    optimizer_of_others = optax.adamw(3e-3) if other is None else other
+    labels = functools.partial(_labels, matrix_labels if label_fn is None else label_fn)
+
+    def partitioned(numbers: DimensionNumbers | None) -> optax.GradientTransformationExtraArgs:
+        matrices = optax.chain(
+            _scale_by(rule, numbers),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+        return optax.partition({"auon": matrices, "other": optimizer_of_others}, labels)
+
+    def update_fn(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        if dimension_numbers is None:
+            # From the whole tree: a partition hides the biases, which tell inputs from outputs.
+            numbers = matrix_numbers(updates)
+            tx = partitioned(lambda _: numbers)
+        else:
+            tx = partitioned(dimension_numbers)
+        moves, state = tx.update(updates, state, params, **extra_args)
+        return moves, state
+
+    init_fn = partitioned(dimension_numbers).init
+    return _leaves.on_trained("auon", optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def _labels(label_fn: LabelFn, params: PyTree) -> PyTree:
-    """The label of every leaf; raises ValueError for what is not one."""
+    """The label of every leaf. Raises ValueError if `label_fn` gives anything else."""
     found = _leaves.resolved(label_fn, params)
     labels = jax.tree.leaves(found)
     wrong = [x for x in labels if not (isinstance(x, str) and x in ("auon", "other"))]
@@ -382,7 +344,7 @@ def _labels(label_fn: LabelFn, params: PyTree) -> PyTree:
 def _numbers(
     dimension_numbers: DimensionNumbers | None, updates: PyTree
 ) -> list[MuonDimensionNumbers | None]:
-    """The dimension numbers of every leaf; raises ValueError if something else is given."""
+    """The dimension numbers of every leaf. Raises ValueError if anything else is given."""
     found = _leaves.resolved(dimension_numbers, updates)
     for entry in jax.tree.leaves(found, is_leaf=_is_dimension_numbers):
         if not _is_dimension_numbers(entry):
@@ -399,18 +361,3 @@ def _numbers(
 
 def _is_dimension_numbers(x: Any) -> bool:
     return x is None or isinstance(x, MuonDimensionNumbers)
-
-
-def _matrix_axes(
-    leaf: jax.Array, numbers: MuonDimensionNumbers | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes over which the matrix sums its inputs, and those of its outputs."""
-    if numbers is None:
-        return (leaf.ndim - 2,), (leaf.ndim - 1,)
-    fan_in, fan_out = (
-        tuple(a % leaf.ndim for a in ((axis,) if isinstance(axis, int) else axis))
-        for axis in (numbers.reduction_axis, numbers.output_axis)
-    )
-    if set(fan_in) & set(fan_out):
-        raise FieldError("dimension_numbers", "name different axes", numbers)
-    return fan_in, fan_out

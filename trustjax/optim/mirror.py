@@ -3,7 +3,7 @@ r"""Mirror descent: gradient descent in the dual coordinates of a mirror map.
     x <- argmin_y <g, y - x> + B(y, x) / t        which is        grad psi(x) <- grad psi(x) - t g
 
 Nemirovski, Yudin, 1983; Beck, Teboulle, Oper. Res. Lett. 31, 2003. The maps are in
-`trustjax.geometry.mirror_map`.
+`trustjax.geometry.mirror_map` and `trustjax.geometry.power_map`.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ class MirrorState(NamedTuple):
     """State of `mirror_descent`.
 
     Attributes:
-      count: int32 [], steps so far.
-      radius: float [], half the squared dual norm of the last step: the bound of the distance for
-        maps that are strongly convex in a norm.
-      distance: float [], Bregman divergence of the new weights from the old.
+      count: int32 [], the number of steps so far.
+      radius: float [], half the squared dual norm of the last step. It bounds the distance for maps
+        that are strongly convex in a norm.
+      distance: float [], the Bregman divergence of the new weights from the old ones.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
@@ -46,25 +46,25 @@ def mirror_descent(
 
     .. math:: x \leftarrow (\nabla\psi)^{-1}(\nabla\psi(x) - t g)
 
-    It has the learning rate in it: nothing follows in a chain. What comes before acts on the
-    gradient, in dual coordinates: `optax.chain(optax.trace(0.9), mirror_descent(...))` has
-    momentum there. The map works on every leaf for itself, in float32 at least; leaves without a
-    gradient stay.
+    The learning rate is part of the step: nothing follows in a chain. What comes before acts on the
+    gradient, in dual coordinates: `optax.chain(optax.trace(0.9), mirror_descent(...))` has its
+    momentum there. The map is applied to each leaf separately, in float32 at least. Leaves without
+    a gradient stay as they are.
 
     Args:
-      learning_rate: t, >= 0; a number, which may be traced, or a schedule.
-      mirror_map: such as `trustjax.geometry.hypentropy(1.0)`.
-      projection: maps the new parameters into a set, such as one of `optax.projections`; it sees
-        leaves without a gradient as `optax.MaskedNode`. Those are
-        Euclidean, the right ones for `euclidean()`; in another geometry the constrained step is the
-        Bregman projection, which `simplex()` has built in.
+      learning_rate: t, >= 0: a number, which may be traced, or a schedule.
+      mirror_map: The map, such as `trustjax.geometry.hypentropy(1.0)`.
+      projection: A function that maps the new parameters into a set, such as one of
+        `optax.projections`. It sees leaves without a gradient as `optax.MaskedNode`. The
+        projections of Optax are Euclidean, the right ones for `euclidean()`. In another geometry
+        the constrained step is the Bregman projection, which `simplex()` has built in.
 
     Returns:
       A transform whose state is `MirrorState`.
 
     Raises:
-      ValueError: a negative rate, a `projection` that is no function; `init` with weights outside
-        of the map's domain, or complex ones; `update` without `params`.
+      ValueError: The rate is negative or `projection` is not a function. At `init`: a leaf is
+        complex or outside the domain of the map. At `update`: `params` is missing.
 
     Source: Beck and Teboulle 2003, Eq. 3.11.
 
@@ -107,22 +107,24 @@ def mirror_descent(
             )
         rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
-        def move(g: jax.Array, x: jax.Array) -> jax.Array:
+        def step(g: jax.Array) -> jax.Array:
             wide = widened(g)
-            moved = mirror_map.move(widened(x), jnp.asarray(rate, wide.dtype) * wide)
-            return moved.astype(dtype_of(x))
+            return jnp.asarray(rate, wide.dtype) * wide
+
+        def move(g: jax.Array, x: jax.Array) -> jax.Array:
+            return mirror_map.move(widened(x), step(g)).astype(dtype_of(x))
 
         def bound(g: jax.Array, x: jax.Array) -> jax.Array:
-            wide = widened(g)
-            return mirror_map.bound(widened(x), jnp.asarray(rate, wide.dtype) * wide)
+            return mirror_map.bound(widened(x), step(g)).astype(state.radius.dtype)
 
+        # Beck and Teboulle 2003, Eq. 3.11, as x_new - x; then the projection, if there is one.
         moves = jax.tree.map(move, updates, params)
         new = optax.apply_updates(params, moves)
         if projection is not None:
             new = projection(new)
             moves = jax.tree.map(jnp.subtract, new, params)
         pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
-        bounds = [bound(g, x).astype(state.radius.dtype) for g, x in pairs]
+        bounds = [bound(g, x) for g, x in pairs]
         radius = sum(bounds[1:], start=bounds[0]) if bounds else jnp.zeros_like(state.radius)
         distance = bregman_divergence(mirror_map, new, params).astype(state.distance.dtype)
         return moves, MirrorState(optax.safe_increment(state.count), radius, distance)

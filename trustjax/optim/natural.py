@@ -7,6 +7,7 @@ Schulman, Levine, Moritz, Jordan, Abbeel, arXiv:1502.05477, Section 6 and Append
     w <- w + f * full step, the first f = 1, b, b^2, ... with D <= delta and a loss that fell
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,21 +21,22 @@ from trustjax._sharding import AxisName, averaged
 from trustjax.geometry.fisher import conjugate_gradient, dot, fisher_product
 from trustjax.optim import _attack, _leaves
 from trustjax.optim._leaves import PyTree
-from trustjax.optim._line_search import backtracking
+from trustjax.optim._line_search import Evaluate, SearchResult, backtracking
 
 Scalar = Callable[[PyTree], jax.Array]
+OfLeaves = Callable[[list[jax.Array]], jax.Array]
 
 
 class NaturalState(NamedTuple):
     """State of `natural_gradient`.
 
     Attributes:
-      count: int32 [], steps so far.
+      count: int32 [], the number of steps so far.
       radius: float [], the divergence that the last step was allowed.
-      distance: float [], the divergence that it made; 0 if none was accepted.
+      distance: float [], the divergence that it made; 0 if no step was accepted.
       accepted: bool [], whether the line search found a step.
-      step_fraction: float [], the share of the full step that was taken; 0 if none.
-      num_products: int32 [], Fisher-vector products that it took.
+      step_fraction: float [], the share of the full step that was taken; 0 if none was accepted.
+      num_products: int32 [], the number of Fisher-vector products that the last step took.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
@@ -62,40 +64,40 @@ def natural_gradient(
     .. math:: x = -(F + \lambda I)^{-1} g, \qquad
               \Delta = \beta^k x \sqrt{\frac{2 \delta}{x^\top (F + \lambda I) x}}
 
-    k is the first of 0, 1, ... at which the loss and the divergence are finite, the divergence is
-    at most `slack` times delta (up to rounding: without damping the full step aims at delta
-    itself), and the loss fell, by at least `accept_ratio` times what its gradient promises. A loss
-    that is the same number as before did not fall. If none is accepted, the weights stay. F is the
-    Hessian of the divergence.
+    F is the Hessian of the divergence. k is the first of 0, 1, ... that is accepted: the loss and
+    the divergence are finite, the divergence is at most `slack` times delta (up to rounding, since
+    without damping the full step aims at delta itself), and the loss fell, by at least
+    `accept_ratio` times what its gradient promises. A loss that is the same number as before did
+    not fall. If no step is accepted, the weights stay.
 
-    It is a ready step, with no learning rate after it. `update` takes the gradient of the loss at
-    `params`, and `params`, `loss_fn(params) -> []`, `divergence_fn(params) -> []`: the mean
-    divergence between the distributions of the old parameters, as constants, and those of the
-    argument, zero at `params`.
+    This is a ready step, with no learning rate after it. `update` takes the gradient of the loss at
+    `params`, `params` themselves, `loss_fn(params) -> []` and `divergence_fn(params) -> []`. The
+    latter is the mean divergence between the distributions of the old parameters, which are
+    constants, and those of its argument; it is zero at `params`.
 
     Args:
-      radius: delta, >= 0; a number, which may be traced, or a schedule.
+      radius: delta, >= 0: a number, which may be traced, or a schedule.
       damping: lambda, >= 0, in the products and in the length of the step.
-      cg_steps: products of the solver at most, >= 1.
-      cg_tolerance: the solver stops before when the squared norm of its residual is at most this
-        share of that of the gradient; >= 0.
-      max_backtracks: steps to try, >= 1. The full step is as long as the radius allows, however
-        near the minimum of the loss is: 50 tries go down to 2e-5 of it.
-      backtrack: beta, in (0, 1).
-      accept_ratio: >= 0.
-      slack: >= 1.
-      axis_name: devices that share the batch, inside `jax.shard_map` or `jax.vmap`. Gradients are
-        to come averaged; products, losses and divergences are averaged here, one reduction a
-        product, so that all devices take the same step.
+      cg_steps: The largest number of products in the conjugate gradients, >= 1.
+      cg_tolerance: The conjugate gradients end earlier when the squared norm of the residual is at
+        most this share of that of the gradient; >= 0.
+      max_backtracks: The largest number of steps to try, >= 1. The full step is as long as the
+        radius allows, however near the minimum of the loss is: 50 tries go down to 2e-5 of it.
+      backtrack: beta, in (0, 1].
+      accept_ratio: The least fall of the loss, as a share of the promised one; >= 0.
+      slack: The largest divergence of an accepted step, as a multiple of delta; >= 1.
+      axis_name: The axis of the devices that share the batch, inside `jax.shard_map` or `jax.vmap`.
+        Gradients must be averaged before. Products, losses and divergences are averaged here, with
+        one reduction per product, so that all devices take the same step.
 
     Returns:
       A transform whose state is `NaturalState`.
 
     Raises:
-      ValueError: a number out of range; `update` without `params`, `loss_fn` or `divergence_fn`;
-        parameters hidden by `optax.masked` or `optax.partition`.
+      ValueError: A number is out of range, `update` was called without `params`, `loss_fn` or
+        `divergence_fn`, or `optax.masked` or `optax.partition` hides parameters.
 
-    Source: arXiv:1502.05477, Appendix C. Where codes differ: docs/methods/natural.md.
+    Source: arXiv:1502.05477, Appendix C. docs/methods/natural.md says where codes differ.
     """
     check_number("radius", radius, at_least=0.0)
     check_number("damping", damping, at_least=0.0)
@@ -106,18 +108,14 @@ def natural_gradient(
     check_number("accept_ratio", accept_ratio, at_least=0.0)
     check_number("slack", slack, at_least=1.0)
 
-    def init_fn(params: PyTree) -> NaturalState:
-        _check_whole_tree(params)
-        _leaves.check_real("natural_gradient", params)
-        dtype = reduction_dtype(params)
-        return NaturalState(
-            count=jnp.zeros([], jnp.int32),
-            radius=jnp.zeros([], dtype),
-            distance=jnp.zeros([], dtype),
-            accepted=jnp.array(False),
-            step_fraction=jnp.zeros([], dtype),
-            num_products=jnp.zeros([], jnp.int32),
-        )
+    solve = functools.partial(_full_step, cg_steps=cg_steps, cg_tolerance=cg_tolerance)
+    search = functools.partial(
+        backtracking,
+        backtrack=backtrack,
+        max_backtracks=max_backtracks,
+        accept_ratio=accept_ratio,
+        slack=slack,
+    )
 
     def update_fn(
         updates: PyTree,
@@ -129,68 +127,72 @@ def natural_gradient(
         **extra_args: object,
     ) -> tuple[PyTree, NaturalState]:
         del extra_args
-        if params is None or loss_fn is None or divergence_fn is None:
-            given = {"params": params, "loss_fn": loss_fn, "divergence_fn": divergence_fn}
-            missing = tuple(name for name, value in given.items() if value is None)
-            raise _attack.MissingArgumentError(
-                f"natural_gradient needs {' and '.join(missing)}: call "
-                "tx.update(grads, state, params, loss_fn=..., divergence_fn=...), both functions "
-                "of the parameters alone, on the batch of the gradient; "
-                "trustjax.optim.two_pass_step does",
-                missing,
-            )
-        _check_whole_tree(params)
-        _leaves.check_gradient(params, updates)
-        space = _TrainedLeaves(params)
-        at = space.values(params)
+        params, loss_fn, divergence_fn = _checked(updates, params, loss_fn, divergence_fn)
         delta = jnp.asarray(_attack.value_at(radius, state.count), state.radius.dtype)
+        space = _TrainedLeaves(params, delta.dtype)
+        start, gradient = space.values(params), space.values(updates)
+        loss, divergence = space.scalar(loss_fn, axis_name), space.scalar(divergence_fn, axis_name)
 
-        def measured(function: Scalar, values: list[jax.Array]) -> jax.Array:
-            value = jnp.asarray(function(space.tree(values)), delta.dtype)
-            return jnp.asarray(averaged(value, axis_name))
-
-        product = fisher_product(
-            lambda values: divergence_fn(space.tree(values)).astype(delta.dtype),
-            at,
-            damping=damping,
-            axis_name=axis_name,
-        )
-        full = _full_step(product, space.values(updates), delta, cg_steps, cg_tolerance)
-
-        def at_fraction(fraction: jax.Array) -> tuple[jax.Array, jax.Array]:
-            values = [
-                w + fraction.astype(w.dtype) * step for w, step in zip(at, full.step, strict=True)
-            ]
-            return measured(loss_fn, values), measured(divergence_fn, values)
-
-        found = backtracking(
-            at_fraction,
-            loss=measured(loss_fn, at),
+        # Appendix C: products with F + damping I, which are averaged after each product.
+        local = space.scalar(divergence_fn, None)
+        product = fisher_product(local, start, damping=damping, axis_name=axis_name)
+        # The step to the border of the trust region, in the quadratic model of the divergence.
+        full = solve(product, gradient, delta)
+        # The longest part of it that the loss and the divergence themselves accept.
+        found = search(
+            full.along(start, loss, divergence),
+            loss=loss(start),
             expected_decrease=full.expected_decrease,
             radius=delta,
-            has_direction=jnp.isfinite(full.length) & (full.length > 0),
-            backtrack=backtrack,
-            max_backtracks=max_backtracks,
-            accept_ratio=accept_ratio,
-            slack=slack,
+            has_direction=full.has_direction,
         )
         zero = jnp.zeros_like(delta)
-        fraction = jnp.where(found.accepted, found.fraction, zero)
-        # `where` and not a product with 0: a step that was refused may be infinite.
-        steps = [
-            jnp.where(found.accepted, fraction.astype(step.dtype) * step, jnp.zeros_like(step))
-            for step in full.step
-        ]
-        return space.like(steps, updates), NaturalState(
+        return space.like(full.accepted_part(found), updates), NaturalState(
             count=optax.safe_increment(state.count),
             radius=delta,
             distance=jnp.where(found.accepted, found.divergence, zero),
             accepted=found.accepted,
-            step_fraction=fraction,
+            step_fraction=jnp.where(found.accepted, found.fraction, zero),
             num_products=full.num_products,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(_initial_state, update_fn)
+
+
+def _initial_state(params: PyTree) -> NaturalState:
+    _check_whole_tree(params)
+    _leaves.check_real("natural_gradient", params)
+    dtype = reduction_dtype(params)
+    return NaturalState(
+        count=jnp.zeros([], jnp.int32),
+        radius=jnp.zeros([], dtype),
+        distance=jnp.zeros([], dtype),
+        accepted=jnp.array(False),
+        step_fraction=jnp.zeros([], dtype),
+        num_products=jnp.zeros([], jnp.int32),
+    )
+
+
+def _checked(
+    updates: PyTree,
+    params: PyTree | None,
+    loss_fn: Scalar | None,
+    divergence_fn: Scalar | None,
+) -> tuple[PyTree, Scalar, Scalar]:
+    """The last three as given. Raises ValueError, with the call to write, if one is missing."""
+    if params is None or loss_fn is None or divergence_fn is None:
+        given = {"params": params, "loss_fn": loss_fn, "divergence_fn": divergence_fn}
+        missing = tuple(name for name, value in given.items() if value is None)
+        raise _attack.MissingArgumentError(
+            f"natural_gradient needs {' and '.join(missing)}: call "
+            "tx.update(grads, state, params, loss_fn=..., divergence_fn=...), both functions "
+            "of the parameters alone, on the batch of the gradient; "
+            "trustjax.optim.two_pass_step does",
+            missing,
+        )
+    _check_whole_tree(params)
+    _leaves.check_gradient(params, updates)
+    return params, loss_fn, divergence_fn
 
 
 def _check_whole_tree(params: PyTree) -> None:
@@ -205,10 +207,10 @@ class _FullStep(NamedTuple):
     """The step to the border of the trust region, to second order.
 
     Attributes:
-      step: one array per trained leaf.
+      step: One array per trained leaf.
       length: float [], the factor of the solution x; 0 or not finite if there is no direction.
-      expected_decrease: float [], by how much the loss falls, to first order.
-      num_products: int32 [], Fisher-vector products that it took.
+      expected_decrease: float [], the fall of the loss, to first order.
+      num_products: int32 [], the number of Fisher-vector products that the step took.
     """
 
     step: list[jax.Array]
@@ -216,35 +218,71 @@ class _FullStep(NamedTuple):
     expected_decrease: jax.Array
     num_products: jax.Array
 
+    @property
+    def has_direction(self) -> jax.Array:
+        return jnp.isfinite(self.length) & (self.length > 0)
+
+    def along(self, start: list[jax.Array], loss: OfLeaves, divergence: OfLeaves) -> Evaluate:
+        """Maps a fraction of the step from `start` to the loss and the divergence there."""
+
+        def evaluate(fraction: jax.Array) -> tuple[jax.Array, jax.Array]:
+            pairs = zip(start, self.step, strict=True)
+            values = [w + fraction.astype(w.dtype) * step for w, step in pairs]
+            return loss(values), divergence(values)
+
+        return evaluate
+
+    def accepted_part(self, found: SearchResult) -> list[jax.Array]:
+        """The accepted fraction of the step, or zeros if none was accepted."""
+        # `where` and not a product with 0: a step that was refused may be infinite.
+        return [
+            jnp.where(found.accepted, found.fraction.astype(s.dtype) * s, jnp.zeros_like(s))
+            for s in self.step
+        ]
+
 
 def _full_step(
     product: Callable[[list[jax.Array]], list[jax.Array]],
     gradient: list[jax.Array],
     delta: jax.Array,
+    *,
     cg_steps: int,
     cg_tolerance: jax.typing.ArrayLike,
 ) -> _FullStep:
-    """x sqrt(2 delta / x' A x), where x solves A x = -g; arXiv:1502.05477, Appendix C."""
+    """x sqrt(2 delta / x' A x), where x solves A x = -g (arXiv:1502.05477, Appendix C)."""
     # The step does not depend on the size of the gradient, whose squares may leave float32.
     downhill, size = _attack.normalized([-g for g in gradient])
     solved = conjugate_gradient(product, downhill, steps=cg_steps, tolerance=cg_tolerance)
-    # x' A x without another product: A x = b - r.
+    # x' A x without another product: A x = b - r, where r is the residual of the solver.
     applied = [b - r for b, r in zip(downhill, solved.residual, strict=True)]
     squared = dot(solved.x, applied)
     length = jnp.sqrt(_attack.ratio(2 * delta, squared.astype(delta.dtype)))
     step = [length.astype(x.dtype) * x for x in solved.x]
+    # -g' step, in which the size of the gradient counts again.
     expected_decrease = (size * dot(downhill, step)).astype(delta.dtype)
     return _FullStep(step, length, expected_decrease, solved.num_steps)
 
 
 class _TrainedLeaves:
-    """The trained leaves of a tree as a list in float32 at least, and the way back."""
+    """The trained leaves of a tree as a list in float32 at least, and the way back.
 
-    def __init__(self, params: PyTree) -> None:
-        self._params = params
+    Losses and divergences of the list have the dtype `dtype`.
+    """
+
+    def __init__(self, params: PyTree, dtype: jnp.dtype) -> None:
+        self._params, self._dtype = params, dtype
 
     def values(self, tree: PyTree) -> list[jax.Array]:
         return [widened(x) for x in jax.tree.leaves(_leaves.trained_part(self._params, tree))]
+
+    def scalar(self, function: Scalar, axis_name: AxisName | None) -> OfLeaves:
+        """`function` of the list, averaged over the devices if `axis_name` names some."""
+
+        def of_values(values: list[jax.Array]) -> jax.Array:
+            value = jnp.asarray(function(self.tree(values)), self._dtype)
+            return jnp.asarray(averaged(value, axis_name))
+
+        return of_values
 
     def tree(self, values: list[jax.Array]) -> PyTree:
         """The parameters with other values, in their own dtypes."""

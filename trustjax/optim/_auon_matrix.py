@@ -1,0 +1,304 @@
+r"""AuON's update of a matrix, in the steps of the paper's algorithm (arXiv:2509.24320v1).
+
+    momentum         H = beta M + (1 - beta) G               `Momentum`
+    norm             X = H / (||H|| + epsilon)               `on_sphere`
+    Newton-Schulz    X1 = a X + (b A + c A^2) X, A = X X'    `orthogonalized`
+    brake            U = X / r                               `inverse_brake`
+    shape            U sqrt(max(1, fan_out / fan_in))        `aspect`
+
+`matrix_update` composes them. A leaf may hold several matrices: the axes that belong to no matrix
+count them, and every matrix has a norm and a brake of its own.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from optax.contrib import MuonDimensionNumbers
+
+from trustjax._checks import FieldError, check_choice, check_number
+from trustjax.geometry.matrix import as_matrices, newton_schulz, size_along
+from trustjax.geometry.norm import vector_norm
+from trustjax.optim._auon_brake import (
+    brake_excess,
+    excess_of_spread,
+    known_excess,
+    log_brake,
+    two_moments_suffice,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixRule:
+    """The hyperparameters of the update of a matrix, which `scale_by_auon` explains.
+
+    Raises:
+      ValueError: a hyperparameter is out of range, or `ns_steps` is traced.
+    """
+
+    beta: jax.typing.ArrayLike
+    nesterov: bool
+    gamma: jax.typing.ArrayLike
+    ns_steps: int
+    normalize: bool
+    brake: Literal["entries", "rms"]
+    shape_factor: bool
+    mu_dtype: jax.typing.DTypeLike | None
+    epsilon: jax.typing.ArrayLike = 1e-7
+    brake_epsilon: jax.typing.ArrayLike = 1e-8
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, at_least=0.0, at_most=1.0, below=1.0)
+        check_number("gamma", self.gamma, at_least=0.0)
+        steps: Any = self.ns_steps
+        if isinstance(steps, jax.core.Tracer):
+            raise FieldError(
+                "ns_steps",
+                "be known before compilation",
+                "a traced number",
+                advice="with optax.inject_hyperparams pass static_args='ns_steps'",
+            )
+        check_number("ns_steps", self.ns_steps, at_least=0)
+        check_choice("brake", self.brake, ("entries", "rms"))
+        if self.mu_dtype is not None and not jnp.issubdtype(self.mu_dtype, jnp.floating):
+            raise FieldError("mu_dtype", "be a floating dtype or None", self.mu_dtype)
+
+
+class MatrixAxes(NamedTuple):
+    """The axes of a leaf that make up its matrix; the others count matrices.
+
+    Attributes:
+      fan_in: The axes over which the matrix sums its inputs.
+      fan_out: The axes of its outputs.
+    """
+
+    fan_in: tuple[int, ...]
+    fan_out: tuple[int, ...]
+
+    @property
+    def both(self) -> tuple[int, ...]:
+        return (*self.fan_in, *self.fan_out)
+
+
+def matrix_axes(ndim: int, numbers: MuonDimensionNumbers | None) -> MatrixAxes:
+    """The axes that `numbers` names in a leaf of `ndim` axes; None stands for the last two.
+
+    Raises:
+      ValueError: `numbers` names an axis twice.
+    """
+    if numbers is None:
+        return MatrixAxes((ndim - 2,), (ndim - 1,))
+    fan_in, fan_out = (
+        tuple(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
+        for axis in (numbers.reduction_axis, numbers.output_axis)
+    )
+    if set(fan_in) & set(fan_out):
+        raise FieldError("dimension_numbers", "name different axes", numbers)
+    return MatrixAxes(fan_in, fan_out)
+
+
+class Matrix(NamedTuple):
+    """A matrix that is computed anew at each use, so that no use writes it to memory.
+
+    Attributes:
+      times: `factor -> factor * matrix`, where the factor has an axis of size 1 for each of those
+        of the matrix, or none.
+      norm: float, the Frobenius norm of each matrix, with such axes.
+      spread: float, (sum of x^2)^2 / (sum of x^4) over its entries x, where the brake is taken
+        from these sums; None elsewhere.
+    """
+
+    times: Callable[[jax.Array], jax.Array]
+    norm: jax.Array
+    spread: jax.Array | None = None
+
+
+def matrix_update(
+    rule: MatrixRule, average: jax.Array, gradient: jax.Array, axes: MatrixAxes
+) -> tuple[jax.Array, jax.Array]:
+    """The update of one leaf, and the norms of its matrices.
+
+    Args:
+      rule: The hyperparameters.
+      average: M, float, the average of the gradients with the present one in it.
+      gradient: G, of the same shape and dtype.
+      axes: The axes of the matrix.
+
+    Returns:
+      The update U, with the sign of a gradient, and the Frobenius norm of each matrix in it before
+      the shape factor, with axes of size 1 in place of those of the matrix.
+    """
+    size = size_along(average, axes.both)
+    known, with_spread = brake_shortcut(rule, size, average.dtype)
+    h = momentum(rule, average, gradient)
+    unit, plain = on_sphere(rule, h, axes.both, with_spread=with_spread)
+    if rule.ns_steps:
+        applied, measured = orthogonalized(rule, unit, axes)
+    else:
+        # The paper applies X, the repository H. Both measure the brake on X.
+        applied, measured = (unit if rule.normalize else plain), unit
+    shrink = inverse_brake(rule, measured, axes.both, size, known)
+    factor = shrink * aspect(average, axes) if rule.shape_factor else shrink
+    return applied.times(factor), applied.norm * shrink
+
+
+# ---- momentum
+
+
+class Momentum(NamedTuple):
+    """Nesterov's momentum H = beta M + (1 - beta) G over `share`, as a sum that is not written out.
+
+    Every use computes it anew from M and G: XLA on CPU then reads these inside its reductions, and
+    does not write H to memory for the sake of several uses.
+
+    Attributes:
+      share: float [], 1 - beta; 1 without Nesterov.
+      ratio: float [], beta over `share`.
+      average: M.
+      gradient: G; None without Nesterov, where H is M.
+    """
+
+    share: jax.Array
+    ratio: jax.Array
+    average: jax.Array
+    gradient: jax.Array | None
+
+    def times(self, factor: jax.Array) -> jax.Array:
+        """`factor * H / share`."""
+        if self.gradient is None:
+            return factor * self.average
+        return (factor * self.ratio) * self.average + factor * self.gradient
+
+
+def momentum(rule: MatrixRule, average: jax.Array, gradient: jax.Array) -> Momentum:
+    """H, by `rule.nesterov`."""
+    beta, one = jnp.asarray(rule.beta, average.dtype), jnp.ones([], average.dtype)
+    share = 1 - beta if rule.nesterov else one
+    return Momentum(share, beta / share, average, gradient if rule.nesterov else None)
+
+
+# ---- norm
+
+
+def on_sphere(
+    rule: MatrixRule, h: Momentum, axes: tuple[int, ...], *, with_spread: bool
+) -> tuple[Matrix, Matrix]:
+    """X = H / (||H|| + epsilon), and H itself."""
+    scale, norm, spread = scaled_norm(h, axes=axes, with_spread=with_spread)
+    epsilon = jnp.asarray(rule.epsilon, norm.dtype)
+    # scale / share times ||H|| + epsilon; the scale cancels, and so cannot underflow.
+    length = nonzero_divisor(norm + epsilon * scale / h.share)
+    to_unit = scale / length
+    unit = Matrix(
+        lambda factor: h.times(factor * to_unit), norm / length, spread if with_spread else None
+    )
+    return unit, Matrix(lambda factor: h.times(h.share * factor), norm * h.share / scale)
+
+
+# Compiled, because outside of jit both branches would be compiled anew in every update.
+@functools.partial(jax.jit, static_argnames=("axes", "with_spread"))
+def scaled_norm(
+    h: Momentum, *, axes: tuple[int, ...], with_spread: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A scale, the norm over `axes` of the scaled H / share, and the spread of its entries.
+
+    The scale is 1, unless powers of the entries under- or overflow: then it is one over the
+    largest entry. Without `with_spread` the last of the three is 1.
+    """
+
+    def power_sums(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        square = jnp.square(h.times(scale))
+        total = jnp.sum(square, axes, keepdims=True)
+        fourth = jnp.sum(jnp.square(square), axes, keepdims=True) if with_spread else total
+        return total, fourth
+
+    one = jnp.ones([], h.average.dtype)
+    total, fourth = power_sums(one)
+    info, size = np.finfo(h.average.dtype), size_along(h.average, axes)
+    # Above this all powers that underflow are together less than a rounding error of their sum.
+    lowest = size * float(info.tiny / info.eps)
+
+    def unscaled() -> tuple[jax.Array, jax.Array, jax.Array]:
+        return jnp.ones_like(total), total, fourth
+
+    def scaled() -> tuple[jax.Array, jax.Array, jax.Array]:
+        top = jnp.max(jnp.abs(h.times(one)), axes, keepdims=True)
+        # One over this is still a normal number; XLA on CPU takes subnormal ones for 0.
+        largest = float(info.max) ** 0.75
+        scale = 1 / jnp.clip(top, 1 / largest, largest)
+        return scale, *power_sums(scale)
+
+    usable = jnp.all((jnp.minimum(total, fourth) > lowest) & (jnp.maximum(total, fourth) < jnp.inf))
+    scale, total, fourth = jax.lax.cond(usable, unscaled, scaled)
+    spread = jnp.square(total) / nonzero_divisor(fourth) if with_spread else jnp.ones_like(total)
+    return scale, jnp.sqrt(total), nonzero_divisor(spread)
+
+
+def nonzero_divisor(x: jax.Array) -> jax.Array:
+    """`x` with 1 in place of 0, so that a zero matrix over its norm is zero; a NaN stays NaN."""
+    return jnp.where(x == 0, jnp.ones_like(x), x)
+
+
+# ---- Newton-Schulz
+
+
+def orthogonalized(rule: MatrixRule, unit: Matrix, axes: MatrixAxes) -> tuple[Matrix, Matrix]:
+    """The Newton-Schulz iterate Z of X, and the matrix that its brake is measured on.
+
+    That is Z in the paper's form, and Z / (||Z|| + epsilon) in the repository's and for the brake
+    on entries of root mean square 1.
+    """
+    x = unit.times(jnp.ones([], unit.norm.dtype))
+    steps = functools.partial(newton_schulz, steps=rule.ns_steps)
+    z = as_matrices(steps, x, axes.fan_in, axes.fan_out)
+    norm = vector_norm(z, axes.both, keepdims=True)
+    applied = Matrix(lambda factor: factor * z, norm)
+    if rule.normalize and rule.brake == "entries":
+        return applied, applied
+    length = norm + jnp.asarray(rule.epsilon, norm.dtype)
+    z_unit = z / length
+    return applied, Matrix(lambda factor: factor * z_unit, norm / length)
+
+
+# ---- brake and shape
+
+
+def brake_shortcut(rule: MatrixRule, size: int, dtype: jnp.dtype) -> tuple[float | None, bool]:
+    """What spares the brake a pass over the entries of X, for which their norm has to be known.
+
+    Returns:
+      r - 1 where the size of the matrix tells it to a rounding error, else None; and whether the
+      spread of the entries, which is measured together with the norm, tells it instead.
+    """
+    if rule.ns_steps or rule.brake == "rms":
+        return None, False
+    known = known_excess(rule.gamma, size, dtype)
+    return known, known is None and two_moments_suffice(rule.gamma, size, dtype)
+
+
+def inverse_brake(
+    rule: MatrixRule, measured: Matrix, axes: tuple[int, ...], size: int, known: float | None
+) -> jax.Array:
+    """1 / r for each matrix, with `rule.brake_epsilon` added to the r of the paper."""
+    dtype = measured.norm.dtype
+    gamma = jnp.asarray(rule.gamma, dtype)
+    if rule.brake == "rms":
+        entries = measured.times(jnp.ones([], dtype))
+        return jnp.exp(-log_brake(entries * (gamma * math.sqrt(size)), axes))
+    if known is not None:
+        excess = jnp.full_like(measured.norm, known)
+    elif measured.spread is not None:
+        excess = excess_of_spread(gamma * measured.norm, measured.spread, size)
+    else:
+        excess = brake_excess(measured.times(gamma), axis=axes)
+    return 1 / (1 + (excess + jnp.asarray(rule.brake_epsilon, dtype)))
+
+
+def aspect(leaf: jax.Array, axes: MatrixAxes) -> float:
+    """sqrt(max(1, fan_out / fan_in)), the shape factor of the code of October 2025."""
+    return math.sqrt(max(1.0, size_along(leaf, axes.fan_out) / size_along(leaf, axes.fan_in)))
