@@ -1,11 +1,11 @@
 r"""Divergences between predictive distributions: one value per example.
 
-Notation: p and q are the softmax of two logit arrays, :math:`t_k = \log(p_k / q_k)`. Summing
-:math:`\sum_k p_k t_k` as it stands cancels where p is close to q: float32 returns rounding noise
-of either sign for the small divergences that trust regions are made of. Here
-:math:`\sum_k (q_k - p_k) = 0` is added: every term is >= 0, with value and slope 0 at p = q, and t
-comes from the differences of the logits. A NaN in p or q makes the divergence NaN, except in the
-classes or examples that `where` leaves out.
+Notation: p and q are the softmax of two arrays of logits, and :math:`t_k = \log(p_k / q_k)`. The
+sum :math:`\sum_k p_k t_k` cancels where p is close to q: float32 returns rounding noise of either
+sign for the small divergences that trust regions are made of. Here
+:math:`\sum_k (q_k - p_k) = 0` is added, so that every term is >= 0, with value and derivative 0 at
+p = q, and t comes from the differences of the logits. A NaN in p or q makes the divergence NaN,
+except in the classes or examples that `where` leaves out.
 """
 
 import math
@@ -25,22 +25,22 @@ from trustjax.geometry.norm import non_negative, vector_norm
 def kl_divergence(
     logits_p: jax.Array, logits_q: jax.Array, *, axis: int = -1, where: jax.Array | None = None
 ) -> jax.Array:
-    r"""Kullback-Leibler divergence of p from q, both given as logits.
+    r"""The Kullback-Leibler divergence of p from q, both given as logits.
 
     .. math:: KL(p \| q) = \sum_k p_k \log(p_k / q_k)
 
     Args:
-      logits_p: [..., classes] float, logits of p; any constant may be added along `axis`.
-      logits_q: same shape, logits of q.
-      axis: the axis of the classes.
-      where: classes to include, bool, broadcastable to the logits; both distributions are
+      logits_p: [..., classes] float, the logits of p. Any constant may be added along `axis`.
+      logits_q: The logits of q, of the same shape.
+      axis: The axis of the classes.
+      where: bool, broadcastable to the logits, the classes to include. Both distributions are
         normalised over these.
 
     Returns:
       [...] in nats, float32 at least, >= 0. Where p and q agree it is 0 with gradient 0.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: The shapes differ.
     """
     pair = _compare(logits_p, logits_q, axis, where)
     return _tsallis(pair, 1.0, axis)
@@ -49,9 +49,9 @@ def kl_divergence(
 def reverse_kl(
     logits_p: jax.Array, logits_q: jax.Array, *, axis: int = -1, where: jax.Array | None = None
 ) -> jax.Array:
-    r"""Kullback-Leibler divergence with the arguments exchanged: :math:`KL(q \| p)`.
+    r"""The Kullback-Leibler divergence with its arguments exchanged, :math:`KL(q \| p)`.
 
-    Arguments, result and errors as in `kl_divergence`.
+    Arguments, result and errors are those of `kl_divergence`.
     """
     logits_p, logits_q = same_shape(logits_p, logits_q)
     return kl_divergence(logits_q, logits_p, axis=axis, where=where)
@@ -60,11 +60,11 @@ def reverse_kl(
 def symmetric_kl(
     logits_p: jax.Array, logits_q: jax.Array, *, axis: int = -1, where: jax.Array | None = None
 ) -> jax.Array:
-    r"""Jeffreys divergence, the sum (not the mean) of both directions.
+    r"""The Jeffreys divergence, the sum (not the mean) of KL in both directions.
 
     .. math:: KL(p \| q) + KL(q \| p)
 
-    Arguments, result and errors as in `kl_divergence`.
+    Arguments, result and errors are those of `kl_divergence`.
     """
     pair = _compare(logits_p, logits_q, axis, where)
     return _tsallis(pair, 1.0, axis) + _tsallis(pair.reversed(), 1.0, axis)
@@ -73,17 +73,17 @@ def symmetric_kl(
 def jensen_shannon(
     logits_p: jax.Array, logits_q: jax.Array, *, axis: int = -1, where: jax.Array | None = None
 ) -> jax.Array:
-    r"""Jensen-Shannon divergence, at most log 2.
+    r"""The Jensen-Shannon divergence, which is at most log 2.
 
     .. math:: \tfrac12 KL(p \| m) + \tfrac12 KL(q \| m), \qquad m = \tfrac12 (p + q)
 
-    Arguments, result and errors as in `kl_divergence`.
+    Arguments, result and errors are those of `kl_divergence`.
     """
     pair = _compare(logits_p, logits_q, axis, where)
     middle = 0.5 * (jnp.exp(pair.log_p) + jnp.exp(pair.log_q))
 
     def to_middle(log_p: jax.Array, t: jax.Array) -> jax.Array:
-        # log(p / m) = log 2 - log(1 + e^-t), of which little is left near 0.
+        # log(p / m) = log 2 - log(1 + e^-t), which cancels near t = 0.
         near = jnp.abs(t) < 1
         small, far = jnp.where(near, t, jnp.zeros_like(t)), jnp.where(near, jnp.zeros_like(t), t)
         log_ratio = jnp.where(
@@ -102,22 +102,22 @@ def tsallis_divergence(
     axis: int = -1,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Tsallis relative entropy; order 1 is KL.
+    r"""The Tsallis relative entropy; order 1 is KL.
 
     .. math:: D_a(p \| q) = \frac{\sum_k p_k^a q_k^{1-a} - 1}{a - 1}
 
     Args:
       logits_p: [..., classes] float.
-      logits_q: same shape.
-      order: a > 0; may be traced.
-      axis: the axis of the classes.
-      where: classes to include, as in `kl_divergence`.
+      logits_q: Of the same shape.
+      order: a > 0. It may be traced.
+      axis: The axis of the classes.
+      where: The classes to include, as in `kl_divergence`.
 
     Returns:
       [...] float32 at least, >= 0.
 
     Raises:
-      ValueError: the shapes differ, or `order` is not > 0.
+      ValueError: The shapes differ, or `order` is not > 0.
     """
     check_number("order", order, above=0.0)
     return _tsallis(_compare(logits_p, logits_q, axis, where), order, axis)
@@ -131,19 +131,19 @@ def renyi_divergence(
     axis: int = -1,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Rényi divergence; order 1 is KL.
+    r"""The Rényi divergence; order 1 is KL.
 
     .. math:: R_a(p \| q) = \frac{\log \sum_k p_k^a q_k^{1-a}}{a - 1}
               = \frac{\log(1 + (a - 1) D_a(p \| q))}{a - 1}
 
-    with the Tsallis divergence :math:`D_a`. Arguments, result and errors as in
+    :math:`D_a` is the Tsallis divergence. Arguments, result and errors are those of
     `tsallis_divergence`.
     """
     check_number("order", order, above=0.0)
     pair = _compare(logits_p, logits_q, axis, where)
     d, is_kl, d_safe = _excess_order(order, pair.t.dtype)
-    # The power sum overflows for high orders long before its logarithm is large: take that from
-    # logsumexp, and the small values, which would cancel there, from the Tsallis divergence.
+    # For high orders the power sum overflows long before its logarithm is large. So the logarithm
+    # comes from logsumexp, and small values, which cancel there, from the Tsallis divergence.
     excluded = pair.t == jnp.inf  # p > 0 = q
     infinite = jnp.where(d_safe > 0, jnp.inf, -jnp.inf).astype(d.dtype)
     exponent = pair.log_p + d_safe * jnp.where(excluded, jnp.zeros_like(pair.t), pair.t)
@@ -151,7 +151,7 @@ def renyi_divergence(
     exponent = jnp.where(pair.log_p == -jnp.inf, jnp.full_like(exponent, -jnp.inf), exponent)
     log_sum = jax.nn.logsumexp(exponent, axis)
     small = is_kl | (jnp.abs(d * _tsallis(pair, order, axis)) < 0.5)
-    # Elsewhere an overflow in the branch that is not selected would make the gradient nan.
+    # Elsewhere an overflow in the branch that is not selected would make the gradient NaN.
     keep = jnp.expand_dims(small, axis)
     kept = _Pair(*(jnp.where(keep, x, jnp.zeros_like(x)) for x in pair))
     tsallis = _tsallis(kept, order, axis)
@@ -162,12 +162,12 @@ def renyi_divergence(
 def l2_distance(
     logits_p: jax.Array, logits_q: jax.Array, *, axis: int = -1, where: jax.Array | None = None
 ) -> jax.Array:
-    r"""Euclidean distance of the logits themselves (not of the probabilities).
+    r"""The Euclidean distance between the logits themselves (not the probabilities).
 
     .. math:: \| z_p - z_q \|_2
 
-    Arguments and errors as in `kl_divergence`; adding a constant to one side changes the value.
-    The gradient at distance 0 is 0.
+    Arguments and errors are those of `kl_divergence`, but a constant added to one of the logits
+    changes the value. The gradient at distance 0 is 0.
     """
     logits_p, logits_q = same_shape(logits_p, logits_q)
     difference = logits_p - logits_q
@@ -183,26 +183,26 @@ def mmd(
     bandwidths: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Maximum mean discrepancy of two batches of logits, inverse multiquadric kernel.
+    r"""The maximum mean discrepancy of two batches of logits, with an inverse multiquadric kernel.
 
     .. math:: \mathrm{mean}_{ij} \left[ k(x_i, x_j) + k(y_i, y_j) - 2 k(x_i, y_j) \right],
               \qquad k(x, y) = \sum_b (b^2 + \|x - y\|^2)^{-1/2}
 
-    The biased V-statistic, diagonal included. It compares the two batches as sets, so it is one
-    number for the batch, unlike the other divergences. Distances are sums of squared differences,
-    not taken from a matrix product, which loses small ones: examples^2 times classes operations.
+    This is the biased V-statistic, with the diagonal. It compares the two batches as sets, so it is
+    one number for the batch, unlike the other divergences. Squared distances are sums of squared
+    differences, examples^2 times classes operations, because a matrix product loses small ones.
 
     Args:
-      logits_p: [..., classes] float; the leading axes together are the batch.
-      logits_q: same shape.
-      bandwidths: the b of the kernel.
-      where: [...] bool, examples (not classes) to include.
+      logits_p: [..., classes] float. The leading axes together are the batch.
+      logits_q: Of the same shape.
+      bandwidths: The values of b in the kernel.
+      where: [...] bool, the examples (not classes) to include.
 
     Returns:
       [] float32 at least, >= 0; 0 for an empty mask.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: The shapes differ.
 
     Source: kernel "imq2" of the code released with TRAM (arXiv:2310.03646), which in addition
     divides by the batch size.
@@ -227,8 +227,8 @@ def mmd(
 def _mmd(x: jax.Array, y: jax.Array, weights: jax.Array, bandwidths: jax.Array) -> jax.Array:
     """The discrepancy of x and y [examples, classes], from differences of points and of kernels.
 
-    Squared distances from a Gram matrix have the rounding errors of squared norms, and the kernels
-    of two close batches cancel to all but the last digits.
+    Squared distances from a Gram matrix would have the rounding errors of squared norms, and the
+    kernels of two close batches would cancel but for their last digits.
     """
     moves = y - x
 
@@ -248,14 +248,19 @@ def _mmd(x: jax.Array, y: jax.Array, weights: jax.Array, bandwidths: jax.Array) 
         gaps = kernel_gap(xx, cross, excess_xx) + kernel_gap(yy, cross, excess_yy)
         return weight * jnp.sum(weights * gaps)
 
-    # One row of pairs at a time, computed again for gradients: memory stays that of the logits.
+    # One row of pairs at a time, and again for the gradient, so that the memory is of the size of
+    # the logits.
     return non_negative(jnp.sum(jax.lax.map(jax.checkpoint(row), (x, moves, weights))))
 
 
 class _Pair(NamedTuple):
-    """Two distributions: their log-probabilities, t = log(p / q), and the probabilities q.
+    """Two distributions, each array of the shape of the logits.
 
-    t is 0 in classes that both exclude, and infinite in those that one of them excludes.
+    Attributes:
+      log_p: The logarithms of the probabilities p.
+      log_q: The logarithms of the probabilities q.
+      t: log(p / q); 0 in classes that both exclude, infinite in those that one of them excludes.
+      q: The probabilities q.
     """
 
     log_p: jax.Array
@@ -274,7 +279,7 @@ def _compare(logits_p: jax.Array, logits_q: jax.Array, axis: int, where: jax.Arr
         log_p, log_q = (jax.nn.log_softmax(z, axis) for z in (logits_p, logits_q))
     else:
         where = jnp.broadcast_to(where, logits_p.shape)
-        # Half the lowest number, so that subtracting the normaliser cannot overflow.
+        # Half of the lowest number, from which the normaliser is subtracted without an overflow.
         lowest = jnp.full_like(logits_p, float(np.finfo(logits_p.dtype).min) / 2)
         impossible = jnp.full_like(logits_p, -jnp.inf)
         logits_p, logits_q = (jnp.where(where, z, lowest) for z in (logits_p, logits_q))
@@ -285,8 +290,8 @@ def _compare(logits_p: jax.Array, logits_q: jax.Array, axis: int, where: jax.Arr
     neither = (log_p == -jnp.inf) & (log_q == -jnp.inf)
     t = jnp.where(neither, zeros, log_p) - jnp.where(neither, zeros, log_q)
 
-    # Two logarithms differ with the rounding errors of both. Where all t are small they are taken
-    # from the differences of the logits instead; derivatives are the same.
+    # The difference of two logarithms has the rounding errors of both. Where all t are small they
+    # come from the differences of the logits instead, with the same derivatives.
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     moves = jax.lax.stop_gradient(jnp.where(neither, zeros, logits_p - logits_q))
     moves = moves - jnp.sum(jnp.where(jnp.isfinite(moves), p * moves, zeros), axis, keepdims=True)
@@ -299,29 +304,30 @@ def _compare(logits_p: jax.Array, logits_q: jax.Array, axis: int, where: jax.Arr
 
 
 def _tsallis(pair: _Pair, order: jax.typing.ArrayLike, axis: int) -> jax.Array:
-    r"""Tsallis divergence, each term >= 0.
+    r"""The Tsallis divergence, as a sum of terms >= 0.
 
     With d = order - 1 a term is :math:`p [ (e^{d t} - 1) / d + e^{-t} - 1 ]`, for d = 0
-    :math:`p [ t + e^{-t} - 1 ]`; a class that p excludes counts q.
+    :math:`p [ t + e^{-t} - 1 ]`. A class that p excludes contributes q.
     """
     log_p, _, t, q = pair
     d, is_kl, d_safe = _excess_order(order, log_p.dtype)
     zeros = jnp.zeros_like(t)
-    # Logits of -inf make t infinite, and a gradient that meets that, even times 0, is nan: each
-    # branch therefore computes on zeros where it is not the one selected. p may underflow where
-    # p e^{d t} does not, so what counts as excluded is a logarithm of -inf, not p = 0.
+    # Logits of -inf make t infinite, and a gradient through an infinite t is NaN even if it is
+    # multiplied by 0. So each branch computes on zeros where it is not selected. p may underflow
+    # where p e^{d t} does not, so a class is excluded by a logarithm of -inf, not by p = 0.
     outside, excluded = log_p == -jnp.inf, t == jnp.inf
     log_p = jnp.where(outside, zeros, log_p)
     t = jnp.where(outside | excluded, zeros, t)
     p = jnp.exp(log_p)
 
-    # t / d - t / d and t - t are left out: gaps of the exponential keep the digits of small t.
+    # For small t: e^x - 1 is x plus a gap of the exponential. The terms in t itself cancel exactly
+    # and are left out, so that the digits of the gaps remain.
     near = (jnp.abs(t) < 0.5) & (jnp.abs(d * t) < 0.5)
     small, t = jnp.where(near, t, zeros), jnp.where(near, zeros, t)
     from_gaps = p * (exponential_gap(d * small) / d_safe + exponential_gap(-small))
 
-    # (e^{d t} - 1) / d: expm1 keeps the digits of small d t, for orders close to 1 also far from
-    # p = q; but e^{d t} may overflow where p e^{d t} does not.
+    # For other t, (e^{d t} - 1) / d: expm1 keeps the digits of small d t, which orders close to 1
+    # also have far from p = q; elsewhere e^{d t} may overflow where p e^{d t} does not.
     slow = jnp.abs(d * t) < 1
     gain_slow = p * jnp.expm1(jnp.where(slow, d * t, zeros)) / d_safe
     power = jnp.exp(log_p + jnp.where(slow, zeros, d * t))
@@ -336,14 +342,14 @@ def _tsallis(pair: _Pair, order: jax.typing.ArrayLike, axis: int) -> jax.Array:
 def _excess_order(
     order: jax.typing.ArrayLike, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """order - 1, whether that is 0, and a divisor that never is."""
+    """d = order - 1, whether it is 0, and d with 1 in place of 0, as a divisor."""
     d = jnp.asarray(order, dtype) - 1
     is_kl = d == 0
     return d, is_kl, jnp.where(is_kl, jnp.ones_like(d), d)
 
 
 def same_shape(logits_p: jax.Array, logits_q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both as arrays of one dtype, float32 at least."""
+    """Both as arrays of one dtype, float32 at least. Raises ValueError if their shapes differ."""
     logits_p, logits_q = jnp.asarray(logits_p), jnp.asarray(logits_q)
     if logits_p.shape != logits_q.shape:
         raise ValueError(

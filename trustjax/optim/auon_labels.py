@@ -1,8 +1,8 @@
-"""Which leaves of a parameter tree `auon` takes for matrices, and which of their axes are inputs.
+"""Which leaves of a parameter tree `auon` treats as matrices, and which of their axes are inputs.
 
-A leaf is known by its names (keys, attributes, module paths), by its shape, and by its siblings:
-the bias beside a kernel tells which axes are outputs, and so do the heads of an attention.
-`describe_labels` prints what was decided for each leaf, and why.
+The decision rests on the names of a leaf (keys, attributes, module paths), its shape, and its
+siblings: the bias beside a kernel tells which axes are outputs, and so do the heads of an
+attention. `describe_labels` prints the decision for each leaf, with the reason.
 """
 
 import collections
@@ -48,22 +48,23 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def _stem(name: str) -> tuple[str, ...]:
-    """What the name of a kernel shares with that of its bias: "w_q" and "b_q" have q."""
+    """The part of a name that a kernel shares with its bias: "q" for "w_q" and "b_q"."""
     return tuple(token for token in _tokens(name) if token not in _KERNEL_WORDS | _BIAS_WORDS)
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One leaf and what stands beside it.
+    """One leaf with what its surroundings tell about it.
 
     Attributes:
-      path: as JAX prints it.
-      names: of the modules around the leaf, and its own.
-      shape: of the leaf.
-      has_gradient: whether it holds floating numbers, at least one.
-      siblings: shapes of the kernel and the bias, where there are, of the same layer.
-      relatives: shapes of the kernels of one attention, by the words of their layers.
-      shared: how many of the first names all leaves share; these say nothing about a leaf.
+      path: The path of the leaf, as JAX prints it.
+      names: The names of the modules around the leaf, and its own.
+      shape: The shape of the leaf.
+      has_gradient: Whether it holds floating-point numbers, at least one.
+      siblings: The shapes of "kernel" and "bias" in the same layer, if there are any.
+      relatives: The shapes of the kernels beside the layer, by the words of their layers, such as
+        those of one attention.
+      shared: The number of leading names that all leaves share. These say nothing about a leaf.
     """
 
     path: str
@@ -80,7 +81,7 @@ class _Leaf:
 
     @property
     def parts(self) -> list[tuple[str, ...]]:
-        """The words of each name, without "kernel" and the like, and without empty ones."""
+        """The words of each name, except "kernel" and its synonyms, of names that have others."""
         return [words for words, _ in _parts(self.names)]
 
     @property
@@ -90,7 +91,7 @@ class _Leaf:
 
     @property
     def own_parts(self) -> list[tuple[str, ...]]:
-        """As `parts`, without the names that all leaves share."""
+        """The `parts` without the names that all leaves share."""
         return [words for words, index in _parts(self.names) if index >= self.shared]
 
 
@@ -112,7 +113,7 @@ def _kind(name: str) -> Literal["kernel", "bias"] | None:
 
 
 def _leaves(params: PyTree) -> list[_Leaf]:
-    """The leaves of `params` in their order."""
+    """The leaves of `params` in the order of `jax.tree.leaves`."""
     paths = jax.tree.leaves_with_path(params)
     children = collections.Counter(path[:-1] for path, _ in paths)
     all_names = [_names(path, children) for path, _ in paths]
@@ -146,10 +147,8 @@ def _leaves(params: PyTree) -> list[_Leaf]:
 
 
 def _names(path: tuple[Any, ...], children: collections.Counter[Any]) -> tuple[str, ...]:
-    """The names in a path, of which one may be a path, as "mlp/~/linear_0" in Haiku.
-
-    An attribute `value` at its end is that of an NNX variable, a key is a layer of an attention.
-    """
+    """The names in a path, in which one key may hold several, as "mlp/~/linear_0" does in Haiku."""
+    # An attribute `value` at the end is that of an NNX variable; a key may be a layer of attention.
     if path and path[-1] == GetAttrKey("value") and children[path[:-1]] == 1:
         path = path[:-1]
     whole = "/".join(keystr((key,), simple=True) for key in path)
@@ -157,7 +156,7 @@ def _names(path: tuple[Any, ...], children: collections.Counter[Any]) -> tuple[s
 
 
 def _shared(all_names: list[tuple[str, ...]]) -> int:
-    """How many of the first names are those of all leaves, if these belong to several layers."""
+    """The number of leading names that all leaves share, if they belong to more than one layer."""
     layers = {names[:-1] for names in all_names}
     if len(layers) < 2:
         return 0
@@ -176,7 +175,7 @@ def _is_norm(words: tuple[str, ...]) -> bool:
 
 
 def _in_norm(leaf: _Leaf) -> bool:
-    """A direct parent or the leaf itself is a norm; no norm has a `kernel`."""
+    """Whether the leaf or its parent is a norm. A leaf named "kernel" never belongs to one."""
     around = leaf.names[-2:] if leaf.name != "kernel" else ()
     return any(_is_norm(_words(name)) for name in around)
 
@@ -191,7 +190,7 @@ def _named_bias(leaf: _Leaf) -> bool:
 
 
 def _shaped_like_bias(leaf: _Leaf) -> bool:
-    """The trailing axes of the kernel beside it, which has more."""
+    """Whether the leaf has the shape of the trailing axes of a kernel beside it with more axes."""
     kernel = leaf.siblings.get("kernel", ())
     return _kind(leaf.name) != "kernel" and len(kernel) > len(leaf.shape) > 0 and (
         kernel[-len(leaf.shape) :] == leaf.shape
@@ -209,7 +208,7 @@ def _is_embedding(leaf: _Leaf) -> bool:
 
 
 def _is_token_or_position(leaf: _Leaf) -> bool:
-    """By the leaf's name, or by that of its layer if the leaf is a plain weight."""
+    """By the name of the leaf, or by the name of its layer if the leaf is only called a weight."""
     role = leaf.role if leaf.parts and leaf.role == _own_words(leaf) else leaf.role[-1:]
     is_position = any(word == "pos" or word.startswith("posit") for word in role)
     return is_position or leaf.role[-1:] in {("token",), ("tokens",), ("cls",)}
@@ -220,7 +219,7 @@ def _own_words(leaf: _Leaf) -> tuple[str, ...]:
 
 
 def _is_head(leaf: _Leaf) -> bool:
-    """A layer whose outputs are the model's."""
+    """Whether the outputs of the layer are those of the model."""
 
     def names_head(words: tuple[str, ...]) -> bool:
         found = set(words)
@@ -234,7 +233,7 @@ def _is_head(leaf: _Leaf) -> bool:
     return any(map(names_head, own)) or own[:1] == [("output",)]
 
 
-# The first that holds gives the label "other".
+# The first reason that holds gives a leaf the label "other".
 _OTHER: tuple[tuple[str, Callable[[_Leaf], bool]], ...] = (
     ("no gradient", lambda leaf: not leaf.has_gradient),
     ("fewer than two axes", lambda leaf: len(leaf.shape) < 2),
@@ -249,7 +248,7 @@ _OTHER: tuple[tuple[str, Callable[[_Leaf], bool]], ...] = (
 
 
 def _decision(leaf: _Leaf) -> tuple[Literal["auon", "other"], str]:
-    """The label of a leaf and the reason."""
+    """The label of a leaf and the reason for it."""
     for reason, holds in _OTHER:
         if holds(leaf):
             return "other", reason
@@ -260,7 +259,7 @@ def _decision(leaf: _Leaf) -> tuple[Literal["auon", "other"], str]:
 
 
 def _axes(leaf: _Leaf) -> tuple[Axes, str]:
-    """The axes of the inputs and those of the outputs of a leaf's matrix, and how they are known.
+    """The axes of the inputs and of the outputs of the matrix in a leaf, and how they are known.
 
     Other axes count separate matrices, such as the layers of a scan.
     """
@@ -282,9 +281,10 @@ def _axes(leaf: _Leaf) -> tuple[Axes, str]:
 
 
 def _attention_axes(leaf: _Leaf) -> Axes | None:
-    """Of kernels (inputs, heads, size) and (heads, size, outputs), also stacked; None for others.
+    """The axes of an attention kernel; None if the leaf is none.
 
-    The heads of the layers around it, and the shape of its bias, must agree.
+    Such a kernel is (inputs, heads, size) or (heads, size, outputs), or a stack of these. The heads
+    of the layers around it and the shape of its bias must agree with that.
     """
     rank = len(leaf.shape)
     own = _heads_side(leaf.role)
@@ -308,7 +308,7 @@ def _attention_axes(leaf: _Leaf) -> Axes | None:
 
 
 def _heads_side(words: tuple[str, ...]) -> Literal["to", "from"] | None:
-    """Whether a layer of these words leads to the heads of an attention, or from them."""
+    """Whether a layer of these words leads "to" the heads of an attention or "from" them."""
     left = set(words) - _LAYER_WORDS - _KERNEL_WORDS
     if len(left) != 1:
         return None
@@ -316,7 +316,11 @@ def _heads_side(words: tuple[str, ...]) -> Literal["to", "from"] | None:
 
 
 def _axes_by_bias(shape: Shape, bias: Shape, torch_like: bool, stack: int = 0) -> Axes | None:
-    """The axes of which the bias has the sizes are the outputs; equal first axes are a stack."""
+    """The axes by the shape of the bias; None if it fits no axes of the kernel.
+
+    The axes that have the sizes of the bias are the outputs. If kernel and bias begin with axes of
+    the same size, these are a stack: `stack` of them are already taken off both shapes.
+    """
     rank = len(shape)
     axes = tuple(range(stack, stack + rank))
     without_ones = bias
@@ -340,7 +344,7 @@ def _axes_by_bias(shape: Shape, bias: Shape, torch_like: bool, stack: int = 0) -
 
 
 def matrix_numbers(params: PyTree) -> PyTree:
-    """`optax.contrib.MuonDimensionNumbers` of every leaf; None for one of fewer than two axes."""
+    """The `optax.contrib.MuonDimensionNumbers` of each leaf; None if it has fewer than two axes."""
 
     def numbers(leaf: _Leaf) -> MuonDimensionNumbers | None:
         return MuonDimensionNumbers(*_axes(leaf)[0]) if len(leaf.shape) > 1 else None
@@ -349,23 +353,23 @@ def matrix_numbers(params: PyTree) -> PyTree:
 
 
 def matrix_labels(params: PyTree) -> PyTree:
-    """ "auon" for the matrices of a model, "other" for its other leaves.
+    """The labels of a model for `auon`: "auon" for its matrices, "other" for its other leaves.
 
-    Others are leaves of fewer than two axes or without a gradient, biases (of any number of axes),
-    scales and offsets of norms, embeddings of tokens and positions, and heads. Names and shapes
-    decide, in the conventions of Flax, Equinox, Haiku, Keras and PyTorch; `describe_labels` prints
-    each decision. Leaves may be arrays or `jax.ShapeDtypeStruct`.
+    The other leaves are those with fewer than two axes or without a gradient, biases (of any number
+    of axes), scales and offsets of norms, embeddings of tokens and positions, and heads. Names and
+    shapes decide, by the conventions of Flax, Equinox, Haiku, Keras and PyTorch; `describe_labels`
+    prints each decision. Leaves may be arrays or `jax.ShapeDtypeStruct`.
     """
     labels = [_decision(leaf)[0] for leaf in _leaves(params)]
     return jax.tree.unflatten(jax.tree.structure(params), labels)
 
 
 def describe_labels(params: PyTree) -> str:
-    """A table of what `auon` makes of each leaf by default, to be printed once.
+    """A table of how `auon` treats each leaf by default, to be printed once.
 
-    Its columns are the path of the leaf, its shape, its label, the reason of the label, and the
-    matrix in it: axes of the inputs | axes of the outputs, and their sizes; "3 of 8 x 4" are three
-    matrices in one leaf. Leaves may be arrays or `jax.ShapeDtypeStruct`.
+    Its columns are the path of the leaf, its shape, its label, the reason for the label, and the
+    matrix in it: the axes of the inputs | the axes of the outputs: the sizes of both. "3 of 8 x 4"
+    means three matrices in one leaf. Leaves may be arrays or `jax.ShapeDtypeStruct`.
 
     >>> import jax.numpy as jnp
     >>> print(describe_labels({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}))
