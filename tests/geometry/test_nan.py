@@ -1,4 +1,4 @@
-"""One NaN in, NaN out: all public functions of the rulers and penalties, in one table."""
+"""One NaN in, NaN out: all public functions of divergences, norms, mirror maps and penalties."""
 
 import functools
 import inspect

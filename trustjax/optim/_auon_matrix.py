@@ -6,8 +6,8 @@ r"""AuON's update of a matrix, in the steps of the paper's algorithm (arXiv:2509
     brake            U = X / r                               `inverse_brake`
     shape            U sqrt(max(1, fan_out / fan_in))        `aspect`
 
-`matrix_update` composes them. A leaf may hold several matrices: the axes that belong to no matrix
-count them, and every matrix has a norm and a brake of its own.
+`matrix_update` composes them. A leaf may hold several matrices, counted by the axes that belong to
+no matrix; each has its own norm and brake.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class MatrixRule:
     """The hyperparameters of the update of a matrix, which `scale_by_auon` explains.
 
     Raises:
-      ValueError: a hyperparameter is out of range, or `ns_steps` is traced.
+      ValueError: A hyperparameter is out of range, or `ns_steps` is traced.
     """
 
     beta: jax.typing.ArrayLike
@@ -103,14 +103,14 @@ def matrix_axes(ndim: int, numbers: MuonDimensionNumbers | None) -> MatrixAxes:
 
 
 class Matrix(NamedTuple):
-    """A matrix that is computed anew at each use, so that no use writes it to memory.
+    """The matrices of a leaf, which are computed anew at each use instead of written to memory.
 
     Attributes:
-      times: `factor -> factor * matrix`, where the factor has an axis of size 1 for each of those
-        of the matrix, or none.
-      norm: float, the Frobenius norm of each matrix, with such axes.
-      spread: float, (sum of x^2)^2 / (sum of x^4) over its entries x, where the brake is taken
-        from these sums; None elsewhere.
+      times: `factor -> factor * matrix`. The factor is a scalar, or has axes of size 1 in place of
+        those of the matrix.
+      norm: float, the Frobenius norm of each matrix, with axes of size 1 in place of its own.
+      spread: float, (sum of x^2)^2 / (sum of x^4) over the entries x of each matrix, with such
+        axes. None if it was not computed.
     """
 
     times: Callable[[jax.Array], jax.Array]
@@ -135,13 +135,16 @@ def matrix_update(
     """
     size = size_along(average, axes.both)
     known, with_spread = brake_shortcut(rule, size, average.dtype)
+    # H = beta M + (1 - beta) G, and X = H / (||H|| + epsilon).
     h = momentum(rule, average, gradient)
     unit, plain = on_sphere(rule, h, axes.both, with_spread=with_spread)
     if rule.ns_steps:
+        # Hybrid-AuON: Newton-Schulz steps from X.
         applied, measured = orthogonalized(rule, unit, axes)
     else:
         # The paper applies X, the repository H. Both measure the brake on X.
         applied, measured = (unit if rule.normalize else plain), unit
+    # U = X / r, times the shape factor.
     shrink = inverse_brake(rule, measured, axes.both, size, known)
     factor = shrink * aspect(average, axes) if rule.shape_factor else shrink
     return applied.times(factor), applied.norm * shrink
@@ -151,16 +154,16 @@ def matrix_update(
 
 
 class Momentum(NamedTuple):
-    """Nesterov's momentum H = beta M + (1 - beta) G over `share`, as a sum that is not written out.
+    """The momentum H = beta M + (1 - beta) G of Nesterov, as a sum that is not carried out.
 
     Every use computes it anew from M and G: XLA on CPU then reads these inside its reductions, and
-    does not write H to memory for the sake of several uses.
+    does not write H to memory for the sake of several uses. Without Nesterov, H = M.
 
     Attributes:
-      share: float [], 1 - beta; 1 without Nesterov.
-      ratio: float [], beta over `share`.
+      share: float [], 1 - beta, or 1 without Nesterov.
+      ratio: float [], beta divided by `share`.
       average: M.
-      gradient: G; None without Nesterov, where H is M.
+      gradient: G, or None without Nesterov.
     """
 
     share: jax.Array
@@ -169,14 +172,14 @@ class Momentum(NamedTuple):
     gradient: jax.Array | None
 
     def times(self, factor: jax.Array) -> jax.Array:
-        """`factor * H / share`."""
+        """`factor * H / share`, with two products and a sum per entry."""
         if self.gradient is None:
             return factor * self.average
         return (factor * self.ratio) * self.average + factor * self.gradient
 
 
 def momentum(rule: MatrixRule, average: jax.Array, gradient: jax.Array) -> Momentum:
-    """H, by `rule.nesterov`."""
+    """H, with or without Nesterov as `rule` says."""
     beta, one = jnp.asarray(rule.beta, average.dtype), jnp.ones([], average.dtype)
     share = 1 - beta if rule.nesterov else one
     return Momentum(share, beta / share, average, gradient if rule.nesterov else None)
@@ -191,7 +194,7 @@ def on_sphere(
     """X = H / (||H|| + epsilon), and H itself."""
     scale, norm, spread = scaled_norm(h, axes=axes, with_spread=with_spread)
     epsilon = jnp.asarray(rule.epsilon, norm.dtype)
-    # scale / share times ||H|| + epsilon; the scale cancels, and so cannot underflow.
+    # ||H|| + epsilon, times scale / share, which cancels below.
     length = nonzero_divisor(norm + epsilon * scale / h.share)
     to_unit = scale / length
     unit = Matrix(
@@ -205,10 +208,10 @@ def on_sphere(
 def scaled_norm(
     h: Momentum, *, axes: tuple[int, ...], with_spread: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A scale, the norm over `axes` of the scaled H / share, and the spread of its entries.
+    """A scale, the norm over `axes` of `scale * H / share`, and the spread of its entries.
 
     The scale is 1, unless powers of the entries under- or overflow: then it is one over the
-    largest entry. Without `with_spread` the last of the three is 1.
+    largest entry. The spread is that of `Matrix`, or 1 without `with_spread`.
     """
 
     def power_sums(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -228,7 +231,7 @@ def scaled_norm(
 
     def scaled() -> tuple[jax.Array, jax.Array, jax.Array]:
         top = jnp.max(jnp.abs(h.times(one)), axes, keepdims=True)
-        # One over this is still a normal number; XLA on CPU takes subnormal ones for 0.
+        # One over this is still a normal number: XLA on CPU rounds subnormal ones to 0.
         largest = float(info.max) ** 0.75
         scale = 1 / jnp.clip(top, 1 / largest, largest)
         return scale, *power_sums(scale)
@@ -248,10 +251,9 @@ def nonzero_divisor(x: jax.Array) -> jax.Array:
 
 
 def orthogonalized(rule: MatrixRule, unit: Matrix, axes: MatrixAxes) -> tuple[Matrix, Matrix]:
-    """The Newton-Schulz iterate Z of X, and the matrix that its brake is measured on.
+    """The last Newton-Schulz iterate Z, and the matrix on which its brake is measured.
 
-    That is Z in the paper's form, and Z / (||Z|| + epsilon) in the repository's and for the brake
-    on entries of root mean square 1.
+    That is Z itself in the paper, Z / (||Z|| + epsilon) in the repository and for the brake "rms".
     """
     x = unit.times(jnp.ones([], unit.norm.dtype))
     steps = functools.partial(newton_schulz, steps=rule.ns_steps)
@@ -269,11 +271,12 @@ def orthogonalized(rule: MatrixRule, unit: Matrix, axes: MatrixAxes) -> tuple[Ma
 
 
 def brake_shortcut(rule: MatrixRule, size: int, dtype: jnp.dtype) -> tuple[float | None, bool]:
-    """What spares the brake a pass over the entries of X, for which their norm has to be known.
+    """Whether the brake needs a second pass over H, after that for the norm.
 
     Returns:
-      r - 1 where the size of the matrix tells it to a rounding error, else None; and whether the
-      spread of the entries, which is measured together with the norm, tells it instead.
+      r - 1 if the size of the matrix alone gives it to a rounding error, otherwise None; and
+      whether the spread, which is computed in the pass for the norm, gives it instead. If neither
+      does, r comes from the entries of X.
     """
     if rule.ns_steps or rule.brake == "rms":
         return None, False
@@ -284,10 +287,11 @@ def brake_shortcut(rule: MatrixRule, size: int, dtype: jnp.dtype) -> tuple[float
 def inverse_brake(
     rule: MatrixRule, measured: Matrix, axes: tuple[int, ...], size: int, known: float | None
 ) -> jax.Array:
-    """1 / r for each matrix, with `rule.brake_epsilon` added to the r of the paper."""
+    """1 / (r + brake_epsilon) of each matrix; for the brake "rms", 1 / r."""
     dtype = measured.norm.dtype
     gamma = jnp.asarray(rule.gamma, dtype)
     if rule.brake == "rms":
+        # Here entries are so large that cosh may overflow.
         entries = measured.times(jnp.ones([], dtype))
         return jnp.exp(-log_brake(entries * (gamma * math.sqrt(size)), axes))
     if known is not None:
