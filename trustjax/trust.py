@@ -6,6 +6,7 @@
 - `trust/nonfinite`: 1 where the second gradient of an attack was not finite, else 0.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,6 +42,21 @@ def trust_metrics_of(opt_state: Any) -> dict[str, jax.Array]:
     if radius is None or distance is None:
         return {}
     return trust_metrics(radius, distance)
+
+
+def means_of_trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Means of metrics over several steps, with `trust/used` as mean distance over mean radius.
+
+    A single step may be allowed next to nothing, and would dominate the mean of the ratios. The
+    metrics are numbers on the host; without a radius, or with radius 0, they stay as they are.
+
+    >>> means_of_trust({"trust/radius": 2.0, "trust/distance": 1.0, "trust/used": 7.0})
+    {'trust/radius': 2.0, 'trust/distance': 1.0, 'trust/used': 0.5}
+    """
+    radius = metrics.get("trust/radius")
+    if not radius:
+        return dict(metrics)
+    return {**metrics, "trust/used": metrics["trust/distance"] / radius}
 
 
 def broken_passes(before: optax.OptState, after: optax.OptState) -> dict[str, jax.Array]:

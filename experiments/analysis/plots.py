@@ -99,6 +99,11 @@ def curves(
     return {stage: curve(rows, stage, metric, x=x) for stage in stages}
 
 
+def last(curve: Curve) -> Sequence[float]:
+    """The values of all seeds at the end of a curve."""
+    return curve[max(curve)]
+
+
 def paired_gain(curve: Curve, baseline: Curve) -> dict[float, list[float]]:
     """The difference of two curves seed by seed, where both have the same number of seeds."""
     return {

@@ -1,7 +1,7 @@
-"""Pairs of optimizers that are said to do the same, trained side by side from the same network.
+"""Pairs of optimizers that are said to be equivalent, trained from the same network.
 
-Both see the same batches. What is measured is how far apart their weights are, as a share of the
-way that the first one came.
+Both optimizers of a pair see the same batches. The experiment measures the distance between their
+weights, as a share of the distance that the first one has moved from the start.
 """
 
 import functools
@@ -32,51 +32,58 @@ class Trainee(NamedTuple):
     opt_state: optax.OptState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
-    """The stage of one pair, all seeds side by side."""
+    """The stage of one pair, with all seeds side by side.
 
-    task: "Equivalence"
+    Attributes:
+      name: Name of the stage.
+      num_steps: Length of the training.
+      steps_per_chunk: Steps between two rows of metrics.
+      transforms: The optimizer and its control.
+      network: Flax module.
+      starts: Parameters before the first step, with a leading axis of seeds.
+      images: Float32 [examples, height, width, channels] in [0, 1].
+      labels: Int32 [examples].
+      batch_size: Examples per step.
+      key: Root of the random keys of the batches.
+    """
+
     name: str
+    num_steps: int
+    steps_per_chunk: int
     transforms: tuple[optax.GradientTransformation, optax.GradientTransformation]
-
-    @property
-    def num_steps(self) -> int:
-        """Length of the training."""
-        return self.task.steps
-
-    @property
-    def steps_per_chunk(self) -> int:
-        """Steps between two rows."""
-        return self.task.steps_per_chunk
+    network: nn.Module
+    starts: PyTree
+    images: jax.Array
+    labels: jax.Array
+    batch_size: int
+    key: jax.Array
 
     def init(self, final: Mapping[str, Any]) -> list[Trainee]:
-        """The same networks twice."""
+        """The same networks twice, in buffers of their own, as training donates them."""
         del final
-        starts = [self.task.starts() for _ in self.transforms]  # buffers of their own
         return [
-            Trainee(params, jax.vmap(tx.init)(params))
-            for params, tx in zip(starts, self.transforms, strict=True)
+            Trainee(jax.tree.map(jnp.copy, self.starts), jax.vmap(tx.init)(self.starts))
+            for tx in self.transforms
         ]
 
     def batches(self) -> None:
-        """Batches are drawn by key."""
+        """No iterator, as the batches are drawn by key."""
 
     def advance(
         self, state: list[Trainee], batches: None, step: int, num_steps: int
     ) -> tuple[list[Trainee], list[Row]]:
-        """Trains both; logs one row per seed."""
+        """Trains both; returns one row per seed."""
         del batches
-        steps = step + jnp.arange(num_steps)
-        state, losses = self._train(state, steps)
-        first, second = (
-            [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(each.params)]
-            for each in state
+        state, losses = self._train(state, step + jnp.arange(num_steps))
+        first, second, start = (
+            [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
+            for params in (state[0].params, state[1].params, self.starts)
         )
-        start = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(self.task.starts())]
         rows: list[Row] = []
-        for seed in range(self.task.num_seeds):
-            apart, way = (
+        for seed in range(self._num_seeds):
+            apart, moved = (
                 np.sqrt(sum(np.sum((a[seed] - b[seed]) ** 2) for a, b in zip(*two, strict=True)))
                 for two in ((first, second), (first, start))
             )
@@ -84,41 +91,44 @@ class Pair:
             rows.append(
                 {
                     "seed": seed, "loss": float(means[0]), "loss/control": float(means[1]),
-                    "difference": float(apart / way),
+                    "difference": float(apart / moved),
                 }
             )  # fmt: skip
         return state, rows
 
     def learned(self, state: list[Trainee]) -> list[PyTree]:
-        """The parameters of both."""
+        """The parameters of both networks."""
         return [each.params for each in state]
 
     def finish(self, state: list[Trainee]) -> list[Row]:
-        """The last rows of `advance` say it all."""
+        """No rows, as the last ones of `advance` have the final distance."""
         del state
         return []
 
+    @property
+    def _num_seeds(self) -> int:
+        return int(jax.tree.leaves(self.starts)[0].shape[0])
+
     @functools.cached_property
     def _train(self) -> Callable[..., tuple[list[Trainee], jax.Array]]:
-        images, labels = self.task.examples()
-        network = self.task.network()
-
         def loss_fn(params: PyTree, rows: jax.Array) -> jax.Array:
-            logits = network.apply({"params": params}, images[rows])
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
+            logits = self.network.apply({"params": params}, self.images[rows])
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, self.labels[rows])
             return jnp.mean(losses)
 
         @functools.partial(jax.vmap, in_axes=(0, 0, None))
         def train(
             trainees: list[Trainee], seed: jax.Array, steps: jax.Array
         ) -> tuple[list[Trainee], jax.Array]:
-            key = jax.random.fold_in(self.task.key(1), seed)
+            key = jax.random.fold_in(self.key, seed)
 
             def one_step(
                 trainees: list[Trainee], step: jax.Array
             ) -> tuple[list[Trainee], jax.Array]:
+                # The key depends on the step alone, so that a resumed run draws the same batches.
                 drawn = jax.random.fold_in(key, step)
-                rows = jax.random.choice(drawn, len(labels), (self.task.batch_size,), replace=False)
+                size = len(self.labels)
+                rows = jax.random.choice(drawn, size, (self.batch_size,), replace=False)
                 stepped, losses = [], []
                 for trainee, tx in zip(trainees, self.transforms, strict=True):
                     loss, gradient = jax.value_and_grad(loss_fn)(trainee.params, rows)
@@ -130,7 +140,7 @@ class Pair:
             trainees, losses = jax.lax.scan(one_step, trainees, steps)
             return trainees, losses.T
 
-        seeds = jnp.arange(self.task.num_seeds)
+        seeds = jnp.arange(self._num_seeds)
 
         def all_seeds(state: list[Trainee], steps: jax.Array) -> tuple[list[Trainee], jax.Array]:
             state, losses = train(state, seeds, steps)  # losses [seeds, 2, steps]
@@ -141,18 +151,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Pairs of optimizers, one stage a pair.
+    """Configuration and stages of the experiment; conf/exp/auon_equivalence.yaml has the numbers.
 
     Attributes:
-      data: makes the dataset, all of which is trained on.
-      model: makes the network: `model(num_classes=..., dtype=...)`.
-      pairs: by name, an optimizer and its control.
-      seed: root of all randomness.
-      num_seeds: networks a pair.
-      precision: of weights and computations: float32 or float64.
-      steps: of training.
-      batch_size: examples per step.
-      steps_per_chunk: steps between two rows of metrics.
+      data: Makes the dataset, all of which is trained on.
+      model: Makes the network: `model(num_classes=..., dtype=...)`.
+      pairs: Pairs by name, each an optimizer ("method") and its control ("control").
+      seed: Root of all randomness.
+      num_seeds: Number of networks per pair, trained side by side.
+      precision: Precision of weights and computations: float32 or float64.
+      steps: Length of a training.
+      batch_size: Examples per step.
+      steps_per_chunk: Steps between two rows of metrics.
     """
 
     data: Callable[[], ImageDataset]
@@ -175,44 +185,49 @@ class Equivalence:
                 raise FieldError(f"pairs.{name}", "have method and control", sorted(pair))
 
     def stages(self) -> list[Pair]:
-        """One a pair."""
+        """One stage per pair, all from the same networks."""
+        data = self.data()
+        dtype = PRECISIONS[self.precision]
+        network = self.model(num_classes=data.num_classes, dtype=dtype)
+        of_networks, of_batches = (
+            jax.random.fold_in(jax.random.key(self.seed), salt) for salt in range(2)
+        )
+        keys = jax.random.split(of_networks, self.num_seeds)
+        image = jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
+        params = jax.vmap(lambda key: network.init(key, image)["params"])(keys)
+        starts = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        images, labels = jnp.asarray(unit_range(data.images)), jnp.asarray(data.labels)
         return [
-            Pair(self, name, (pair["method"], pair["control"])) for name, pair in self.pairs.items()
+            Pair(
+                name=name,
+                num_steps=self.steps,
+                steps_per_chunk=self.steps_per_chunk,
+                transforms=(pair["method"], pair["control"]),
+                network=network,
+                starts=starts,
+                images=images,
+                labels=labels,
+                batch_size=self.batch_size,
+                key=of_batches,
+            )
+            for name, pair in self.pairs.items()
         ]
 
-    def key(self, salt: int) -> jax.Array:
-        """Of the networks (0) and of the batches (1)."""
-        return jax.random.fold_in(jax.random.key(self.seed), salt)
-
-    def examples(self) -> tuple[jax.Array, jax.Array]:
-        """Images in [0, 1] and labels."""
-        return jnp.asarray(unit_range(self._data.images)), jnp.asarray(self._data.labels)
-
-    def network(self) -> nn.Module:
-        """The Flax module."""
-        dtype = PRECISIONS[self.precision]
-        return self.model(num_classes=self._data.num_classes, dtype=dtype)
-
-    def starts(self) -> PyTree:
-        """Parameters for every seed."""
-        keys = jax.random.split(self.key(0), self.num_seeds)
-        image = jnp.zeros((1, *self._data.images.shape[1:]), jnp.float32)
-        params = jax.vmap(lambda key: self.network().init(key, image)["params"])(keys)
-        return jax.tree.map(lambda leaf: leaf.astype(PRECISIONS[self.precision]), params)
-
-    @functools.cached_property
-    def _data(self) -> ImageDataset:
-        return self.data()
-
     def summarize(self, rows: list[Row]) -> Summary:
-        """Losses of the last chunk and the final difference, by pair; the worst seed."""
+        """Mean losses of the last chunk, and the final distance of the worst seed, by pair."""
+        from experiments.analysis import plots  # needs Matplotlib and SciPy, at the end
+
         values: dict[str, Any] = {}
         for name in self.pairs:
-            last = [row for row in rows if row["stage"] == name and row["step"] == self.steps]
-            worst = float(max(row["difference"] for row in last))
-            losses = {key: float(np.mean([row[key] for row in last]))
-                      for key in ("loss", "loss/control")}  # fmt: skip
-            values[name] = {**losses, "difference": worst}
+            loss, control, difference = (
+                plots.last(plots.curve(rows, name, metric))
+                for metric in ("loss", "loss/control", "difference")
+            )
+            values[name] = {
+                "loss": float(np.mean(loss)),
+                "loss/control": float(np.mean(control)),
+                "difference": max(difference),
+            }
         cells = [
             [name, f"{v['loss']:.6f}", f"{v['loss/control']:.6f}", f"{v['difference']:.1e}"]
             for name, v in values.items()
@@ -222,7 +237,7 @@ class Equivalence:
         return Summary(values, table)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """equivalence.png: losses of both, and how far apart the weights are."""
+        """Writes equivalence.png: the losses of both, and the distance between their weights."""
         from experiments.analysis import plots
 
         style = plots.styles(self.pairs)

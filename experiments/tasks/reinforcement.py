@@ -1,4 +1,4 @@
-"""Reinforcement learning: agents side by side in one environment, all seeds of one together."""
+"""Reinforcement learning: agents in one environment, one after the other, all seeds together."""
 
 import functools
 import math
@@ -19,14 +19,14 @@ from trustjax.agents import AgentConfig, data_parallel, select_seed
 from trustjax.agents.algorithm import known
 from trustjax.envs import make
 from trustjax.parallel import make_mesh
+from trustjax.trust import means_of_trust
 
-# NaN says no more of these than that there is no number yet, and rows leave them out.
+# NaN in these metrics means only that there is no value yet; rows leave them out.
 _MAY_BE_UNDEFINED = ("episode/return", "episode/length", "value/explained")
 
+_MOST_ROWS = 500  # per agent and seed; longer trainings write means over several iterations
+
 MakeConfig = Callable[..., AgentConfig]  # env, total_steps, dtype, optimizer -> Config
-
-
-_MOST_ROWS = 500  # of an agent and seed; longer trainings write means over several iterations
 
 
 @dataclass(kw_only=True)
@@ -34,18 +34,19 @@ class Reinforcement:
     """Configuration and stages of the experiment; the numbers are in conf/exp.
 
     Attributes:
-      agents: by name, Configs of `trustjax.agents` whose environment and length are still open.
-      env: name of the environment, as `trustjax.envs.make` takes it.
-      optimizer: of all agents' networks.
-      seed: root of all randomness.
-      num_seeds: trained side by side.
-      precision: of the networks: float32, bfloat16 or float64.
-      only: names of the agents to run; all if empty.
-      total_steps: of all environments of one seed together.
-      steps_per_chunk: steps of one compiled call, rounded to whole iterations; metrics are written
+      agents: Configs of `trustjax.agents` by name; environment, length, optimizer and dtype are
+        still open.
+      env: Name of the environment, as `trustjax.envs.make` takes it.
+      optimizer: Optimizer of all networks of all agents.
+      seed: Root of all randomness.
+      num_seeds: Number of seeds, trained side by side.
+      precision: Precision of the networks: float32, bfloat16 or float64.
+      only: Names of the agents to run; all if empty.
+      total_steps: Steps of one seed in all its environments together.
+      steps_per_chunk: Steps in one compiled call, rounded to whole iterations. Metrics are written
         after it, with a row for each iteration.
-      evaluation_episodes: at the end of training, without noise in the actions.
-      mesh: the devices that share the environments; None for one device.
+      evaluation_episodes: Episodes at the end of training, without noise in the actions.
+      mesh: Devices that share the environments; None for one device.
     """
 
     agents: dict[str, MakeConfig]
@@ -76,8 +77,19 @@ class Reinforcement:
             stage.check()
 
     def stages(self) -> list["Training"]:
-        """One stage an agent."""
-        return [Training(self, name, self._config(name)) for name in self.only or self.agents]
+        """One stage per agent."""
+        return [
+            Training(
+                name=name,
+                config=self._config(name),
+                seed=self.seed,
+                num_seeds=self.num_seeds,
+                chunk=self.steps_per_chunk,
+                evaluation_episodes=self.evaluation_episodes,
+                mesh=self.mesh or make_mesh(num_devices=1),
+            )
+            for name in self.only or self.agents
+        ]
 
     def _config(self, name: str) -> AgentConfig:
         dtype = {"dtype": "bfloat16"} if self.precision == "bfloat16" else {}
@@ -85,10 +97,10 @@ class Reinforcement:
             env=self.env, total_steps=self.total_steps, optimizer=self.optimizer, **dtype
         )
 
-    # SciPy and Matplotlib are imported at the end of a run.
+    # SciPy and Matplotlib are imported only at the end of a run.
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Returns at the end by agent: of training, of an evaluation; who beats the first one."""
+        """Final returns by agent, in training and without noise, compared with the first agent."""
         from experiments.analysis.statistics import (
             METHOD,
             interquartile_mean,
@@ -130,7 +142,7 @@ class Reinforcement:
         return Summary(values, Table(title, columns, cells))
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """learning_curves.png: returns; trust_region.png: how far each iteration went."""
+        """Writes learning_curves.png (returns) and trust_region.png (the size of iterations)."""
         from experiments.analysis import plots
 
         names = list(self.only or self.agents)
@@ -147,39 +159,55 @@ class Reinforcement:
         plots.plot_bands(contents, names, folder / "trust_region.png")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Training:
-    """The stage of one agent; a step is one step of one environment."""
+    """The stage of one agent; a step is one step of one environment.
 
-    task: Reinforcement
+    Attributes:
+      name: Name of the stage.
+      config: Config of the agent.
+      seed: Root of all randomness.
+      num_seeds: Number of seeds, trained side by side.
+      chunk: Steps of one call of `advance` before they are rounded to whole iterations.
+      evaluation_episodes: Episodes of the final evaluation.
+      mesh: Devices that share the environments.
+    """
+
     name: str
     config: AgentConfig
+    seed: int
+    num_seeds: int
+    chunk: int
+    evaluation_episodes: int
+    mesh: Mesh
 
     @property
     def num_steps(self) -> int:
-        """Whole iterations that fit into the task's steps."""
+        """The steps of all whole iterations."""
         return self.config.num_updates * self.config.steps_per_update
 
     @property
     def steps_per_chunk(self) -> int:
-        """Whole iterations, at least one that learns."""
+        """Steps of one call of `advance`: whole iterations, at least one of which learns."""
         size = self.config.steps_per_update
         least = self.config.first_update + 1
-        return max(least, round(self.task.steps_per_chunk / size)) * size
+        return max(least, round(self.chunk / size)) * size
 
     def check(self) -> None:
-        """Raises ValueError for an agent that cannot run."""
+        """Raises InputError, which names the field, for an agent that cannot run."""
         try:
             self._programs  # noqa: B018
-        except ValueError as error:
-            raise ValueError(f"agents.{self.name}.{error}") from error
+        except InputError as error:
+            if error.field is None:
+                raise
+            agent = f"agents.{self.name}"
+            raise InputError(f"{agent}.{error}", f"{agent}.{error.field}") from error
 
     def init(self, final: Mapping[str, Any]) -> Any:
         """All seeds before the first iteration that learns."""
         del final
-        key = jax.random.key(self.task.seed)
         init, _ = self._programs
-        return init(jax.random.split(key, self.task.num_seeds))
+        return init(jax.random.split(jax.random.key(self.seed), self.num_seeds))
 
     def batches(self) -> None:
         """There is no data."""
@@ -199,26 +227,17 @@ class Training:
         self._check_finite(columns, start)
         count = len(columns["episode/return"][0])
         together = math.ceil(self.config.num_updates / _MOST_ROWS)
-        rows: list[Row] = []
-        for begin in range(0, count, together):
-            end = min(begin + together, count)
-            for seed in range(self.task.num_seeds):
-                row: Row = {"step": start + end * size, "seed": seed}
-                for name, values in columns.items():
-                    # No episode may have ended yet, and no return differ from the others.
-                    some = values[seed][begin:end]
-                    defined = some[np.isfinite(some)]
-                    if len(defined):
-                        row[name] = float(defined.mean())
-                if row.get("trust/radius"):  # of the row: single iterations may have next to none
-                    row["trust/used"] = float(row["trust/distance"]) / float(row["trust/radius"])
-                rows.append(row)
-        return state, rows
+        spans = [(begin, min(begin + together, count)) for begin in range(0, count, together)]
+        return state, [
+            {"step": start + end * size, "seed": seed, **_means(columns, seed, slice(begin, end))}
+            for begin, end in spans
+            for seed in range(self.num_seeds)
+        ]
 
     def finish(self, state: Any) -> list[Row]:
         """One row per seed: the last return in training, and that of the policy without noise."""
-        key = jax.random.fold_in(jax.random.key(self.task.seed), 1)
-        keys = jax.random.split(key, self.task.num_seeds)
+        key = jax.random.fold_in(jax.random.key(self.seed), 1)  # 1: not the keys of the training
+        keys = jax.random.split(key, self.num_seeds)
         returns, lengths = self._evaluate(state, keys)
         training = known(state.episodes)["episode/return"]
         rows: list[Row] = [
@@ -227,10 +246,10 @@ class Training:
                 "final/return": float(np.mean(returns[seed])),
                 "final/length": float(np.mean(lengths[seed])),
             }
-            for seed in range(self.task.num_seeds)
+            for seed in range(self.num_seeds)
         ]
         for row, value in zip(rows, training, strict=True):
-            if np.isfinite(value):  # else no episode has ended
+            if np.isfinite(value):  # NaN as long as no episode has ended
                 row["final/training_return"] = float(value)
         return rows
 
@@ -241,22 +260,21 @@ class Training:
     def save(self, state: Any, folder: Path) -> None:
         """Writes the policy of every seed to policies/NAME/seed_N.npz."""
         agent = self.config.agent()
-        place = folder / "policies" / self.name
-        place.mkdir(parents=True, exist_ok=True)
-        for seed in range(self.task.num_seeds):
-            agent.policy(select_seed(state, seed)).save(place / f"seed_{seed}.npz")
+        own = folder / "policies" / self.name
+        own.mkdir(parents=True, exist_ok=True)
+        for seed in range(self.num_seeds):
+            agent.policy(select_seed(state, seed)).save(own / f"seed_{seed}.npz")
 
     @functools.cached_property
     def _programs(self) -> Any:
-        mesh = self.task.mesh or make_mesh(num_devices=1)
         make_agent = type(self.config).agent
-        return data_parallel(make_agent, self.config, mesh, num_seeds=self.task.num_seeds)
+        return data_parallel(make_agent, self.config, self.mesh, num_seeds=self.num_seeds)
 
     @functools.cached_property
     def _evaluate(self) -> Any:
         agent = self.config.agent()
         evaluate = functools.partial(
-            agent.evaluate, num_episodes=self.task.evaluation_episodes, deterministic=True
+            agent.evaluate, num_episodes=self.evaluation_episodes, deterministic=True
         )
         return jax.jit(jax.vmap(evaluate))
 
@@ -271,8 +289,20 @@ class Training:
             raise Diverged(f"{name} of seed {seed} is {values[seed, update]} at step {at}")
 
 
+def _means(columns: Mapping[str, np.ndarray], seed: int, iterations: slice) -> Row:
+    """The metrics of a seed, averaged over the iterations in which they are defined."""
+    means: Row = {}
+    for name, values in columns.items():
+        # Undefined: a return while no episode has ended, `value/explained` of equal returns.
+        some = values[seed][iterations]
+        defined = some[np.isfinite(some)]
+        if len(defined):
+            means[name] = float(defined.mean())
+    return means_of_trust(means)
+
+
 def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
-    """Metrics of the final evaluation, with the values of all seeds, NaN where undefined."""
+    """Metrics of the final evaluation by name: the values of all seeds, NaN where undefined."""
     own = [row for row in rows if row["stage"] == stage and "final/return" in row]
     names = ("final/return", "final/length", "final/training_return")
     return {name: [float(row.get(name, math.nan)) for row in own] for name in names}

@@ -4,6 +4,7 @@ The sharp minimum is the lower one. Noisy SGD stays in whichever it meets first;
 length rho reaches over the rim of the sharp well, where the gradient points to the flat one.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +21,36 @@ from experiments.trackers import Row
 from trustjax._checks import FieldError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Walk:
-    """The stage of one method with one radius."""
+    """The stage of one method with one radius.
 
-    task: "TwoMinima"
+    Attributes:
+      name: Name of the stage.
+      num_steps: Length of the walk.
+      steps_per_chunk: Steps between two rows of metrics.
+      radius: Radius of the method; 0 for the optimizer alone.
+      make: Makes the transform from the radius.
+      landscape: The loss.
+      noise: Standard deviation of the noise in each component of the gradient.
+      starts: Positions before the first step, [seeds, starts, 2].
+      keys: Random keys of the noise, [seeds, starts].
+    """
+
     name: str
+    num_steps: int
+    steps_per_chunk: int
     radius: float
     make: MakeTransform
-
-    @property
-    def num_steps(self) -> int:
-        """Length of the walk."""
-        return self.task.steps
-
-    @property
-    def steps_per_chunk(self) -> int:
-        """Steps between two rows."""
-        return self.task.steps_per_chunk
+    landscape: Landscape
+    noise: float
+    starts: jax.Array
+    keys: jax.Array
 
     def init(self, final: Mapping[str, Any]) -> Walkers:
-        """Walkers at their starts."""
+        """The walkers at their starts."""
         del final
-        position = self.task.starts()
-        return Walkers(position, jax.vmap(jax.vmap(self.make(self.radius).init))(position))
+        return self._begin(self.starts)
 
     def batches(self) -> None:
         """There is no data."""
@@ -51,35 +58,36 @@ class Walk:
     def advance(
         self, state: Walkers, batches: None, step: int, num_steps: int
     ) -> tuple[Walkers, list[Row]]:
-        """Walks; logs one row per seed."""
+        """Walks `num_steps` further; returns one row per seed."""
+        del batches
         state, _ = self.walk(state, step, num_steps)
-        measures = measure(state.position, landscape=self.task.landscape)
+        measures = measure(state.position, landscape=self.landscape)
         columns = {name: np.asarray(values, float) for name, values in measures.items()}
         return state, [
             {"seed": seed, **{name: values[seed] for name, values in columns.items()}}
             | {"trust/radius": self.radius}
-            for seed in range(self.task.num_seeds)
+            for seed in range(len(self.starts))
         ]
 
     def learned(self, state: Walkers) -> jax.Array:
-        """Where the walkers are."""
+        """The positions of the walkers."""
         return state.position
 
     def finish(self, state: Walkers) -> list[Row]:
-        """The last rows of `advance` say it all."""
+        """No rows, as the last ones of `advance` tell where the walkers end."""
         del state
         return []
 
     def walk(self, state: Walkers, step: int, num_steps: int) -> tuple[Walkers, jax.Array]:
-        """`walk` with the numbers of the task."""
+        """The walkers after `num_steps` more steps, and their paths; see `landscape.walk`."""
         num_seeds, num_starts, _ = state.position.shape
         moved: tuple[Walkers, jax.Array] = walk(
             state,
-            self.task.keys()[:num_seeds, :num_starts],
+            self.keys[:num_seeds, :num_starts],
             step,
             self.radius,
-            self.task.noise,
-            landscape=self.task.landscape,
+            self.noise,
+            landscape=self.landscape,
             make=self.make,
             num_steps=num_steps,
         )
@@ -87,28 +95,31 @@ class Walk:
 
     def paths(self, count: int) -> np.ndarray:
         """Paths of the first walkers of the first seed from their starts, [count, steps + 1, 2]."""
-        start = jax.tree.map(lambda leaf: leaf[:1, :count], self.init({}))
+        start = self._begin(self.starts[:1, :count])
         _, paths = self.walk(start, 0, self.num_steps)
         return np.concatenate([start.position[0, :, None], paths[0]], axis=1)
+
+    def _begin(self, position: jax.Array) -> Walkers:
+        return Walkers(position, jax.vmap(jax.vmap(self.make(self.radius).init))(position))
 
 
 @dataclass(frozen=True)
 class TwoMinima:
-    """Walkers from random starts, one stage a method and radius.
+    """Walkers from random starts, with one stage for each method and radius.
 
     Attributes:
-      optimizer: an Optax transform, trained alone as "sgd" and behind every method.
-      methods: by name, `radius -> transform`.
-      radii: the radii of every method, > 0.
-      seed: root of all randomness.
-      num_seeds: groups of starts.
-      precision: dtype of the positions.
-      num_starts: walkers of one seed.
-      steps: length of a walk.
-      steps_per_chunk: steps between two rows of metrics.
-      noise: standard deviation of the noise in each component of the gradient, >= 0.
-      sharp_width: standard deviation of the sharp well, > 0.
-      flat_width: standard deviation of the flat well, > 0.
+      optimizer: Optax transform that is trained alone, as "sgd", and behind every method.
+      methods: Methods by name, each a function `radius -> transform`.
+      radii: Radii that every method is tried with, > 0.
+      seed: Root of all randomness.
+      num_seeds: Number of groups of starts.
+      precision: Dtype of the positions.
+      num_starts: Number of walkers per seed.
+      steps: Length of a walk.
+      steps_per_chunk: Steps between two rows of metrics.
+      noise: Standard deviation of the noise in each component of the gradient, >= 0.
+      sharp_width: Standard deviation of the sharp well, > 0.
+      flat_width: Standard deviation of the flat well, > 0.
     """
 
     optimizer: optax.GradientTransformation
@@ -125,7 +136,7 @@ class TwoMinima:
     flat_width: float = 1.0
 
     def validate(self) -> None:
-        """Raises ValueError, which names the field, for numbers out of range."""
+        """Raises ValueError, which names the field, for a number out of range."""
         for name in ("num_starts", "steps", "steps_per_chunk"):
             if getattr(self, name) < 1:
                 raise FieldError(name, "be >= 1", getattr(self, name))
@@ -148,13 +159,13 @@ class TwoMinima:
         return Landscape(self.sharp_width, self.flat_width)
 
     def starts(self) -> jax.Array:
-        """Uniform starts [num_seeds, num_starts, 2], the same ones for every method."""
+        """Uniform starts, the same ones for every method, [num_seeds, num_starts, 2]."""
         corner = jnp.array(CORNER, self.precision)
         shape = (self.num_seeds, self.num_starts, 2)
         return jax.random.uniform(self._key(0), shape, corner.dtype, -corner, corner)
 
     def keys(self) -> jax.Array:
-        """The keys of the noise, one a walker [num_seeds, num_starts]."""
+        """Random keys of the noise, one per walker, [num_seeds, num_starts]."""
         return jax.random.split(self._key(1), (self.num_seeds, self.num_starts))
 
     def _key(self, salt: int) -> jax.Array:
@@ -162,10 +173,19 @@ class TwoMinima:
 
     def stages(self) -> list[Walk]:
         """The optimizer alone, then every method with every radius."""
-        alone = Walk(self, "sgd", 0.0, lambda radius: self.optimizer)
+        stage = functools.partial(
+            Walk,
+            num_steps=self.steps,
+            steps_per_chunk=self.steps_per_chunk,
+            landscape=self.landscape,
+            noise=self.noise,
+            starts=self.starts(),
+            keys=self.keys(),
+        )
+        alone = stage(name="sgd", radius=0.0, make=lambda radius: self.optimizer)
         makers = {name: self._behind(method) for name, method in self.methods.items()}
         return [alone] + [
-            Walk(self, f"{name}_{radius:g}", float(radius), make)
+            stage(name=f"{name}_{radius:g}", radius=float(radius), make=make)
             for name, make in makers.items()
             for radius in self.radii
         ]
@@ -173,16 +193,16 @@ class TwoMinima:
     def _behind(self, method: MakeTransform) -> MakeTransform:
         return lambda radius: optax.chain(method(radius), self.optimizer)
 
-    # Matplotlib is imported at the end of a run: a wrong configuration need not wait for it.
+    # Matplotlib is imported only at the end of a run, so that errors in a configuration show early.
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Share of walkers that end in the flat minimum, with its interval, by stage."""
+        """Share of the walkers that end in the flat minimum, with its interval, by stage."""
         from experiments.tasks import two_minima_report
 
         return two_minima_report.summarize(self._ends(rows))
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """share.png: share against radius; landscape.png: the loss and some paths."""
+        """Writes share.png (share against radius) and landscape.png (the loss and some paths)."""
         from experiments.tasks import two_minima_report
 
         found = self._ends(rows)
