@@ -143,7 +143,7 @@ def _job(config: DictConfig) -> None:
                 keys = [each.get_key_element() for each in parsed if each.is_sweep_override()]
                 own = [each for each in about.overrides.task if each.partition("=")[0] in keys]
                 print(f"job {about.job.num}: {' '.join(own)}", flush=True)
-            _run(folder, to_plain(config), resumed=False)
+            _train(folder, to_plain(config), resumed=False)
     except Exception:  # Hydra would add lines of its own
         traceback.print_exc()
         sys.exit(1)
@@ -176,14 +176,14 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
             raise ConfigError(f"{folder / 'config.yaml'}: {name} is missing")
     changed = tuple(parse(each).key_or_group.removeprefix("task.") for each in arguments)
     try:
-        _run(folder, config, resumed=True, edited=bool(edited))
+        _train(folder, config, resumed=True, edited=bool(edited))
     except ConfigError as error:
         if str(error).removeprefix("task.").startswith(changed):
             raise
         raise read_config(folder / "config.yaml").place(error) from error
 
 
-def _run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False) -> None:
+def _train(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False) -> None:
     check_values(config, Root, whole=True)
     set_environment(deterministic=config["deterministic"])  # before JAX is imported
     config = check_config(config)
@@ -192,7 +192,7 @@ def _run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = 
     from experiments.runtime.task import Diverged
 
     try:
-        code = session.run(folder, config, resumed=resumed, edited=edited)
+        code = session.train_in_folder(folder, config, resumed=resumed, edited=edited)
     except (Diverged, SaveError) as error:
         _fail(str(error), 1)
     if code:

@@ -11,6 +11,8 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ import numpy as np
 from experiments.runtime.checkpoint import CheckpointMetadata, Checkpoints
 from experiments.runtime.files import SaveError
 from experiments.runtime.targets import ConfigError
-from experiments.runtime.task import Diverged, Learns, Saves, Stage, State
+from experiments.runtime.task import Compiles, Diverged, Learns, Saves, Stage, State
 from experiments.trackers import Row, Tracker, read_rows
 
 
@@ -106,7 +108,34 @@ class FinalStates(Mapping[str, State]):
         return len(self._done)
 
 
-def run(
+class _Compiler:
+    """Compiles a stage in another thread while the one before it trains.
+
+    On CPU that halves the time of a short experiment.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._following = {stage.name: following for stage, following in pairwise(stages)}
+        self._compiled: dict[str, Future[Stage]] = {}
+
+    def start_after(self, stage: Stage) -> None:
+        """Starts on the stage that follows `stage`."""
+        following = self._following.get(stage.name)
+        if following is not None and isinstance(following, Compiles):
+            self._compiled[following.name] = self._pool.submit(following.compiled)
+
+    def result(self, stage: Stage) -> Stage:
+        """The stage with its program, once that is compiled; as it is if nothing was started."""
+        compiled = self._compiled.pop(stage.name, None)
+        return stage if compiled is None else compiled.result()
+
+    def close(self) -> None:
+        """Starts no more; what is being compiled goes on, and nobody waits for it."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def train(
     stages: Sequence[Planned],
     metrics: Path,
     trackers: Sequence[Tracker],
@@ -124,13 +153,17 @@ def run(
     log = _Log(trackers, num_rows=max((metadata.num_rows for _, _, metadata in stages), default=0))
     log.resume_from(metrics)
     final = FinalStates()
-    for planned in stages:
-        done = _is_done(planned.stage, planned.metadata)
-        if not done and (
-            should_stop() or not _train(planned, final, log, metrics.parent, every, should_stop)
-        ):
-            return False
-        final.add(planned)
+    with contextlib.closing(_Compiler([planned.stage for planned in stages])) as compiler:
+        for planned in stages:
+            done = _is_done(planned.stage, planned.metadata)
+            if not done and (
+                should_stop()
+                or not _train_stage(
+                    planned, final, compiler, log, metrics.parent, every, should_stop
+                )
+            ):
+                return False
+            final.add(planned)
     return True
 
 
@@ -161,9 +194,23 @@ class _Log:
                 raise SaveError(f"cannot write metrics: {error}") from error
 
 
-def _train(
+def _begin(planned: Planned, final: FinalStates) -> tuple[State, Any, dict[str, int]]:
+    """The state of a stage, its batches, and the steps of the stages that it began from."""
+    stage, checkpoints, metadata = planned
+    final.asked = {}
+    batches: Any = stage.batches()
+    if metadata.step == 0:
+        return stage.init(final), batches, final.asked
+    state = checkpoints.restore(_abstract(stage.init(final)))
+    if batches is not None:
+        batches.set_state(metadata.batches)
+    return state, batches, dict(metadata.began_from)
+
+
+def _train_stage(
     planned: Planned,
     final: FinalStates,
+    compiler: _Compiler,
     log: _Log,
     folder: Path,
     every: int,
@@ -172,16 +219,9 @@ def _train(
     """Trains one stage; returns False if it was stopped before its end."""
     stage, checkpoints, metadata = planned
     started = time.perf_counter() - metadata.seconds
-    final.asked = {}
-    batches: Any = stage.batches()
-    if metadata.step == 0:
-        state = stage.init(final)
-        began_from = final.asked
-    else:
-        state = checkpoints.restore(_abstract(stage.init(final)))
-        began_from = dict(metadata.began_from)
-        if batches is not None:
-            batches.set_state(metadata.batches)
+    state, batches, began_from = _begin(planned, final)
+    compiler.start_after(stage)
+    stage = compiler.result(stage)
     step = saved = metadata.step
     compiled: set[int] = set()  # lengths of chunks that were run before
     while step < stage.num_steps:

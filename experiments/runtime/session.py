@@ -42,8 +42,10 @@ _PACKAGES = ("trustjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 _LIBRARIES = ("optax", "flax")  # what they refuse is a value of the configuration
 
 
-def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False) -> int:
-    """Runs or continues what `config` says in `folder`; returns the exit code.
+def train_in_folder(
+    folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False
+) -> int:
+    """Trains what `config` says in `folder`, or goes on with it; returns the exit code.
 
     0 when all is done, 128 + the signal's number when stopped by SIGINT or SIGTERM. Raises
     ConfigError for bad values, a folder in use, one that holds a run already, or a config.yaml that
@@ -93,7 +95,7 @@ def run(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = F
                 stack.callback(tracker.close)
             for _, checkpoints, _ in planned:
                 stack.callback(checkpoints.close)
-            done = loop.run(
+            done = loop.train(
                 planned,
                 metrics.path,
                 trackers,

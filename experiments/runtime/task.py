@@ -78,6 +78,14 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Compiles(Protocol):
+    """A stage whose program can be compiled while the stage before it trains."""
+
+    def compiled(self) -> Stage:
+        """The same stage with its program compiled; called in another thread than the rest."""
+
+
+@runtime_checkable
 class Saves(Protocol):
     """A stage that leaves more behind than rows, such as trained policies."""
 

@@ -8,7 +8,6 @@ order, so that they differ in the optimizer alone.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,
     Training,
+    TrainState,
     initial_variables,
     lanes_of,
 )
@@ -130,15 +130,10 @@ class Adaptation:
 
     def stages(self) -> list[Training]:
         """Pre-training, if it has steps, then one stage a method."""
-        stages = [self._finetuning(name, self.methods[name]) for name in self._names()]
-        shapes = {}
-        if self.pretrain_steps:
-            pretraining = self._pretraining()
-            stages = [pretraining, *stages]
-            shapes = {"pretrain": pretraining.shapes({})}
+        stages = [self._pretraining()] if self.pretrain_steps else []
+        earlier = {stage.name: stage.shapes() for stage in stages}
+        stages += [self._finetuning(name, self.methods[name], earlier) for name in self._names()]
         self._report_memory(stages)
-        for stage, following in itertools.pairwise(stages):
-            stage.begun = functools.partial(following.compile_ahead, shapes)
         return stages
 
     def summarize(self, rows: list[Row]) -> Summary:
@@ -242,7 +237,7 @@ class Adaptation:
             key=jax.random.fold_in(jax.random.key(self.seed), 1),
         )
 
-    def _finetuning(self, name: str, method: Method) -> Training:
+    def _finetuning(self, name: str, method: Method, earlier: Mapping[str, TrainState]) -> Training:
         def start(final: Mapping[str, Any]) -> tuple[Any, Any]:
             if not self.pretrain_steps:
                 return self._initial_variables()
@@ -255,6 +250,7 @@ class Adaptation:
             self._target_batches,
             num_steps=self.finetune_steps,
             start=start,
+            earlier=earlier,
             key=jax.random.fold_in(jax.random.key(self.seed), 2),
         )
 

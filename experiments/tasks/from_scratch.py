@@ -123,10 +123,7 @@ class FromScratch:
 
     def stages(self) -> list[Training]:
         """One stage a method: all noise levels and seeds side by side."""
-        stages = [self._training(name, self.methods[name]) for name in self._names()]
-        for stage, following in itertools.pairwise(stages):
-            stage.begun = functools.partial(following.compile_ahead, {})
-        return stages
+        return [self._training(name, self.methods[name]) for name in self._names()]
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Test accuracy by method and noise level, and gains, paired; the best of a search."""

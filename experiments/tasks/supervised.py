@@ -2,8 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,8 +21,6 @@ from trustjax.parallel import batch_sharding, replicated
 from trustjax.trust import broken_passes, trust_metrics_of
 
 PyTree = Any
-# Compiles the next stage while the present one trains: on CPU that halves a short experiment.
-COMPILER = ThreadPoolExecutor(max_workers=1)
 Batch = Mapping[str, jax.Array]
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
@@ -194,7 +191,8 @@ class Training:
       measure: the same at the end of the training.
       label: extra columns of the metric rows, one mapping per lane.
       lanes_compete: whether a lane may diverge as long as another one does not, as in a search.
-      begun: called at the first chunk, to start what can go on beside the training.
+      earlier: Shapes of the final states of the earlier stages that `start` reads.
+      program: The compiled program of a whole chunk; None compiles it at the first call.
     """
 
     name: str
@@ -212,8 +210,8 @@ class Training:
     measure: Callable[[PyTree, PyTree], dict[str, jax.Array]]
     label: list[Row]
     lanes_compete: bool = False
-    begun: Callable[[], None] | None = None
-    _program: Future[Callable[..., Any]] | None = None
+    earlier: Mapping[str, TrainState] = field(default_factory=dict)
+    program: jax.stages.Compiled | None = None
 
     def init(self, final: Mapping[str, Any]) -> TrainState:
         """The lanes before their first step."""
@@ -239,14 +237,10 @@ class Training:
         self, state: TrainState, batches: Iterator[Any], step: int, num_steps: int
     ) -> tuple[TrainState, list[Row]]:
         """Trains `num_steps` steps; one row a lane with the chunk's mean metrics."""
-        if self.begun is not None:
-            self.begun()
-            self.begun = None
         chunk = [next(batches) for _ in range(num_steps)]
         stacked = {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
-        full = num_steps == self.steps_per_chunk
-        ahead = self._program if full else None
-        advance = self._advance if ahead is None else ahead.result()
+        whole = num_steps == self.steps_per_chunk
+        advance = self.program if self.program is not None and whole else self._advance
         state, metrics = advance(state, self.lanes, stacked)
         return state, self._rows({**metrics, **self.evaluate(state.params, state.model_state)})
 
@@ -258,20 +252,21 @@ class Training:
         """The parameters of all lanes; of none where a lane may diverge."""
         return () if self.lanes_compete else state.params
 
-    def shapes(self, final: Mapping[str, Any]) -> TrainState:
-        """Shapes and dtypes of the state, from those of the final states of earlier stages."""
-        shapes: TrainState = jax.eval_shape(self.init, final)
+    def shapes(self) -> TrainState:
+        """Shapes and dtypes of the state."""
+        shapes: TrainState = jax.eval_shape(self.init, self.earlier)
         return shapes
 
-    def compile_ahead(self, final: Mapping[str, Any]) -> None:
-        """Starts to compile a whole chunk in another thread; arguments as in `shapes`."""
+    def compiled(self) -> "Training":
+        """The stage with the compiled program of a whole chunk."""
+        if self.program is not None:
+            return self
         batches = {
             name: jax.ShapeDtypeStruct((self.steps_per_chunk, *value.shape), value.dtype)
             for name, value in self.source[0].items()
         }
-        self._program = COMPILER.submit(
-            lambda: self._advance.lower(self.shapes(final), self.lanes, batches).compile()
-        )
+        program = self._advance.lower(self.shapes(), self.lanes, batches).compile()
+        return replace(self, program=program)
 
     def _at(self, lane: Lanes) -> tuple[optax.GradientTransformation, Penalty | None]:
         """The method with the hyperparameters of a lane."""

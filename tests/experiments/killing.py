@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
 
 
-def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def train_to_end(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Runs an experiment to its end."""
     return subprocess.run(
         command(arguments), env=environment(), capture_output=True, text=True, check=False
@@ -43,7 +43,7 @@ def assert_survives_kills(overrides: Sequence[str], folder: Path, num_kills: int
     the results in summary.json. Three kills in ten come before the first new row of metrics.
     """
     whole, killed = folder / "whole", folder / "killed"
-    result = run([*overrides, f"hydra.run.dir={whole}"])
+    result = train_to_end([*overrides, f"hydra.run.dir={whole}"])
     assert result.returncode == 0, result.stderr
     training = json.loads((whole / "summary.json").read_text())["seconds"]
     moments = random.Random(0)
@@ -62,7 +62,7 @@ def assert_survives_kills(overrides: Sequence[str], folder: Path, num_kills: int
         process.kill()
         _, stderr = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), stderr.decode()
-    result = run(_start_or_resume(overrides, killed))
+    result = train_to_end(_start_or_resume(overrides, killed))
     assert result.returncode == 0, result.stderr
     assert result.stderr == "", result.stderr
     assert_same_runs(whole, killed)

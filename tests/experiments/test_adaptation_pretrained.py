@@ -89,7 +89,7 @@ def test_fine_tuning_of_a_checkpoint(pretrained, call, capsys):
     assert Path("run/plots/learning_curves.png").stat().st_size > 0
 
     (stage,) = task_of(*overrides).stages()
-    model, shapes = stage.model, stage.shapes({})
+    model, shapes = stage.model, stage.shapes()
     assert isinstance(model, PretrainedViT)
     trained = Checkpoints(Path("run/checkpoints/tram"), 2).restore(shapes).params
     heads = trained.pop("head")["kernel"]  # one a seed

@@ -44,7 +44,7 @@ def two_stages(**changes: Any) -> list[Counting]:
     return [Counting("first", **changes), Counting("second", begins_from="first", **changes)]
 
 
-def run(
+def train(
     stages: Sequence[Counting],
     folder: Path,
     stores: Stores,
@@ -53,11 +53,11 @@ def run(
 ) -> bool:
     planned = loop.plan(stages, lambda name: InMemory(stores[name], event))
     metrics = folder / "metrics.csv"
-    return loop.run(planned, metrics, [EventCsv(metrics, event)], **{"every": 4, **arguments})
+    return loop.train(planned, metrics, [EventCsv(metrics, event)], **{"every": 4, **arguments})
 
 
 def one_chunk(stages: Sequence[Counting], folder: Path, stores: Stores) -> bool:
-    return run(stages, folder, stores, should_stop=lambda: any(stage.chunks for stage in stages))
+    return train(stages, folder, stores, should_stop=lambda: any(stage.chunks for stage in stages))
 
 
 def new_stores() -> Stores:
@@ -85,7 +85,7 @@ def assert_same_run(folder: Path, stores: Stores, other: Path, other_stores: Sto
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stores, list[str]]:
     """An uninterrupted run, and the names of all moments at which it could have been killed."""
     folder, stores, events = tmp_path_factory.mktemp("whole"), new_stores(), []
-    assert run(two_stages(event=events.append), folder, stores, events.append)
+    assert train(two_stages(event=events.append), folder, stores, events.append)
     return folder, stores, events
 
 
@@ -115,8 +115,8 @@ def test_killed_at_any_moment_and_resumed(
                 raise Killed
 
         with pytest.raises(Killed):
-            run(two_stages(event=event), folder, stores, event)
-        assert run(two_stages(), folder, stores)
+            train(two_stages(event=event), folder, stores, event)
+        assert train(two_stages(), folder, stores)
         assert_same_run(folder, stores, whole_folder, whole_stores)
 
 
@@ -128,7 +128,7 @@ def test_killed_within_a_line_of_metrics(
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write('first,4,0,"1.2')
     (tmp_path / "metrics.csv.new").write_text("stage,st")
-    assert run(two_stages(), tmp_path, stores)
+    assert train(two_stages(), tmp_path, stores)
     assert_same_run(tmp_path, stores, *whole[:2])
 
 
@@ -149,27 +149,27 @@ def test_finished_stages_are_not_run_again(
 ) -> None:
     stores = new_stores()
     first = Counting("first")
-    assert run([first], tmp_path, stores)
+    assert train([first], tmp_path, stores)
     events: list[str] = []
-    assert run([Counting("first", event=events.append)], tmp_path, stores)
+    assert train([Counting("first", event=events.append)], tmp_path, stores)
     assert events == []
     # Its final state is read only when a later stage asks for it.
-    assert run([Counting("first", event=events.append), Counting("alone")], tmp_path, stores)
+    assert train([Counting("first", event=events.append), Counting("alone")], tmp_path, stores)
     assert events == []
     later = Counting("second", begins_from="first")
-    assert run([Counting("first", event=events.append), later], tmp_path, stores)
+    assert train([Counting("first", event=events.append), later], tmp_path, stores)
     assert events == ["init"]  # for the structure of what is restored
     np.testing.assert_equal(final_states(stores)["second"], final_states(whole[1])["second"])
 
 
 def test_longer_run_continues_on_the_same_grid(tmp_path: Path) -> None:
     stores, longer = new_stores(), Counting("first", num_steps=12)
-    run([Counting("first", num_steps=7)], tmp_path, stores)
-    assert run([longer], tmp_path, stores)
+    train([Counting("first", num_steps=7)], tmp_path, stores)
+    assert train([longer], tmp_path, stores)
     assert longer.chunks == [(7, 1), (8, 2), (10, 2)]
     direct = new_stores()
     (tmp_path / "direct").mkdir()
-    run([Counting("first", num_steps=12)], tmp_path / "direct", direct)
+    train([Counting("first", num_steps=12)], tmp_path / "direct", direct)
     np.testing.assert_equal(final_states(stores), final_states(direct))
 
 
@@ -177,19 +177,19 @@ def test_shorter_than_what_is_done(tmp_path: Path) -> None:
     stores = new_stores()
     one_chunk([Counting("first")], tmp_path, stores)  # to step 2
     with pytest.raises(ConfigError, match=r"first must have at least 3 steps, .* got 2"):
-        run([Counting("first", num_steps=2)], tmp_path, stores)
-    assert run([Counting("first", num_steps=3)], tmp_path, stores)
-    assert run([Counting("first", num_steps=3)], tmp_path, stores)
+        train([Counting("first", num_steps=2)], tmp_path, stores)
+    assert train([Counting("first", num_steps=3)], tmp_path, stores)
+    assert train([Counting("first", num_steps=3)], tmp_path, stores)
     with pytest.raises(ConfigError, match="at least 3 steps"):
-        run([Counting("first", num_steps=2)], tmp_path, stores)
+        train([Counting("first", num_steps=2)], tmp_path, stores)
 
 
 def test_longer_pretraining_after_others_began_from_it(tmp_path: Path) -> None:
     stores = new_stores()
-    run(two_stages(), tmp_path, stores)
+    train(two_stages(), tmp_path, stores)
     stages = [Counting("first", num_steps=9), Counting("second", begins_from="first")]
     with pytest.raises(ConfigError, match="first must keep its 7 steps, as second began from"):
-        run(stages, tmp_path, stores)
+        train(stages, tmp_path, stores)
 
 
 @pytest.mark.parametrize(
@@ -204,16 +204,16 @@ def test_longer_pretraining_after_others_began_from_it(tmp_path: Path) -> None:
 )
 def test_bad_stages(stages: list[Counting], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(stages, tmp_path, new_stores())
+        train(stages, tmp_path, new_stores())
 
 
 def test_lost_rows_are_an_error(tmp_path: Path) -> None:
     stores = new_stores()
-    run([Counting("first")], tmp_path, stores)
+    train([Counting("first")], tmp_path, stores)
     lines = (tmp_path / "metrics.csv").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.csv").write_text("".join(lines[:-1]))
     with pytest.raises(SaveError, match="has 8 rows, but had 9"):
-        run([Counting("first")], tmp_path, stores)
+        train([Counting("first")], tmp_path, stores)
 
 
 def test_full_disk_is_a_save_error(tmp_path: Path) -> None:
@@ -222,12 +222,12 @@ def test_full_disk_is_a_save_error(tmp_path: Path) -> None:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(SaveError, match=r"cannot write metrics: .*No space left"):
-        run([Counting("first")], tmp_path, new_stores(), event)
+        train([Counting("first")], tmp_path, new_stores(), event)
 
 
 def test_mark_is_json_with_the_iterator(tmp_path: Path) -> None:
     stores = new_stores()
-    run(two_stages(), tmp_path, stores, every=1)
+    train(two_stages(), tmp_path, stores, every=1)
     metadata = InMemory(stores["second"]).latest()
     expected = CheckpointMetadata(7, 18, metadata.seconds, True, {"first": 7}, {"next": 7})
     assert metadata == expected
@@ -252,9 +252,9 @@ def test_a_metric_that_is_not_finite_ends_the_run_unsaved(
     with pytest.raises(
         Diverged, match=rf"stage first: loss of seed 1 is \w+ at step {step}; last .* step 4 of "
     ):
-        run([stage], tmp_path, stores)
+        train([stage], tmp_path, stores)
     assert list(stores["first"]) == [4]
-    assert run([Counting("first")], tmp_path, stores)
+    assert train([Counting("first")], tmp_path, stores)
 
 
 def test_learned_arrays_are_looked_at_before_they_are_saved(tmp_path: Path) -> None:
@@ -264,5 +264,5 @@ def test_learned_arrays_are_looked_at_before_they_are_saved(tmp_path: Path) -> N
 
     stores = new_stores()
     with pytest.raises(Diverged, match=r"stage first: b.0 is not finite at step 7; last"):
-        run([Learning("first")], tmp_path, stores)
+        train([Learning("first")], tmp_path, stores)
     assert list(stores["first"]) == [4]

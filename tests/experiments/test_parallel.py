@@ -74,8 +74,7 @@ def stages():
     for num_devices in (1, 8):
         task = Adaptation(**SHORT, mesh=make_mesh(num_devices))
         task.validate()
-        made[num_devices] = task.stages()
-        made[num_devices][0].compile_ahead({})
+        made[num_devices] = [stage.compiled() for stage in task.stages()]
         for stage in made[num_devices]:
             stage.measure = stage.evaluate  # quicker to compile
     return made
@@ -116,7 +115,7 @@ def test_eight_devices_do_what_one_does(trained):
 def test_examples_and_parameters_stay_where_they_are(stages, trained):
     """Only sums cross between devices: of losses, gradients, norms, divergences."""
     for stage in stages[8]:
-        program = stage._program.result()
+        program = stage.program
         state, _, batches = program.input_shardings[0]
         assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
         assert {name: leaf.spec for name, leaf in batches.items()} == dict.fromkeys(
@@ -132,11 +131,11 @@ def test_a_run_goes_on_with_other_devices(stages, trained, tmp_path):
     """From one device to eight within pre-training, and back within fine-tuning."""
     metrics = tmp_path / "metrics.csv"
 
-    def run(num_devices, *, stop_in=None):
+    def train(num_devices, *, stop_in=None):
         """Starts or resumes the run; whether it is done."""
         pretraining, _, tram = stages[num_devices]
         planned = loop.plan([pretraining, tram], lambda name: Checkpoints(tmp_path / name, 1))
-        done = loop.run(
+        done = loop.train(
             planned,
             metrics,
             [Csv(metrics)],
@@ -148,9 +147,9 @@ def test_a_run_goes_on_with_other_devices(stages, trained, tmp_path):
             checkpoints.close()
         return done, steps
 
-    assert run(1, stop_in="pretrain") == (False, [3, 0])
-    assert run(8, stop_in="tram") == (False, [6, 3])
-    assert run(1) == (True, [6, 6])
+    assert train(1, stop_in="pretrain") == (False, [3, 0])
+    assert train(8, stop_in="tram") == (False, [6, 3])
+    assert train(1) == (True, [6, 6])
     checkpoints = Checkpoints(tmp_path / "tram", 1)
     for final, _ in trained.values():
         restored = checkpoints.restore(loop._abstract(final["tram"]))

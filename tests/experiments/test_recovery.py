@@ -393,7 +393,7 @@ def test_one_signal_is_a_checkpoint_and_a_clean_end(number: signal.Signals, tmp_
     assert output == f"sgd: compiling ...\n{stopped}\n"
     last = int(read_rows(tmp_path / "metrics.csv")[-1]["step"])
     assert Checkpoints(tmp_path / "checkpoints" / "sgd", 2).latest().step == last
-    result = killing.run([f"resume={tmp_path}", f"task.steps={last + 2}"])
+    result = killing.train_to_end([f"resume={tmp_path}", f"task.steps={last + 2}"])
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -401,7 +401,7 @@ def test_one_signal_is_a_checkpoint_and_a_clean_end(number: signal.Signals, tmp_
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     """The chunk is long; what was saved before stays whole."""
     short = tiny("task.steps=4", "checkpoint.every=1000000")
-    first = killing.run([*short, f"hydra.run.dir={tmp_path}"])
+    first = killing.train_to_end([*short, f"hydra.run.dir={tmp_path}"])
     assert first.returncode == 0, first.stderr
     process = start(f"resume={tmp_path}", "task.steps=1000000")
     while read_rows(tmp_path / "metrics.csv")[-1]["step"] == 4:
@@ -417,7 +417,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "sgd", 2)
     assert (checkpoints.damaged, checkpoints.all_metadata()[0].step) == ({}, 4)
     last = int(read_rows(tmp_path / "metrics.csv")[-1]["step"])
-    result = killing.run([f"resume={tmp_path}", f"task.steps={last + 2}"])
+    result = killing.train_to_end([f"resume={tmp_path}", f"task.steps={last + 2}"])
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -425,7 +425,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 def test_two_of_sigint_within_a_chunk(tmp_path: Path) -> None:
     """The first one waits for the chunk, which would take minutes; the second does not."""
     long = ("task.steps_per_chunk=10000000", "task.num_starts=1", "num_seeds=1")
-    first = killing.run([*tiny("task.steps=4", *long), f"hydra.run.dir={tmp_path}"])
+    first = killing.train_to_end([*tiny("task.steps=4", *long), f"hydra.run.dir={tmp_path}"])
     assert first.returncode == 0, first.stderr
     before = (tmp_path / "metrics.csv").read_bytes()
     process = start(f"resume={tmp_path}", "task.steps=10000000")
@@ -446,7 +446,7 @@ def test_two_of_sigint_within_a_chunk(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "sgd", 2)
     assert (checkpoints.damaged, checkpoints.latest().step) == ({}, 4)
     assert (tmp_path / "metrics.csv").read_bytes() == before
-    result = killing.run([f"resume={tmp_path}", "task.steps=6"])
+    result = killing.train_to_end([f"resume={tmp_path}", "task.steps=6"])
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -507,12 +507,12 @@ def test_two_processes_in_one_folder(tmp_path: Path) -> None:
     first = start(*LONG, f"hydra.run.dir={tmp_path}")
     wait_for_rows(tmp_path, first)
     for arguments in ([*LONG, f"hydra.run.dir={tmp_path}"], [f"resume={tmp_path}"]):
-        second = killing.run(arguments)
+        second = killing.train_to_end(arguments)
         assert second.returncode == 2
         assert second.stderr == f"error: {tmp_path} is in use by another run\n"
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)
     assert first.returncode == 143
     last = int(read_rows(tmp_path / "metrics.csv")[-1]["step"])
-    result = killing.run([f"resume={tmp_path}", f"task.steps={last + 2}"])
+    result = killing.train_to_end([f"resume={tmp_path}", f"task.steps={last + 2}"])
     assert (result.returncode, result.stderr) == (0, "")

@@ -377,7 +377,7 @@ def test_multirun(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_configuration_in_a_process_of_its_own() -> None:
-    result = killing.run(["+exp=two_minima", "seed=abc"])
+    result = killing.train_to_end(["+exp=two_minima", "seed=abc"])
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: seed: got 'abc', allowed: an integer\n"
 
@@ -411,7 +411,7 @@ def test_ctrl_c_and_resume(tmp_path: Path) -> None:
     assert output == f"sgd: compiling ...\n{stopped}\n"
     (step,) = (int(path.name) for path in (tmp_path / "checkpoints" / "sgd").iterdir())
     assert step == read_rows(tmp_path / "metrics.csv")[-1]["step"]
-    result = killing.run([f"resume={tmp_path}", f"task.steps={step + 3}"])
+    result = killing.train_to_end([f"resume={tmp_path}", f"task.steps={step + 3}"])
     assert result.returncode == 0
     assert {row["step"] for row in read_rows(tmp_path / "metrics.csv")} >= {step, step + 3}
 

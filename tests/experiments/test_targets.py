@@ -64,7 +64,7 @@ from experiments.trackers import Tracker
         "experiments.sweep.main",
         "experiments.play.draw",
         "experiments.report.main",
-        "experiments.runtime.session.run",
+        "experiments.runtime.session.train_in_folder",
         # what reads, writes, deletes or ends
         "trustjax.models.save_pretrained",
         "trustjax.models.checkpoint.save_pretrained",

@@ -63,7 +63,7 @@ def _composed_once() -> None:
         with run._one_line_errors():
             check_read(config, choices)
             config["exp"] = choices["exp"]
-            run._run(Path(tempfile.mkdtemp()), to_plain(config), resumed=False)
+            run._train(Path(tempfile.mkdtemp()), to_plain(config), resumed=False)
     except Exception:
         traceback.print_exc()
         sys.exit(1)
