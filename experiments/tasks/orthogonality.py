@@ -130,9 +130,9 @@ class Orthogonality:
         for size in self.sizes:
             values[str(size)] = found = {
                 name: {
-                    "error": _column(rows, size, f"error/{name}"),
+                    "error": _median(rows, size, f"error/{name}"),
                     "expected": expected_error(size, self.methods[name]["ns_steps"]),
-                    "milliseconds": 1e3 * _column(rows, size, f"seconds/{name}"),
+                    "milliseconds": 1e3 * _median(rows, size, f"seconds/{name}"),
                 }
                 for name in self.methods
             }
@@ -152,11 +152,11 @@ class Orthogonality:
         for name in self.methods:
             steps = self.methods[name]["ns_steps"]
             points = {**style[name], "linestyle": ""}
-            measured = [_column(rows, size, f"error/{name}") for size in sizes]
+            measured = [_median(rows, size, f"error/{name}") for size in sizes]
             errors.plot(sizes, measured, label=name, **points)
             expected = [expected_error(size, steps) for size in sizes]
             errors.plot(sizes, expected, color=style[name]["color"], linewidth=1)
-            taken = [_column(rows, size, f"seconds/{name}") for size in sizes]
+            taken = [_median(rows, size, f"seconds/{name}") for size in sizes]
             seconds.plot(sizes, taken, **style[name])
             power = 3 if steps else 2
             slope = taken[-1] * (sizes / sizes[-1]) ** power
@@ -175,7 +175,8 @@ class Orthogonality:
         plots.save(figure, folder / "orthogonality.png")
 
 
-def _column(rows: Sequence[Row], size: int, metric: str) -> float:
-    """Median over the matrices of one size."""
-    stage = f"size_{size}"
-    return float(np.median([row[metric] for row in rows if row["stage"] == stage]))
+def _median(rows: Sequence[Row], size: int, metric: str) -> float:
+    """Median of a metric over the matrices of one size."""
+    from experiments.analysis import plots
+
+    return float(np.median(plots.last(plots.curve(rows, f"size_{size}", metric))))

@@ -41,10 +41,9 @@ def ends(rows: Sequence[Row], radii: Mapping[str, float], num_walkers: int) -> d
     """The end of every stage, from its last rows; `radii` maps the stages to their radii."""
     found = {}
     for name, radius in radii.items():
-        own = [row for row in rows if row["stage"] == name]
-        steps = max(row["step"] for row in own)
-        last = [row for row in own if row["step"] == steps]
-        flat, loss = (float(np.mean([row[key] for row in last])) for key in ("flat", "loss"))
+        flat, loss = (
+            float(np.mean(plots.last(plots.curve(rows, name, key)))) for key in ("flat", "loss")
+        )
         _, *interval = share_interval(flat, num_walkers)
         found[name] = End(radius, flat, (interval[0], interval[1]), loss)
     return found

@@ -4,14 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.tasks.mirror import (
-    Mirror,
-    Solver,
-    best_constant_portfolio,
-    log_loss,
-    play,
-    theory_bound,
-)
+from experiments.tasks.mirror import Mirror, Solver
+from experiments.tasks.mirror_problems import best_constant_portfolio, log_loss, play, theory_bound
 from trustjax.geometry import euclidean, hypentropy, simplex
 from trustjax.optim import mirror_descent
 
