@@ -2,8 +2,8 @@
 
 python -m benchmarks.interval_coverage [--out FILE]     two minutes on two cores
 
-Beside the t interval stand those of `scipy.stats.bootstrap`, by percentiles and bias-corrected
-(BCa), on the same values. All aim at 0.95.
+The t interval is compared with those of `scipy.stats.bootstrap`, by percentiles and bias-corrected
+(BCa), on the same values. All aim at a coverage of 0.95.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from experiments.analysis.statistics import Interval, interquartile_mean, mean_i
 
 SEEDS = (2, 3, 5, 10, 20)
 SAMPLES = 1000
-# A return that is capped, as CartPole's is: half of the seeds reach the cap.
+# "capped normal" resembles a return with a highest value, such as CartPole's, which half of the
+# seeds reach.
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
     "normal": lambda rng, shape: rng.normal(size=shape),
     "uniform": lambda rng, shape: rng.uniform(size=shape),
@@ -31,7 +32,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.nda
 def scipy_bootstrap(method: str) -> Callable[[np.ndarray], Interval]:
     def interval(values: np.ndarray) -> Interval:
         rng = np.random.default_rng(0)
-        with warnings.catch_warnings():  # BCa is not defined for equal values
+        with warnings.catch_warnings():  # BCa is undefined for equal values, and warns
             warnings.simplefilter("ignore")
             found = stats.bootstrap((values,), np.mean, n_resamples=500, method=method, rng=rng)
         return Interval(values.mean(), *found.confidence_interval)

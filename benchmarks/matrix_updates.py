@@ -1,11 +1,11 @@
-"""Time of an optimizer's update alone: AuON and Hybrid-AuON beside Muon, AdamW and SGD.
+"""Time of an optimizer's update alone: AuON and Hybrid-AuON against Muon, AdamW and SGD.
 
 python -m benchmarks.matrix_updates --out FILE [--size 256 512 ...] [--transformer] [--repeats N]
     [--only adamw auon ...]
 
-`tx.update` and `optax.apply_updates`, compiled, with donated buffers, on one square matrix or on
-the weights of a transformer with 12 layers of width 768. The programs take turns; a ratio is the
-median of the ratios within a turn. docs/benchmarks.md has the results.
+A program is `tx.update` and `optax.apply_updates`, compiled, with donated buffers, on one square
+matrix or on the weights of a transformer with 12 layers of width 768. The programs take turns; a
+ratio is the median of the ratios within a turn. docs/benchmarks.md has the results.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from trustjax.optim import auon, hybrid_auon
 
 Numbers = dict[str, Any]
 
-# At so low a rate the last updates are of the same kind as the first.
+# With so low a rate the weights hardly change, so that all updates are of the same kind.
 RATE = 1e-6
 OPTIMIZERS = {
     "sgd": optax.sgd(RATE, momentum=0.95, nesterov=True),
@@ -39,14 +39,14 @@ OPTIMIZERS = {
     "hybrid_auon": hybrid_auon(RATE, other=optax.adamw(RATE)),
     "optax.contrib.muon": optax.contrib.muon(RATE),
 }
-# Read g and m, write m, read m and g again for Nesterov, read and write p: float32. With the
-# second reading of m and g kept in fast memory, 20.
+# Bytes of memory traffic per float32 parameter: read g and m, write m, read m and g again for
+# Nesterov, read and write p. FEWEST_BYTES is without the second reading, if caches hold m and g.
 BYTES = 28
 FEWEST_BYTES = 20
 
 
 def square(size: int) -> dict[str, Any]:
-    """Shapes of one matrix."""
+    """Shape of one square matrix, as a tree."""
     return {"kernel": (size, size)}
 
 
@@ -61,7 +61,7 @@ def transformer(depth: int = 12, width: int = 768) -> dict[str, Any]:
 
 
 def measure(shapes: Any, repeats: int, names: Sequence[str] = tuple(OPTIMIZERS)) -> Numbers:
-    """Milliseconds, ratios to AdamW, state and bandwidth of the optimizers in `names`."""
+    """Milliseconds, ratio to AdamW, size of the state and bandwidth of the optimizers `names`."""
     random = np.random.default_rng(0)
 
     def drawn() -> Any:
@@ -100,7 +100,7 @@ def measure(shapes: Any, repeats: int, names: Sequence[str] = tuple(OPTIMIZERS))
 
 
 def table(name: str, found: Mapping[str, Any]) -> str:
-    """The numbers of one tree of parameters as text."""
+    """The results for one tree of parameters as text."""
     lines = [
         f"{name}: {found['parameters'] / 1e6:.2f} million parameters, {found['repeats']} repeats",
         f"{'':18}{'ms (quartiles)':>28}{'x AdamW':>9}{'state':>7}{'GB/s at 28':>12}{'at 20':>8}",

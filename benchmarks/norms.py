@@ -1,9 +1,9 @@
-"""Time of `trustjax.geometry.global_norm` beside the plain root of the sum of squares.
+"""Time of `trustjax.geometry.global_norm` against the plain root of the sum of squares.
 
 python -m benchmarks.norms --out FILE [--size 256 1024 2048] [--repeats N]
 
-Four square matrices a tree. The two programs take turns; a ratio is the median of the ratios within
-a turn. docs/benchmarks.md has the results.
+Every tree has four square matrices. The two programs take turns; a ratio is the median of the
+ratios within a turn. docs/benchmarks.md has the results.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from trustjax.geometry import global_norm
 
 
 def plain_norm(tree: Any) -> jax.Array:
-    """The norm as it is written down, which under- and overflows."""
+    """The norm by its formula, whose squares may underflow and overflow."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def measure(size: int, repeats: int) -> Numbers:
-    """Milliseconds of the plain norm, and the ratio of ours to it."""
+    """Milliseconds of the plain norm, and the ratio of our time to it."""
     random = np.random.default_rng(0)
     tree = [jnp.asarray(random.standard_normal((size, size), np.float32)) for _ in range(4)]
     plain = Program(lambda carry, tree: (carry, plain_norm(tree)), (), tree)
@@ -41,7 +41,7 @@ def measure(size: int, repeats: int) -> Numbers:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints one line a size and writes the numbers as JSON."""
+    """Measures, prints one line per size and writes the numbers as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.norms")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--size", nargs="+", type=int, default=[256, 1024, 2048])

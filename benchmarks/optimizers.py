@@ -1,11 +1,11 @@
-"""Step time, FLOPs and memory of SAM and TRAM, beside AdamW and `optax.contrib.sam`.
+"""Step time, FLOPs and memory of SAM and TRAM, against AdamW and `optax.contrib.sam`.
 
 python -m benchmarks.optimizers --out FILE [--model mlp vit vit_b16] [--repeats N]
 
 All programs of a network are compiled first and then take turns, so that noise of the machine hits
 all alike; a ratio is the median of the ratios within a turn. The forward pass F, the backward pass
-B and AdamW's update O are timed among them, and give what a step of f forward and b backward passes
-should take, f F + b B + O. docs/benchmarks.md has the results.
+B and AdamW's update O are timed among them: a step of f forward and b backward passes should take
+f F + b B + O. docs/benchmarks.md has the results.
 """
 
 import argparse
@@ -31,16 +31,23 @@ PyTree = Any
 Numbers = dict[str, Any]
 
 
-# ---- what is measured
+# ---- networks and optimizers
 
 
 class Workload(NamedTuple):
-    """A network, and the batch that it is trained on again and again."""
+    """A network, and the batch that it is trained on again and again.
+
+    Attributes:
+      model: Flax module.
+      image_shape: Height, width and channels of an image.
+      batch_size: Examples per step.
+      repeats: Timed calls of every program.
+    """
 
     model: nn.Module
     image_shape: tuple[int, int, int]
     batch_size: int
-    repeats: int  # turns
+    repeats: int
 
 
 WORKLOADS = {
@@ -56,7 +63,7 @@ WORKLOADS = {
 
 
 def optax_sam(rho: float, base: optax.GradientTransformation) -> optax.GradientTransformation:
-    """SAM of Optax, whose `grad_fn` also takes the number of the inner step."""
+    """Optax's SAM, adapted to our `grad_fn`: its own also takes the number of the inner step."""
     attack = optax.chain(optax.contrib.normalize(), optax.sgd(rho))
     tx = optax.contrib.sam(base, attack, opaque_mode=True)
 
@@ -68,7 +75,7 @@ def optax_sam(rho: float, base: optax.GradientTransformation) -> optax.GradientT
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-# At so low a rate the last steps are of the same kind as the first.
+# With so low a rate the weights hardly change, so that all steps are of the same kind.
 BASE = optax.adamw(1e-6)
 OPTIMIZERS = {
     "adamw": BASE,
@@ -82,7 +89,7 @@ OPTIMIZERS = {
 
 
 class Passes(NamedTuple):
-    """Passes through the network in a step."""
+    """Numbers of passes through the network in one step."""
 
     forward: int
     backward: int
@@ -100,7 +107,7 @@ PASSES = {
 
 
 class Target(NamedTuple):
-    """`row` is to take at most `margin` times as long as its passes, or as the row `peer`."""
+    """The aim that `row` takes at most `margin` times as long as its passes, or as row `peer`."""
 
     row: str
     margin: float
@@ -122,13 +129,13 @@ class Program:
     """A compiled `function(carry, *fixed) -> (carry, result)`; the carry's buffers are donated."""
 
     def __init__(self, function: Callable[..., Any], carry: PyTree, *fixed: PyTree) -> None:
-        # A copy of its own, without weak types, which would not fit what the function returns.
+        # A copy, as buffers are donated; without weak types, which the function does not return.
         self.carry = jax.tree.map(lambda x: jnp.array(x, x.dtype), carry)
         self._fixed = fixed
         self.compiled = jax.jit(function, donate_argnums=0).lower(self.carry, *fixed).compile()
 
     def __call__(self) -> float:
-        """Runs once, and returns the seconds it took."""
+        """Runs the program once, and returns the seconds that it took."""
         started = time.perf_counter()
         self.carry, result = self.compiled(self.carry, *self._fixed)
         jax.block_until_ready((self.carry, result))
@@ -141,7 +148,7 @@ class Program:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of arguments, of results beside the donated buffers, of temporaries, their sum."""
+        """Bytes of arguments, of results outside donated buffers, of temporaries, and their sum."""
         found = self.compiled.memory_analysis()
         parts = {
             "arguments": found.argument_size_in_bytes,
@@ -154,7 +161,7 @@ class Program:
 def update_program(
     tx: optax.GradientTransformation, params: PyTree, gradient: PyTree, **extra_args: Any
 ) -> Program:
-    """`tx.update` and `optax.apply_updates` alone."""
+    """A program of `tx.update` and `optax.apply_updates` alone."""
 
     def update(carry: PyTree, gradient: PyTree) -> tuple[PyTree, None]:
         params, state = carry
@@ -167,7 +174,7 @@ def update_program(
 def programs_of(
     workload: Workload, optimizers: Mapping[str, optax.GradientTransformation]
 ) -> dict[str, Program]:
-    """The passes, AdamW's update, and a train step with each optimizer."""
+    """Programs of the passes, of AdamW's update, and of a train step with each optimizer."""
     model, key, random = workload.model, jax.random.key(0), np.random.default_rng(0)
     images = random.random((workload.batch_size, *workload.image_shape), np.float32)
     labels = random.integers(model.num_classes, size=workload.batch_size)
@@ -220,7 +227,7 @@ def programs_of(
 
 
 def take_turns(programs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds [repeats] of every program; one call each a turn, in an order drawn anew."""
+    """Seconds [repeats] of every program; every turn calls each once, in a new random order."""
     for program in [*programs.values()] * 2:  # warm up
         program()
     seconds = {name: np.zeros(repeats) for name in programs}
@@ -232,14 +239,14 @@ def take_turns(programs: Mapping[str, Callable[[], float]], repeats: int) -> dic
 
 
 def cost_of_passes(costs: Mapping[str, Any], passes: Passes) -> Any:
-    """f F + b B + O, of seconds or FLOPs."""
+    """The cost f F + b B + O, in seconds or FLOPs."""
     forward = costs["forward"]
     backward = costs["forward and backward"] - forward
     return passes.forward * forward + passes.backward * backward + costs["update"]
 
 
 def measure(workload: Workload, optimizers: Mapping[str, optax.GradientTransformation]) -> Numbers:
-    """All numbers of one network; the ratios are to `optimizers["adamw"]`."""
+    """All results for one network; ratios are to `optimizers["adamw"]`."""
     programs = programs_of(workload, optimizers)
     seconds = take_turns(programs, workload.repeats)
     flops = {name: program.flops for name, program in programs.items()}
@@ -282,7 +289,7 @@ def measure(workload: Workload, optimizers: Mapping[str, optax.GradientTransform
 def reached(
     target: Target, rows: Mapping[str, Numbers], seconds: Mapping[str, np.ndarray]
 ) -> Numbers:
-    """The ratio of a target, what it may be at most, and whether it is."""
+    """The ratio of a target, its limit, and whether the target is met."""
     if target.peer is None:
         ratio = rows[target.row]["ratio"]["median"]
         limit = target.margin * rows[target.row]["of_passes"]["ratio"]["median"]
@@ -294,13 +301,13 @@ def reached(
 
 
 def quartiles(values: np.ndarray) -> dict[str, float]:
-    """Median, lower and upper quartile."""
+    """Median, lower quartile and upper quartile."""
     low, median, high = np.percentile(values, (25, 50, 75))
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a tree."""
+    """Bytes of all arrays in a tree."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
@@ -321,7 +328,7 @@ def environment() -> Numbers:
 
 
 def table(name: str, found: Numbers) -> str:
-    """The numbers of one network as text."""
+    """The results for one network as text."""
     setting = f"batch {found['batch']}, {found['dtype']}, {found['repeats']} repeats"
     passes = ", ".join(f"{k} {v['median']:.1f} ms" for k, v in found["passes"].items())
     lines = [

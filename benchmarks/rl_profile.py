@@ -1,9 +1,10 @@
-"""Where the time of an iteration of PPO on CartPole goes, and the ceiling of bare matrix products.
+"""Time of the parts of a PPO iteration on CartPole, and the limit set by its matrix products.
 
 python -m benchmarks.rl_profile --out FILE [--repeats N]
 
-64 environments, 128 steps, 4 epochs, 4 minibatches, as in rl_throughput "cartpole". Each part is a
-compiled program of its own, so the parts need not add up to the whole. The programs take turns.
+An iteration has 64 environments, 128 steps, 4 epochs and 4 minibatches, as in the question
+"cartpole" of rl_throughput. Each part is a compiled program of its own, so that the parts need not
+add up to the whole. The programs take turns.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def parts(agent: PPO) -> dict[str, Callable[[State], State]]:
         return _depending(state._replace(runner=runner), *jax.tree.leaves(seen))
 
     def products(state: State) -> State:
-        """Forward and two backward products of every layer, nothing between them."""
+        """The forward and the two backward products of every layer, without anything between."""
         width = config.hidden[0]
         rows = config.steps_per_update // config.num_minibatches
         sizes = [

@@ -1,13 +1,13 @@
-"""Times whole trainings of one of our agents; one line of JSON, as the scripts in peers/ print it.
+"""Times whole trainings of one of our agents; prints one line of JSON, as the peers' scripts do.
 
 python -m benchmarks.rl_run --agent ppo --environment gymnax:CartPole-v1 --steps 1000000 \
     [--num-envs N] [--num-seeds N] [--seed N] [--repeat N] [--target RETURN] [--set FIELD=VALUE ...]
     [--evaluate N [--deterministic]]
 
-The whole training is one compiled program. Its first call is the compilation, later calls are
-timed. With --target a second program trains in chunks of iterations until the mean return of 16
-episodes of the policy is at least that, and tells the seconds, without compilation and these
-episodes, and all means. With --evaluate the policy of every timed training plays so many episodes.
+The whole training is one compiled program, which runs once before it is timed. With --target a
+second program trains in chunks of iterations until 16 episodes of the policy have at least that
+mean return; it reports all means, and the seconds without compilation and these episodes. With
+--evaluate the policy of every timed training plays N episodes.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     agent: Algorithm[Any], seed: int, num_seeds: int, repeat: int
 ) -> tuple[dict[str, Any], list[Any]]:
-    """Seconds of compilation and of trainings, steps a second, the learning curve; the states."""
+    """Compile time, speed and learning curve of `repeat` trainings; and their final states."""
     train = jax.jit(jax.vmap(agent.train) if num_seeds > 1 else agent.train)
 
     def keys(index: int) -> jax.Array:
@@ -116,7 +116,7 @@ def measure(
 def seconds_to(
     agent: Algorithm[Any], target: float, seed: int, updates_per_chunk: int = 10
 ) -> tuple[float | None, list[float]]:
-    """Seconds of training until the return is at least `target`, or None; what was seen."""
+    """Seconds of training until the return is at least `target`, or None; and all mean returns."""
     state = jax.jit(agent.init)(jax.random.key(seed))
     advance = jax.jit(agent.advance, static_argnums=1, donate_argnums=0)
     program = advance.lower(state, updates_per_chunk).compile()

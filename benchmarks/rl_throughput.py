@@ -1,19 +1,19 @@
-"""Steps a second of reinforcement learning, learning included, beside rejax, purejaxrl and brax.
+"""Steps per second of reinforcement learning, with learning, against rejax, purejaxrl and brax.
 
-bash benchmarks/peers/build.sh NAME FOLDER      once for each peer, rejax, purejaxrl, brax
+bash benchmarks/peers/build.sh NAME FOLDER      once for each peer: rejax, purejaxrl, brax
 python -m benchmarks.rl_throughput --peers FOLDER --out FILE [--rounds N] [--only QUESTION ...]
 
-Every training is a process of its own. The programs of a question take turns, `rounds` times; a
-ratio is the median of the ratios within a turn. Questions:
+Every training runs in a process of its own. The programs of a question take turns, `rounds` times;
+a ratio is the median of the ratios within a turn. The questions are:
 
-    cartpole    PPO against rejax and purejaxrl, same network, samples, epochs and minibatches
-    brax        PPO at brax's own network sizes against brax's, inverted pendulum and hopper
+    cartpole    PPO against rejax and purejaxrl: same network, samples, epochs and minibatches
+    brax        PPO with brax's network sizes against brax, on inverted pendulum and hopper
     target      seconds to the same return, our defaults against brax's PPO
-    seeds       16 seeds in one program against 16 times one
+    seeds       16 seeds in one program against 16 programs of one seed
     agents      TRPO and MDPO against PPO on the same rollout: the price of the trust region
-    sac_rejax   SAC against rejax's on Pendulum, same updates and networks
-    sac_brax    SAC against brax's on the inverted pendulum, likewise
-    shuffle     returns of eighty seeds with minibatches of environments and of transitions
+    sac_rejax   SAC against rejax on Pendulum: same updates and networks
+    sac_brax    SAC against brax on the inverted pendulum: same updates and networks
+    shuffle     returns of eighty seeds, with minibatches of environments and of transitions
 """
 
 import argparse
@@ -36,13 +36,13 @@ DETAILS = ["normalize_observations=True", "normalize_rewards=True"]
 CARTPOLE = ["--environment", "gymnax:CartPole-v1", "--steps", "1000000", "--num-envs", "64"]
 OUR_CARTPOLE = [*CARTPOLE, "--set", "num_steps=128", "num_epochs=4", "num_minibatches=4",
                 "learning_rate=1e-3"]  # fmt: skip
-# The networks of brax and the iterations of peers/brax_ppo.py: 80 steps of 256 environments, four
-# times in 32 minibatches.
+# The networks of brax and the iterations of peers/brax_ppo.py: 80 steps of 256 environments, in
+# four epochs of 32 minibatches.
 BRAX_SIZES = ["hidden=[32,32,32,32]", "critic_hidden=[256,256,256,256,256]", "activation=silu",
               "normalize_observations=True", "num_steps=80", "num_minibatches=32",
               "num_epochs=4"]  # fmt: skip
 SAC_SIZES = ["hidden=[64,64]", "learning_rate=1e-3"]
-# Steps that brax is timed over, the return to reach, steps that brax gets to reach it.
+# By task: steps over which programs are timed, the return to reach, the most steps for reaching it.
 TASKS = {
     "inverted_pendulum": (200_000, 500.0, 1_600_000),
     "hopper": (200_000, 450.0, 1_600_000),
@@ -50,23 +50,27 @@ TASKS = {
 
 
 class Programs:
-    """Command lines of ours and of the peers, whose environments are below a folder."""
+    """Command lines of our programs and of the peers.
+
+    Attributes:
+      peers: Folder with one virtual environment per peer.
+    """
 
     def __init__(self, peers: Path) -> None:
         self.peers = peers
 
     def ours(self, *arguments: str) -> list[str]:
-        """One of our agents."""
+        """The command line of one of our agents."""
         return [sys.executable, "-m", "benchmarks.rl_run", *arguments]
 
     def peer(self, name: str, *arguments: str, agent: str = "ppo") -> list[str]:
-        """The peer `name`, in its own environment."""
+        """The command line of the peer `name`, in its own virtual environment."""
         python = self.peers / name / "bin" / "python"
         return [str(python), str(HERE / "peers" / f"{name}_{agent}.py"), *arguments]
 
 
 def run(command: Sequence[str]) -> Numbers:
-    """Runs a training; its one line of JSON."""
+    """Runs a training, and returns the JSON of its last line."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -75,7 +79,7 @@ def run(command: Sequence[str]) -> Numbers:
 
 
 def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[Numbers]]:
-    """Runs every command once a round, in turn, with a seed for the round."""
+    """Runs every command once per round, in turn; all programs of a round have the same seed."""
     found: dict[str, list[Numbers]] = {name: [] for name in commands}
     for index in range(rounds):
         for name, command in commands.items():
@@ -89,7 +93,7 @@ def _speed(numbers: Numbers) -> float:
 
 
 def rows(found: Mapping[str, list[Numbers]]) -> dict[str, Numbers]:
-    """Steps a second, compile time, and how often as fast as the first program each one is."""
+    """Speed, compile time and return of every program, and the ratio of the first one's speed."""
     first = np.array([_speed(each) for each in next(iter(found.values()))])
     table = {}
     for name, rounds in found.items():
@@ -137,9 +141,9 @@ def brax(programs: Programs, rounds: int) -> Numbers:
 
 
 def target(programs: Programs, rounds: int) -> Numbers:
-    """Seconds of training to a return, our defaults against brax's; seen every 20480 steps.
+    """Seconds of training to a return, our defaults against brax's.
 
-    Both play 16 episodes then, with noise, whose time is not counted.
+    Every 20480 steps both play 16 episodes with noise, whose time is not counted.
     """
     found = {}
     for task, (_, wanted, most) in TASKS.items():
@@ -168,7 +172,7 @@ def target(programs: Programs, rounds: int) -> Numbers:
 
 
 def seeds(programs: Programs, rounds: int) -> Numbers:
-    """16 seeds side by side, and one."""
+    """16 seeds side by side, and one alone."""
     few = [argument if argument != "1000000" else "200000" for argument in OUR_CARTPOLE]
     place = few.index("--set")
     return rows(take_turns({
@@ -178,7 +182,7 @@ def seeds(programs: Programs, rounds: int) -> Numbers:
 
 
 def agents(programs: Programs, rounds: int) -> Numbers:
-    """The three algorithms with 2048 steps an iteration, on Pendulum."""
+    """The three algorithms on Pendulum, with 2048 steps per iteration."""
     common = ["--environment", "gymnax:Pendulum-v1", "--steps", "200000", "--num-envs", "16"]
     shape = ["--set", "num_steps=128", "num_minibatches=16", *DETAILS]
     return rows(take_turns({
@@ -189,7 +193,7 @@ def agents(programs: Programs, rounds: int) -> Numbers:
 
 
 def sac_rejax(programs: Programs, rounds: int) -> Numbers:
-    """SAC on Pendulum, one gradient step a transition; returns of evaluations."""
+    """SAC on Pendulum with one gradient step per transition; also returns of evaluations."""
     shared = ["--steps", "40000"]
     return rows(take_turns({
         "trustjax": programs.ours(
@@ -201,7 +205,7 @@ def sac_rejax(programs: Programs, rounds: int) -> Numbers:
 
 
 def sac_brax(programs: Programs, rounds: int) -> Numbers:
-    """SAC on the inverted pendulum, one gradient step a transition; returns of evaluations."""
+    """SAC on the inverted pendulum with one gradient step per transition; also returns."""
     shared = ["--steps", "40000", "--num-envs", "8"]
     return rows(take_turns({
         "trustjax": programs.ours(
@@ -215,7 +219,7 @@ def sac_brax(programs: Programs, rounds: int) -> Numbers:
 
 
 def shuffle(programs: Programs, rounds: int) -> Numbers:
-    """Returns of eighty seeds; their mean and its interval."""
+    """Returns of eighty seeds, their mean and its interval."""
     del rounds
     found = {}
     for kind in ("environments", "transitions"):

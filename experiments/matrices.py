@@ -1,4 +1,4 @@
-"""Optimizers for matrices, compared on the same leaves and beside the same AdamW."""
+"""Optimizers for matrices, compared on the same leaves and with the same AdamW for the others."""
 
 import math
 from typing import Any
@@ -19,13 +19,13 @@ def matrices_and_others(
 ) -> optax.GradientTransformation:
     """An optimizer whose matrices follow `direction`, and whose other leaves follow AdamW.
 
-    Which leaves are matrices: `trustjax.optim.matrix_labels`.
+    `trustjax.optim.matrix_labels` decides which leaves are matrices.
 
     Args:
-      learning_rate: of the matrices; a number or a schedule.
-      direction: turns the gradients of matrices into updates before the rate.
-      ratio: AdamW's rate in units of `learning_rate`; may be traced.
-      weight_decay: decoupled, in units of the rate of the leaf.
+      learning_rate: Learning rate of the matrices; a number or a schedule.
+      direction: Transform from gradients of matrices to updates without the learning rate.
+      ratio: AdamW's learning rate in units of `learning_rate`; may be traced.
+      weight_decay: Decoupled weight decay, in units of the leaf's learning rate.
     """
 
     def of_others(count: jax.Array) -> jax.typing.ArrayLike:
@@ -43,11 +43,12 @@ def matrices_and_others(
 
 
 def muon_direction(*, matched: bool = False) -> optax.GradientTransformation:
-    """Muon's update of matrices of two axes before the rate.
+    """Muon's update of matrices of two axes, without the learning rate.
 
     Args:
-      matched: with Frobenius norm 1, as AuON's has, so that one rate gives both the same root mean
-        square; else with Muon's factor sqrt(max(1, fan_out / fan_in)).
+      matched: Whether the update is scaled to Frobenius norm 1, as AuON's is, so that one learning
+        rate gives both the same root mean square; otherwise it has Muon's factor
+        sqrt(max(1, fan_out / fan_in)).
     """
 
     def all_plain(updates: Any) -> Any:
@@ -57,7 +58,7 @@ def muon_direction(*, matched: bool = False) -> optax.GradientTransformation:
         del params
         return jax.tree.map(lambda u: u * math.sqrt(max(1, u.shape[1] / u.shape[0])), updates)
 
-    # Without momentum and brake AuON is the division by the norm.
+    # Without momentum and brake, AuON only divides by the norm.
     norm_one = scale_by_auon(0.0, nesterov=False, gamma=0.0)
     return optax.chain(
         optax.contrib.scale_by_muon(weight_dimension_numbers=all_plain),

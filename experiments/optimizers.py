@@ -1,4 +1,4 @@
-"""Methods as configuration: an optimizer whose learning rate is open, that rate, a penalty."""
+"""Methods as configuration: an optimizer whose learning rate is still open, the rate, a penalty."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,12 @@ class Optimizer:
     """An Optax optimizer whose learning rate is still open, alone or behind an attack.
 
     Attributes:
-      base: `learning_rate -> GradientTransformation`, such as a partial `optax.adamw`.
-      attack: a transform that stands before it, such as a partial `trustjax.optim.sam`.
-      radius: the keyword arguments of `attack` that set how far it reaches ({"rho": 0.05}), which
-        a search may vary.
-      rates: further keyword arguments of `base` ({"ratio": 0.1}), which a search may vary.
+      base: Function `learning_rate -> GradientTransformation`, such as `optax.adamw`.
+      attack: Makes a transform that stands before the optimizer, such as `trustjax.optim.sam`; None
+        for the optimizer alone.
+      radius: Keyword arguments of `attack` that set its reach, such as {"rho": 0.05}; a search may
+        vary them.
+      rates: Further keyword arguments of `base`, such as {"ratio": 0.1}; a search may vary them.
     """
 
     base: Callable[..., optax.GradientTransformation]
@@ -38,8 +39,8 @@ class Optimizer:
     ) -> optax.GradientTransformation:
         """The optimizer at this rate.
 
-        `trainable` maps parameters to a tree of bools. Those with False are neither attacked nor
-        changed, and have no state.
+        `trainable` maps the parameters to a tree of bools. Parameters with False are neither
+        attacked nor changed, and have no state.
         """
         base = self.base(learning_rate, **self.rates)
         masked = {}
@@ -53,12 +54,12 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a comparison: an optimizer, its learning rate, and what is added to the loss.
+    """One row of a comparison: an optimizer, its learning rate, and a penalty.
 
     Attributes:
-      optimizer: the factory.
-      learning_rate: peak learning rate, > 0.
-      penalty: a term of the loss, or None.
+      optimizer: Optimizer whose learning rate is still open.
+      learning_rate: Peak learning rate, > 0.
+      penalty: Term that is added to the loss; None for the loss alone.
     """
 
     optimizer: Optimizer
@@ -71,12 +72,12 @@ class Method:
 
     @property
     def hyperparameters(self) -> dict[str, float]:
-        """What a search may vary beside the rate: other rates, the radius, the penalty's weight."""
+        """What a search may vary beside the learning rate: rates, radius, the penalty's weight."""
         weight = {} if self.penalty is None else {"weight": self.penalty.weight}
         return {**self.optimizer.rates, **self.optimizer.radius, **weight}
 
     def at(self, **hyperparameters: Any) -> "Method":
-        """The method with other values of all its `hyperparameters`, which may be traced."""
+        """The method with other values for all its `hyperparameters`, which may be traced."""
         rates, radius = (
             {name: hyperparameters[name] for name in own}
             for own in (self.optimizer.rates, self.optimizer.radius)

@@ -1,14 +1,14 @@
 """Learning curves and tables from any set of run folders, finished or still running.
 
 python -m experiments.report RUN ... [--out FOLDER]      learning curves, scores, report.md
-    --metric NAME     metric to report, may be repeated; by default the scores are of final/*, or
-                      of the first metric where there are none, and the curves of all metrics
+    --metric NAME     metric to report; may be repeated. By default scores are of final/*, or of
+                      the first metric if there are none, and curves are of all metrics
     --baseline NAME   method that the others are compared with; by default the first
-    --method NAME     method to report, may be repeated; by default all
-    --lower NAME      metric of which less is better, may be repeated
+    --method NAME     method to report; may be repeated; by default all
+    --lower NAME      metric of which less is better; may be repeated
     --tasks KEY       key of the configs, or column of metrics.csv, that tells tasks apart, such as
                       task.target, exp or noise
-    --correlation A B two metrics whose rank correlation over methods to report, may be repeated
+    --correlation A B two metrics whose rank correlation over methods is reported; may be repeated
 """
 
 import argparse
@@ -39,7 +39,7 @@ def markdown(
     lower: Sequence[str],
     correlations: Mapping[str, Interval],
 ) -> str:
-    """The tables and figures as one page."""
+    """The report as one page: tables, and links to the figures."""
     names = dict.fromkeys(str(run.config.get("exp")) for run in runs)
     scaled = (
         f" Values of each task ({', '.join(collection.tasks)}) are scaled to [0, 1], "
@@ -123,11 +123,16 @@ def report(
     tasks: str | None = None,
     correlation: Sequence[Sequence[str]] = (),
 ) -> list[str]:
-    """Writes learning_curves.png, scores.png, gains.png, improvement.png and report.md.
+    """Writes learning_curves.png, scores.png, gains.png, improvement.png and report.md to `out`.
 
-    Returns the notes.
+    Arguments are those of the command line.
 
-    Raises ConfigError for what was given wrong, OSError where `out` cannot be written.
+    Returns:
+      The notes of the report.
+
+    Raises:
+      ConfigError: If an argument or a run folder is wrong.
+      OSError: If `out` cannot be written.
     """
     runs = [read_run(folder) for folder in folders]
     collection = collect(runs, tasks)
@@ -203,7 +208,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main() -> None:
-    """Runs the command line; ends the process with exit code 2 for what was given wrong."""
+    """Runs the command line; wrong arguments end the process with exit code 2."""
     parser = _Parser(prog="python -m experiments.report", allow_abbrev=False)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder")
     parser.add_argument(

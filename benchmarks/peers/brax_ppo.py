@@ -1,14 +1,15 @@
-"""Times brax.training's PPO; one line of JSON. Runs in the environment that `build.sh brax` makes.
+"""Times brax.training's PPO in the environment that `build.sh brax` makes; prints one line of JSON.
 
 python brax_ppo.py --environment inverted_pendulum --steps 500000 --num-envs 256
     [--seed N] [--epochs N] [--target RETURN]
 
-Spring backend, brax's own networks (policy 4 x 32, value 5 x 256). Settings are those of brax's
-training notebook for the inverted pendulum, which has 2048 environments, with batches scaled to the
-environments here. It has none for PPO on hopper: unrolls of 20 steps and a reward scale of 5 are
-ours, with as many transitions in an iteration.
+The backend is spring, with brax's own networks (policy 4 x 32, value 5 x 256). The settings are
+those of brax's training notebook for the inverted pendulum, which has 2048 environments; batches
+are scaled to the number of environments here. The notebook has no settings for PPO on hopper:
+unrolls of 20 steps and a reward scale of 5 are our choice, with the same number of transitions per
+iteration.
 
-brax trains between evaluations and tells the speed of such an epoch without the evaluation. The
+brax trains between evaluations and reports the speed of such an epoch without the evaluation. The
 first epoch, which compiles, is left out; seconds to a return are steps over the others' speed.
 """
 

@@ -1,13 +1,14 @@
-"""Times brax.training's SAC; one line of JSON. Runs in the environment that `build.sh brax` makes.
+"""Times brax.training's SAC in the environment that `build.sh brax` makes; prints one line of JSON.
 
 python brax_sac.py --environment inverted_pendulum --steps 40000 --num-envs 8 [--seed N]
     [--epochs N]
 
-Spring backend; networks of 64 and 64, as many gradient steps as transitions, batches of 128, 5000
-steps before the first gradient, a target entropy of half the action dimensions: what our own
-benchmark has. brax takes those steps with its first policy, not with random actions.
+The settings are those of our own benchmark: the spring backend, networks of 64 and 64 units, as
+many gradient steps as transitions, batches of 128, 5000 steps before the first gradient, and a
+target entropy of half the action dimensions. brax takes the first steps with its initial policy,
+not with random actions.
 
-brax trains between evaluations and tells the speed of such an epoch without the evaluation. The
+brax trains between evaluations and reports the speed of such an epoch without the evaluation. The
 first epoch, which compiles, is left out.
 """
 

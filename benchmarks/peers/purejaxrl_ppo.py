@@ -1,11 +1,11 @@
-"""Times purejaxrl's PPO; one line of JSON. Runs in the environment that `build.sh purejaxrl` makes.
+"""Times purejaxrl's PPO in the environment of `build.sh purejaxrl`; prints one line of JSON.
 
 PUREJAXRL=FOLDER python purejaxrl_ppo.py --environment CartPole-v1 --steps 1000000 --num-envs 64
     [--num-seeds N] [--seed N] [--repeat N]
 
-FOLDER is a checkout of luchris429/purejaxrl at 31756b1, which is on no package index:
-`git clone` it from GitHub. 128 steps of every environment, 4 epochs, 4 minibatches, its own tanh
-networks of 64 and 64; the other numbers are those of its script for CartPole.
+FOLDER is a checkout of luchris429/purejaxrl at 31756b1, which is on no package index: `git clone`
+it from GitHub. An iteration has 128 steps of every environment, 4 epochs and 4 minibatches. The
+tanh networks of 64 and 64 units are its own; the other settings are those of its CartPole script.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Times rejax's PPO; one line of JSON. Runs in the environment that `build.sh rejax` makes.
+"""Times rejax's PPO in the environment that `build.sh rejax` makes; prints one line of JSON.
 
 python rejax_ppo.py --environment CartPole-v1 --steps 1000000 --num-envs 64 [--num-seeds N]
     [--seed N] [--repeat N]
 
-128 steps of every environment, 4 epochs, 4 minibatches, tanh networks of 64 and 64: what our own
-benchmark has. The learning rate is that of its configuration for CartPole. Evaluation, which rejax
-makes part of training, comes once, at the end: it costs time that is not learning.
+The settings are those of our own benchmark: 128 steps of every environment, 4 epochs, 4
+minibatches, tanh networks of 64 and 64 units. The learning rate is that of rejax for CartPole.
+rejax evaluates as a part of training, which costs time that is not learning; here it does so once,
+at the end.
 """
 
 import argparse

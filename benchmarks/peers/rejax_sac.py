@@ -1,11 +1,11 @@
-"""Times rejax's SAC; one line of JSON. Runs in the environment that `build.sh rejax` makes.
+"""Times rejax's SAC in the environment that `build.sh rejax` makes; prints one line of JSON.
 
 python rejax_sac.py --environment Pendulum-v1 --steps 40000 [--seed N] [--repeat N]
 
-One environment, one gradient step a step on a batch of 256, networks of 64 and 64, 2048 steps
-before the first gradient: what our own benchmark has. rejax takes these steps with its first
-policy, not with random actions. Evaluation, which it makes part of training, comes once, at the
-end: 128 episodes with sampled actions.
+The settings are those of our own benchmark: one environment, one gradient step per step on a batch
+of 256, networks of 64 and 64 units, 2048 steps before the first gradient. rejax takes these steps
+with its initial policy, not with random actions. It evaluates as a part of training; here it does
+so once, at the end, with 128 episodes of sampled actions.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Run folders, read and sorted by method, task and seed."""
+"""Run folders, read and arranged by method, task and seed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from experiments.runtime.config import flat, read_config
 from experiments.runtime.targets import ConfigError, nearest_name
 from experiments.trackers import Row, read_rows
 
-# Parts of keys in which runs of one method may differ.
+# Parts of keys that are no settings of a method: runs of one method may differ in them.
 _NOT_SETTINGS = {
     "exp",
     "seed",
@@ -23,7 +23,7 @@ _NOT_SETTINGS = {
 
 
 class Run(NamedTuple):
-    """A run folder: its config by full keys, and its rows of metrics."""
+    """A run folder: its config by full keys, its rows of metrics, and whether it is complete."""
 
     folder: Path
     config: dict[str, Any]
@@ -35,10 +35,10 @@ class Seed(NamedTuple):
     """One seed of a method in a task.
 
     Attributes:
-      run: the run that it belongs to.
-      task: its task.
-      key: root seed of the run, and its number there; equal keys are paired in comparisons.
-      series: `series[metric]` maps steps to values.
+      run: The run that the seed belongs to.
+      task: Name of the task; empty if there is only one.
+      key: Root seed of the run, and the number of the seed in it; equal keys are paired.
+      series: Values by metric and step.
     """
 
     run: Run
@@ -53,7 +53,13 @@ class Seed(NamedTuple):
 
 @dataclass
 class Collection:
-    """Every seed of every method, by the method's name, and what the reader must know."""
+    """All seeds of all methods.
+
+    Attributes:
+      tasks: Names of the tasks.
+      methods: Seeds by method.
+      notes: Remarks that the reader of a report must know.
+    """
 
     tasks: list[str] = field(default_factory=list)
     methods: dict[str, list[Seed]] = field(default_factory=dict)
@@ -75,7 +81,7 @@ class Collection:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads config.yaml and metrics.csv. Raises ConfigError where there is no run."""
+    """Reads config.yaml and metrics.csv. Raises ConfigError if `folder` holds no run."""
     for name in ("config.yaml", "metrics.csv"):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder}: holds no run (no {name})")
@@ -91,11 +97,11 @@ def read_run(folder: Path) -> Run:
 
 
 def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
-    """Sorts the rows of all runs by method, task and seed.
+    """Arranges the rows of all runs by method, task and seed.
 
-    A method is a stage; where runs of the same task differ in settings, these are part of its name,
-    and are all of it where there is one stage alone. `tasks` is the key of the configs, or the
-    column of metrics.csv, that tells tasks apart. Raises ConfigError for runs that cannot be
+    A method is a stage. If runs of the same task differ in settings, these are part of the method's
+    name, and are the whole name if there is only one stage. `tasks` is the key of the configs, or
+    the column of metrics.csv, that tells tasks apart. Raises ConfigError for runs that cannot be
     compared.
     """
     if len({run.folder.resolve() for run in runs}) < len(runs):
@@ -129,7 +135,7 @@ def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
 
 
 def _settings(runs: Sequence[Run], tasks: str | None) -> dict[Path, list[str]]:
-    """What tells each run from others of the same task: `name=value`, names as short as can be."""
+    """The settings in which each run differs from others of its task, as short `name=value`."""
 
     def differs(key: str) -> bool:
         values: dict[str, set[str]] = {}
@@ -140,7 +146,7 @@ def _settings(runs: Sequence[Run], tasks: str | None) -> dict[Path, list[str]]:
 
     every = dict.fromkeys(key for run in runs for key in run.config)
     keys = [k for k in every if k != tasks and not _NOT_SETTINGS & {*k.split(".")} and differs(k)]
-    # A target is known by the key above it and its own last part: attack=sam.
+    # A target goes by the key above it and its own last part, such as attack=sam.
     shown = {key: key.removesuffix("._target_") for key in keys}
     return {
         run.folder: [
@@ -168,7 +174,7 @@ def _value(key: str, value: Any) -> str:
 def _series(
     run: Run, tasks: str | None
 ) -> dict[tuple[str, str], dict[Any, dict[str, dict[int, float]]]]:
-    """By stage and task, then by seed: metric to step to value."""
+    """Values of a run by stage and task, by seed, by metric and by step."""
     columns = dict.fromkeys(column for row in run.rows for column in row)
     if tasks is not None and tasks not in run.config and tasks not in columns:
         nearest = nearest_name(tasks, [*run.config, *columns])
@@ -176,7 +182,7 @@ def _series(
     found: dict[tuple[str, str], dict[Any, dict[str, dict[int, float]]]] = {}
     for row in run.rows:
         if tasks is not None and tasks not in run.config and tasks not in row:
-            continue  # a stage that all tasks begin from
+            continue  # a stage that all tasks start from, such as pre-training
         task = "" if tasks is None else str(run.config.get(tasks, row.get(tasks)))
         seeds = found.setdefault((str(row["stage"]), task), {})
         series = seeds.setdefault(row.get("seed"), {})

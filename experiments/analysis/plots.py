@@ -1,4 +1,4 @@
-"""One look for all figures: a style per method, bands over seeds, panels without gaps."""
+"""The look that all figures share: a style per method, bands over seeds, panels without gaps."""
 
 import math
 import zlib
@@ -22,8 +22,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
 MOST_TOGETHER = 8  # methods in one panel
 
-# The same method looks the same in every figure. A row per colour; within a row, lines and markers
-# differ. A name that is missing here gets a style from its own letters.
+# A method looks the same in every figure. Each row has one colour; within a row, lines and markers
+# differ. A name that is missing here gets a style from a hash of its letters.
 _METHODS = (
     ("adamw", "ppo", "uniform", "rate", "ppo_minimal", "trpo_minimal"),
     ("sam", "sac", "normalized_sgd", "sam_small", "sam_large", "asam_trpo", "sac_fixed"),
@@ -36,7 +36,7 @@ _METHODS = (
 )
 _PLACES = {name: (row, i) for row, names in enumerate(_METHODS) for i, name in enumerate(names)}
 
-# Metrics whose names are not words, and those that need a logarithmic axis.
+# Metrics whose titles are not their names, and those that need a logarithmic axis.
 _TITLES = {
     "trust/radius": "Radius of the trust region",
     "trust/distance": "Distance moved in the trust region",
@@ -55,13 +55,13 @@ Curve = Mapping[float, Sequence[float]]  # x -> the values of all seeds
 
 
 class Panel(NamedTuple):
-    """What one panel shows: a curve per method.
+    """The content of one panel: a curve per method.
 
     Attributes:
-      title: in words.
-      curves: by method; methods without a curve are left out.
-      settings: of `Axes.set`, such as labels and scales.
-      scale: factor of all values, 100 for percent.
+      title: Title of the panel.
+      curves: Curves by method; methods without a curve are left out.
+      settings: Arguments of `Axes.set`, such as labels and scales.
+      scale: Factor of all values, such as 100 for percent.
     """
 
     title: str
@@ -71,13 +71,13 @@ class Panel(NamedTuple):
 
 
 def metric_title(metric: str) -> str:
-    """The metric in words."""
+    """The title of a metric's panel."""
     words = metric.replace("final/", "final ").replace("/", " ").replace("_", " ")
     return _TITLES.get(metric, words[:1].upper() + words[1:])
 
 
 def metric_settings(metric: str) -> dict[str, str]:
-    """The scale that the metric has in every figure."""
+    """Arguments of `Axes.set` that the metric has in every figure."""
     return {"yscale": "log"} if metric in _LOGARITHMIC else {}
 
 
@@ -105,7 +105,7 @@ def last(curve: Curve) -> Sequence[float]:
 
 
 def paired_gain(curve: Curve, baseline: Curve) -> dict[float, list[float]]:
-    """The difference of two curves seed by seed, where both have the same number of seeds."""
+    """Differences of two curves seed by seed, where both have the same number of seeds."""
     return {
         x: [a - b for a, b in zip(curve[x], baseline[x], strict=True)]
         for x in curve
@@ -116,7 +116,7 @@ def paired_gain(curve: Curve, baseline: Curve) -> dict[float, list[float]]:
 def panels(
     count: int, *, width: float = 4.6, height: float = 3.8, columns: int | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, `columns` or all of them in a row; sizes in inches."""
+    """A figure with `count` panels, in rows of `columns` or in one row; sizes are in inches."""
     columns = min(columns or count, count)
     num_rows = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns, height * num_rows), layout="constrained")
@@ -141,10 +141,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour, a marker and a line style for each name: its own, the same in every figure.
+    """A colour, a marker and a line style for each name, the same in every figure.
 
-    Two names that have no style of their own, and whose letters lead to the same, get neighbouring
-    ones. Up to 64 names no two share all three.
+    Unknown names whose letters lead to the same style get neighbouring ones. No two of up to 64
+    names share all three.
     """
     found: dict[str, dict[str, Any]] = {}
     taken: set[tuple[int, int]] = set()
@@ -164,7 +164,7 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """The names of `axis` beside the panels, where they cover no curve."""
+    """Adds a legend of `axis` beside the panels, where it covers no curve."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, handlelength=3)
 
@@ -172,7 +172,7 @@ def legend(figure: Figure, axis: Axes) -> None:
 def band(
     axis: Axes, curve: Curve, label: str, style: Mapping[str, Any], *, scale: float = 1.0
 ) -> None:
-    """A curve of means with the band of their 95 % t intervals."""
+    """Draws a curve of means with the band of their 95 % t intervals."""
     xs = sorted(curve)
     means, lows, highs = np.array([mean_interval(curve[x]) for x in xs]).T * scale
     axis.plot(xs, means, label=label, markevery=max(1, len(xs) // 8), markersize=5, **style)
@@ -182,7 +182,7 @@ def band(
 def cross(
     axis: Axes, x: Interval, y: Interval, label: str, style: Mapping[str, Any], *, scale: float = 1
 ) -> None:
-    """A point with the intervals of both its coordinates; its legend entry is the point alone."""
+    """Draws a point with the intervals of both coordinates; the legend has the point alone."""
     (x_mean, x_low, x_high), (y_mean, y_low, y_high) = np.array([x, y]) * scale
     axis.plot(x_mean, y_mean, label=label, markersize=7, **{**style, "linestyle": "none"})
     line = {"color": style["color"], "linewidth": 1.2, "alpha": 0.7}
@@ -191,7 +191,7 @@ def cross(
 
 
 def bar_panels(num_panels: int, num_bars: int) -> tuple[Figure, list[Axes]]:
-    """A figure of panels that are high enough for `plot_bars` with that many methods."""
+    """A figure of panels that are high enough for `plot_bars` with `num_bars` methods."""
     columns = full_columns(num_panels, most=3)
     return panels(num_panels, columns=columns, width=4.6, height=1.2 + 0.3 * num_bars)
 
@@ -199,7 +199,7 @@ def bar_panels(num_panels: int, num_bars: int) -> tuple[Figure, list[Axes]]:
 def plot_bars(
     axis: Axes, style: Mapping[str, Mapping[str, str]], found: Mapping[str, Interval]
 ) -> None:
-    """A bar for each method that was found, from top to bottom in the order of `style`."""
+    """Draws a bar for each method in `found`, from top to bottom in the order of `style`."""
     for place, method in enumerate(style):
         if method in found and np.isfinite(found[method].mean):
             mean, low, high = found[method]
@@ -222,9 +222,16 @@ def plot_comparison(
     equal: float,
     **settings: Any,
 ) -> None:
-    """Writes a figure with a panel by title in `contents`: how the others of `names` compare.
+    """Writes a figure that compares methods with a baseline, with one panel per title.
 
-    A dotted line stands at `equal`, the value of a method that is no better than the baseline.
+    Args:
+      contents: Intervals by title and method.
+      names: All methods, which determine colours and order.
+      baseline: Method that has no bar.
+      path: PNG file to write.
+      heading: Title of the figure.
+      equal: Value of a method that is as good as the baseline, where a dotted line stands.
+      settings: Arguments of `Axes.set`.
     """
     style = styles(names)
     others = {name: style[name] for name in style if name != baseline} or style
@@ -238,10 +245,10 @@ def plot_comparison(
 
 
 def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> None:
-    """Writes a figure with a panel for each of `contents`, and a legend that covers none.
+    """Writes a figure with a panel for each of `contents`, and a legend that covers no curve.
 
-    With more than eight methods every panel comes several times, each with some of the methods
-    beside the first: one row of panels for each group, the rows on the same scales.
+    More than eight methods are divided into groups, each of which begins with the first method.
+    Every group has a row of panels of its own, and the rows share their scales.
     """
     groups = grouped(names)
     columns = len(contents) if len(groups) > 1 else full_columns(len(contents))
@@ -264,7 +271,7 @@ def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> N
 
 
 def _drop_needless_logarithm(axis: Axes) -> None:
-    """Makes a logarithmic axis linear where it spans less than a decade and has no round ticks."""
+    """Makes a logarithmic axis linear if it spans less than a decade, where ticks are not round."""
     low, high = axis.get_ylim()
     if axis.get_yscale() == "log" and high < 10 * low:
         axis.set_yscale("linear")
@@ -273,7 +280,7 @@ def _drop_needless_logarithm(axis: Axes) -> None:
 
 
 def grouped(names: Sequence[str]) -> list[list[str]]:
-    """The names in groups of eight at most; where there are several, each begins with the first."""
+    """The names in groups of eight at most; if there are several, each begins with the first."""
     if len(names) <= MOST_TOGETHER:
         return [list(names)]
     first, others = names[0], names[1:]
@@ -295,7 +302,7 @@ def _group_legend(axis: Axes, names: Sequence[str], style: Mapping[str, Any]) ->
 def _shared_legend(
     figure: Figure, axes: Sequence[Axes], names: Sequence[str], style: Mapping[str, Any]
 ) -> None:
-    """One legend, in an empty cell of the grid if there is one, else beside the panels."""
+    """Adds one legend, in an empty cell of the grid if there is one, else beside the panels."""
     shown = {label for axis in axes for label in axis.get_legend_handles_labels()[1]}
     handles = _handles([name for name in names if name in shown], style)
     grid = axes[0].get_gridspec()

@@ -1,7 +1,8 @@
-"""Pictures of episodes: frames of a GIF drawn from observations, and brax's page.
+"""Pictures of episodes: GIF frames drawn from observations, and brax's HTML page.
 
-Not by gymnax's own Visualizer (1.0.1): for control it needs pygame, which gymnax does not ask for,
-and a quarter of a second a frame; and the state at which an episode ended is lost to it.
+gymnax has a Visualizer (1.0.1), which is not used here. For control tasks it needs pygame, which
+gymnax does not install, and a quarter of a second per frame; and it misses the state in which an
+episode ends.
 """
 
 import colorsys
@@ -20,11 +21,11 @@ from experiments.runtime.files import replacing, write_text
 from trustjax.envs import Environment
 from trustjax.envs.third_party import building, import_extra
 
-_WIDTH, _TITLE = 400, 28  # of a frame, and the height of its title, in pixels
-_SMOOTH = 2  # shapes are drawn this much larger, then shrunk
+_WIDTH, _TITLE = 400, 28  # width of a frame and height of its title, in pixels
+_SMOOTH = 2  # shapes are drawn larger by this factor, then shrunk, which smooths their edges
 _MOST_FRAMES = 1000
 _MOST_LINES = 8
-_FINEST = 20  # milliseconds a frame; browsers show what is shorter at 100
+_FINEST = 20  # milliseconds per frame; browsers show shorter frames for 100
 
 Point = tuple[float, float]
 _BACK, _FRONT, _GREY = "#FFFFFF", "#000000", "#BBBBBB"
@@ -35,10 +36,11 @@ class Episode(NamedTuple):
     """One episode, T steps long, in NumPy arrays.
 
     Attributes:
-      observations: [T + 1, *observation_shape], from the first to that at the end.
-      rewards: [T].
-      ended: whether it came to its end, rather than being stopped by the caller.
-      poses: brax's positions and rotations before each step, with leading axis T; None elsewhere.
+      observations: Observations [T + 1, *observation_shape], the last one at the end.
+      rewards: Rewards [T].
+      ended: Whether the episode came to its end; False if the caller stopped it.
+      poses: Positions and rotations before each step, [T, ...] each, of a brax environment; None
+        for others.
     """
 
     observations: np.ndarray
@@ -53,19 +55,20 @@ class Episode(NamedTuple):
 def write_gif(env: Environment, episode: Episode, path: Path) -> None:
     """Writes the frames as a GIF, whole or not at all.
 
-    Of an episode of more than a thousand steps every second, third ... frame, at the same speed.
+    Episodes of more than a thousand steps are shown by every second, third ... frame, at the same
+    speed.
     """
     every = math.ceil(len(episode.observations) / _MOST_FRAMES)
     first, *others = frames(env, episode, every)
     with replacing(path) as beside:
         first.save(
             beside, format="GIF", save_all=True, append_images=others, loop=0,
-            duration=[every * _duration(env)] * len(others) + [1000],  # the end stays for a second
+            duration=[every * _duration(env)] * len(others) + [1000],  # shows the end for a second
         )  # fmt: skip
 
 
 def frames(env: Environment, episode: Episode, every: int = 1) -> Iterator[Image.Image]:
-    """A picture, with step and return so far, of every so many observations and of the last."""
+    """Pictures of every `every`-th observation and of the last, with step and return so far."""
     last = len(episode.observations) - 1
     returns = np.concatenate([[0.0], np.cumsum(episode.rewards, dtype=np.float64)])
     paint = _painter(env, episode)
@@ -75,12 +78,12 @@ def frames(env: Environment, episode: Episode, every: int = 1) -> Iterator[Image
         frame.paste(picture, ((_WIDTH - picture.width) // 2, _TITLE))
         title = f"{_own_name(env)}   step {step}   return {returns[step]:.6g}"
         ImageDraw.Draw(frame).text((8, 6), title, _FRONT, ImageFont.load_default(14))
-        # Eight bits each, as a GIF has them: a thousand frames would be large otherwise.
+        # Eight bits per pixel, as in a GIF, so that a thousand frames fit into memory.
         yield frame.quantize(128, dither=Image.Dither.NONE)
 
 
 def _painter(env: Environment, episode: Episode) -> Callable[[int], Image.Image]:
-    """What makes the picture of a step."""
+    """A function that makes the picture of a step."""
     observations = episode.observations
     scene = _SCENES.get(env.name)
     if scene:
@@ -96,7 +99,7 @@ def _own_name(env: Environment) -> str:
 
 
 def _duration(env: Environment) -> int:
-    """Milliseconds a frame; as the simulated time, where that is known."""
+    """Milliseconds per step: the simulated time, where it is known."""
     scene = _SCENES.get(env.name)
     return max(_FINEST, scene.duration) if scene else 100 if len(env.observation_shape) > 1 else 50
 
@@ -105,7 +108,7 @@ def _duration(env: Environment) -> int:
 
 
 class _Canvas:
-    """A picture of the part of the plane between two corners; y points up."""
+    """A picture of the rectangle between two corners of the plane; y points up."""
 
     def __init__(self, low: Point, high: Point) -> None:
         self._left, self._top = low[0], high[1]
@@ -115,7 +118,7 @@ class _Canvas:
         self._draw = ImageDraw.Draw(self._image)
 
     def line(self, points: Sequence[Point], color: str, width: float) -> None:
-        """A line through points, `width` pixels wide, with round ends where it is wide."""
+        """Draws a line through points, `width` pixels wide, with round ends if it is wide."""
         places = [self._place(point) for point in points]
         self._draw.line(places, color, round(_SMOOTH * width), joint="curve")
         if width > 4:
@@ -123,15 +126,15 @@ class _Canvas:
                 self._round(x, y, _SMOOTH * width / 2, color)
 
     def disc(self, center: Point, radius: float, color: str) -> None:
-        """A filled circle, `radius` in the plane."""
+        """Draws a filled circle; `radius` is a length in the plane."""
         self._round(*self._place(center), radius * self._scale, color)
 
     def polygon(self, points: Sequence[Point], color: str) -> None:
-        """A filled polygon."""
+        """Draws a filled polygon."""
         self._draw.polygon([self._place(point) for point in points], color)
 
     def finish(self) -> Image.Image:
-        """The picture."""
+        """The picture at its final size."""
         return self._image.reduce(_SMOOTH)
 
     def _place(self, point: Point) -> Point:
@@ -206,7 +209,7 @@ def _mountain_car(observation: Sequence[float], params: Any) -> Image.Image:
 
 
 class _Scene(NamedTuple):
-    """How to draw an observation, and the milliseconds of a step."""
+    """Draws an observation with the environment's parameters; `duration` is ms per step."""
 
     paint: Callable[[Sequence[float], Any], Image.Image]
     duration: int
@@ -225,7 +228,10 @@ _SCENES = {
 
 
 def _grid(observation: np.ndarray, most: float) -> Image.Image:
-    """Cells [h, w], black to white at `most`, or [h, w, c]: a colour a channel, the last on top."""
+    """A picture of cells: [h, w] from black to white at `most`, or [h, w, c] with channel colours.
+
+    Where several channels are above 0, the last one is shown.
+    """
     height, width = observation.shape[:2]
     if observation.ndim == 2:
         cells = np.repeat(np.clip(255 * observation / most, 0, 255)[..., None], 3, -1)
@@ -243,7 +249,7 @@ def _grid(observation: np.ndarray, most: float) -> Image.Image:
 
 @functools.cache
 def _hues(count: int) -> np.ndarray:
-    """Colours that tell channels apart on black: every other one is light."""
+    """Colours that tell channels apart on black; every other one is light."""
     return np.array(
         [
             255 * np.array(colorsys.hsv_to_rgb(i / count, 0.9 if i % 2 else 0.45, 1.0))
@@ -253,7 +259,10 @@ def _hues(count: int) -> np.ndarray:
 
 
 def _over_time(observations: np.ndarray) -> Callable[[int], Image.Image]:
-    """Components [T, n] over time, as lines or, if they are many, as colours; a bar at the step."""
+    """Draws components [T, n] over time, as lines or, if there are many, as colours.
+
+    The plot is drawn once; the function returned adds a bar at the step.
+    """
     last, count = len(observations) - 1, observations.shape[1]
     figure, (axis,) = plots.panels(1, width=_WIDTH / 100, height=3.2)
     figure.set_dpi(100)
@@ -263,7 +272,7 @@ def _over_time(observations: np.ndarray) -> Callable[[int], Image.Image]:
             axis.plot(observations[:, i], label=name, linewidth=1.2, **shape)
         plots.legend(figure, axis)
     else:
-        # Each component has its own scale.
+        # Every component is scaled to its own range.
         low, high = observations.min(0), observations.max(0)
         scaled = (observations - low) / np.where(high > low, high - low, 1)
         axis.imshow(scaled.T, aspect="auto", interpolation="nearest", cmap="viridis")
@@ -291,15 +300,15 @@ def _over_time(observations: np.ndarray) -> Callable[[int], Image.Image]:
 
 
 class _Pose(NamedTuple):
-    """What brax's page needs of a state."""
+    """The part of a state that brax's page needs."""
 
     x: Any
 
 
 def write_html(env: Environment, episode: Episode, path: Path) -> None:
-    """Writes brax's page with the episode, in the time of the simulation, whole or not at all.
+    """Writes brax's page with the episode in simulated time, whole or not at all.
 
-    The page loads its scripts from a CDN. Raises ModuleNotFoundError if brax is not there.
+    The page loads its scripts from a CDN. Raises ModuleNotFoundError if brax is not installed.
     """
     html = import_extra("brax.io.html", install='"trustjax[rl]"')
     inner, repeats = env.unwrapped, env._repeats  # type: ignore[attr-defined]

@@ -10,14 +10,14 @@ from experiments.analysis.collection import Collection
 from experiments.analysis.scores import Score
 from experiments.analysis.statistics import BOOTSTRAP_SEEDS, METHOD
 
-MOST_POINTS = 60  # of a curve
+MOST_POINTS = 60  # in a curve
 
-# How the intervals of interquartile means and of probabilities are made.
+# Name of the intervals of interquartile means and of probabilities.
 BOOTSTRAP = f"95 % bootstrap interval (from {BOOTSTRAP_SEEDS} seeds up)"
 
 
 def plot_curves(collection: Collection, metrics: Sequence[str], path: Path) -> None:
-    """Mean and interval over seeds at every step that all seeds of a method have reached."""
+    """Draws mean and interval over seeds at the steps that all seeds of a method have reached."""
 
     def curve(method: str, metric: str, task: str) -> dict[float, list[float]]:
         seeds = collection.methods[method]
@@ -43,7 +43,7 @@ def plot_curves(collection: Collection, metrics: Sequence[str], path: Path) -> N
 def plot_scores(
     collection: Collection, scores: Mapping[str, Mapping[str, Score]], path: Path
 ) -> None:
-    """For each metric a bar per method: the interval, the mean in it, the single seeds."""
+    """Draws a bar per method and metric: the interval, the mean, and the single seeds."""
     style = plots.styles(collection.methods)
     figure, axes = plots.bar_panels(len(scores), len(style))
     for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
@@ -61,7 +61,7 @@ def plot_scores(
 def plot_gains(
     collection: Collection, scores: Mapping[str, Mapping[str, Score]], baseline: str, path: Path
 ) -> None:
-    """For each metric a bar per method: the gain over the baseline, paired by seed."""
+    """Draws a bar per method and metric: the gain over the baseline, paired by seed."""
     contents = {
         plots.metric_title(metric): {
             method: each.gain for method, each in of_methods.items() if each.gain
@@ -79,7 +79,7 @@ def plot_improvement(
     lower: Sequence[str],
     path: Path,
 ) -> None:
-    """For each metric a bar per method: the probability of improvement over the baseline."""
+    """Draws a bar per method and metric: the probability of improvement over the baseline."""
     contents = {
         plots.metric_title(metric) + (", less is better" if metric in lower else ""): {
             method: each.better for method, each in of_methods.items() if each.better

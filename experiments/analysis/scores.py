@@ -1,4 +1,4 @@
-"""What methods reached over seeds and tasks: means, paired gains, interquartile means, ranks."""
+"""Scores of methods over seeds and tasks: means, paired gains, interquartile means, ranks."""
 
 from typing import NamedTuple
 
@@ -17,16 +17,16 @@ from experiments.runtime.targets import ConfigError
 
 
 class Score(NamedTuple):
-    """What a method reached in one metric.
+    """Results of a method in one metric.
 
     Attributes:
-      values: of every seed, by task; scaled to [0, 1] if there are several tasks.
-      mean: over seeds, then over tasks.
-      gain: the same of the differences to the baseline, paired by seed; None for the baseline, and
-        where the two have different seeds.
-      middle: interquartile mean over seeds and tasks.
-      better: probability that a seed is above one of the baseline (below, where less is better);
-        None for the baseline itself and where the baseline has no such metric.
+      values: Values of all seeds by task, scaled to [0, 1] if there are several tasks.
+      mean: Mean over seeds, then over tasks.
+      gain: The same mean of the differences from the baseline, paired by seed; None for the
+        baseline itself, and if the two have different seeds.
+      middle: Interquartile mean over seeds and tasks.
+      better: Probability that a seed is above one of the baseline (below, if less is better); None
+        for the baseline itself, and if the baseline lacks the metric.
     """
 
     values: list[list[float]]
@@ -39,8 +39,8 @@ class Score(NamedTuple):
 def score(collection: Collection, metric: str, baseline: str, *, lower: bool) -> dict[str, Score]:
     """The scores of all methods that have the metric in every task.
 
-    With several tasks the values of each are scaled to [0, 1]: the lowest of all methods and seeds
-    is 0, the highest 1. `lower` tells that less is better.
+    With several tasks the values of each task are scaled to [0, 1], from the lowest of all methods
+    and seeds to the highest. `lower` says that less is better.
     """
     having = collection.having(metric)
     keys = {
@@ -76,10 +76,10 @@ def score(collection: Collection, metric: str, baseline: str, *, lower: bool) ->
 
 
 def rank_correlation(collection: Collection, first: str, second: str) -> Interval:
-    """Spearman's rank correlation of two metrics over methods, in each seed; mean over seeds.
+    """Spearman's rank correlation of two metrics over methods, averaged over seeds.
 
-    The k-th seed of one method goes with the k-th of every other. Raises ConfigError unless there
-    are three methods with both metrics and as many seeds each.
+    The k-th seed of one method is compared with the k-th of every other. Raises ConfigError unless
+    at least three methods have both metrics, with the same number of seeds.
     """
     both = collection.having(second)
     seeds = [both[method] for method in collection.having(first) if method in both]

@@ -1,6 +1,6 @@
-"""Means over seeds and how sure they are.
+"""Means over seeds and their intervals.
 
-Every interval aims at a coverage of 95 %. docs/report.md has the coverage that was measured.
+Every interval aims at a coverage of 95 %. docs/report.md has the measured coverage.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-METHOD = "95 % t interval"  # of `mean_interval`, for headers
+METHOD = "95 % t interval"  # name of `mean_interval` in headers
 FEW_SEEDS = 5  # with fewer, tables and reports warn
 BOOTSTRAP_SEEDS = 10  # with fewer, the bootstrap covers too little and is not given
 _RESAMPLES = 10_000
@@ -33,15 +33,15 @@ def mean_interval(values: ArrayLike) -> Interval:
 
     .. math:: \bar x \pm t_{0.975, n - 1} \, s / \sqrt n
 
-    It is exact for normal values at every n. For a comparison that is paired by seed, give the
+    It is exact for normal values and every n. For a comparison that is paired by seed, pass the
     differences.
 
     Args:
-      values: [n] numbers, one per seed.
+      values: One value per seed, [n].
 
     Returns:
-      The interval. A single value has a mean alone, equal values an interval of width 0, and
-      values that are not all finite give NaN.
+      The interval. A single value has a mean but no interval, equal values have an interval of
+      width 0, and everything is NaN unless all values are finite.
     """
     return mean_over_tasks([values])
 
@@ -56,10 +56,10 @@ def mean_over_tasks(tasks: Sequence[ArrayLike]) -> Interval:
     with the degrees of freedom of Welch and Satterthwaite.
 
     Args:
-      tasks: `tasks[t]` holds the values of the seeds in task t.
+      tasks: Values of the seeds by task: `tasks[t][i]` is that of seed i in task t.
 
     Returns:
-      The interval, as `mean_interval` describes it.
+      The interval, with the special cases of `mean_interval`.
     """
     arrays = [np.asarray(task, np.float64) for task in tasks]
     if not all(np.isfinite(array).all() for array in arrays):
@@ -70,14 +70,14 @@ def mean_over_tasks(tasks: Sequence[ArrayLike]) -> Interval:
     variances = np.array([array.var(ddof=1) / len(array) for array in arrays])
     if not variances.any():
         return Interval(mean, mean, mean)
-    share = variances / variances.sum()
+    share = variances / variances.sum()  # in this form small variances do not underflow
     freedom = 1 / np.sum(share**2 / (np.array([len(array) for array in arrays]) - 1))
     half = float(stats.t.ppf(0.975, freedom) * np.sqrt(variances.sum()) / len(arrays))
     return Interval(mean, mean - half, mean + half)
 
 
 def seeds_label(num_seeds: int) -> str:
-    """The number of seeds in words for a header, with a warning where it is small."""
+    """The number of seeds in words for a header, with a warning if it is small."""
     if num_seeds == 1:
         return "1 seed, which gives no interval"
     warning = f" (fewer than {FEW_SEEDS}: read with care)" if num_seeds < FEW_SEEDS else ""
@@ -91,16 +91,16 @@ def share_interval(share: float, total: int) -> Interval:
 
 
 # Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice,
-# arXiv:2108.13264. Same formulas as the authors' rliable 1.2.0, whose numbers the tests compare;
-# the package itself needs arch < 8, which does not work with pandas 3.
+# arXiv:2108.13264. The formulas are those of the authors' rliable 1.2.0, whose numbers the tests
+# compare with. The package itself needs arch < 8, which does not work with pandas 3.
 
 
 def interquartile_mean(tasks: Sequence[ArrayLike], *, min_seeds: int = BOOTSTRAP_SEEDS) -> Interval:
-    """The mean of the middle half of all values: a quarter is cut off at either end, rounded down.
+    """The mean of the middle half of all values: a quarter, rounded down, is trimmed at each end.
 
-    `tasks[t]` holds the values of the seeds in task t. The interval is that of 10,000 resamples,
-    drawn within each task with a fixed seed; there is none where a task has fewer than `min_seeds`.
-    NaN where a value is not finite.
+    `tasks[t]` holds the values of the seeds in task t. The interval comes from 10,000 bootstrap
+    resamples, drawn within each task with a fixed seed. It is NaN if a task has fewer than
+    `min_seeds` seeds, and so is everything unless all values are finite.
     """
     arrays = [np.asarray(task, np.float64) for task in tasks]
     if not all(np.isfinite(array).all() for array in arrays):
@@ -119,8 +119,8 @@ def probability_of_improvement(
     """The probability that a seed of X exceeds one of Y in the same task, ties counted as half.
 
     `tasks[t]` holds the values of X and of Y in task t; the result is the mean over tasks. For the
-    interval, which needs `min_seeds` of both in every task, X and Y are resampled independently.
-    NaN where a value is NaN.
+    bootstrap interval X and Y are resampled independently; it is NaN unless every task has
+    `min_seeds` seeds of both. Everything is NaN if a value is NaN.
     """
     rng = np.random.default_rng(0)
     means, draws, num_seeds = [], [], []
@@ -130,7 +130,7 @@ def probability_of_improvement(
             return _UNKNOWN
         num_seeds += [len(x), len(y)]
         wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)
-        # How often each seed is drawn.
+        # Counts of every seed in every resample: with `wins` they give the resampled probability.
         x_draws, y_draws = (
             rng.multinomial(len(a), np.full(len(a), 1 / len(a)), _RESAMPLES) for a in (x, y)
         )

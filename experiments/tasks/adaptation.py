@@ -1,10 +1,10 @@
 """Cross-dataset adaptation: pre-train on a source domain, fine-tune on a target with little data.
 
-The question of TRAM's vision experiments (arXiv:2310.03646, Section 4 and Table 3): which optimizer
-adapts to the target, and keeps what the pre-trained network knows of the source and of domains that
-it is never trained on? A domain is the same set of images under a distribution shift. For every
-seed all methods start from the same pre-trained network and see the same examples in the same
-order, so that they differ in the optimizer alone.
+The vision experiments of TRAM (arXiv:2310.03646, Section 4 and Table 3) ask which optimizer adapts
+to the target and keeps what the pre-trained network knows of the source, and of domains that it is
+never trained on. A domain is the same set of images under a distribution shift. For every seed all
+methods start from the same pre-trained network and see the same examples in the same order, so that
+they differ only in the optimizer.
 """
 
 import functools
@@ -46,30 +46,30 @@ class Adaptation:
     """Configuration and stages of the experiment; conf/exp/tram_vision.yaml has the numbers.
 
     Attributes:
-      data: makes the dataset; all domains are shifts of its images.
-      model: makes the network: `model(num_classes=..., dtype=...)`; it may be a pre-trained one.
-      methods: what to compare, by name; differences are taken from the first.
-      seed: root of all randomness.
-      num_seeds: networks per method, trained side by side.
-      precision: of the network's computations: float32, bfloat16 or float64.
-      source: shift of the source domain, such as "rotation:2"; null for the images as they are.
-      target: shift of the target domain; null for the images as they are.
-      unseen: shifts of the domains that are only tested on.
-      only: names of the methods to run; all if empty.
-      pretrain_steps: steps on the source domain; 0 to fine-tune the network as `model` makes it,
-        also on the examples that pre-training would have had.
-      pretrain_learning_rate: peak rate of AdamW there.
-      finetune_steps: steps on the target domain.
-      finetune_examples: target examples that each seed draws.
-      batch_size: examples per step.
-      steps_per_chunk: steps in one compiled call, and between two rows of metrics.
-      input_noise: standard deviation of the noise of TRAM-x, TRAM-Fisher and R3F, on images in
+      data: Makes the dataset; all domains are shifts of its images.
+      model: Makes the network: `model(num_classes=..., dtype=...)`. It may be a pre-trained one.
+      methods: Methods to compare, by name; differences are taken from the first.
+      seed: Root of all randomness.
+      num_seeds: Number of networks per method, trained side by side.
+      precision: Precision of the network's computations: float32, bfloat16 or float64.
+      source: Shift of the source domain, such as "rotation:2"; None for the images as they are.
+      target: Shift of the target domain; None for the images as they are.
+      unseen: Shifts of the domains that no network is trained on.
+      only: Names of the methods to run; all if empty.
+      pretrain_steps: Steps on the source domain. With 0 the network is fine-tuned as `model` makes
+        it, and fine-tuning may draw from the examples that pre-training would have had.
+      pretrain_learning_rate: Peak learning rate of AdamW in pre-training.
+      finetune_steps: Steps on the target domain.
+      finetune_examples: Target examples that each seed draws.
+      batch_size: Examples per step.
+      steps_per_chunk: Steps in one compiled call, and between two rows of metrics.
+      input_noise: Standard deviation of the noise that TRAM-x, TRAM-Fisher and R3F add to images in
         [0, 1].
-      max_test_examples: upper bound of the test examples of a domain.
-      sharpness_examples: target test examples for the sharpness.
-      mesh: the devices that share every batch; None for one device.
-      grid: what to try of each method, to search for hyperparameters; see `Search`. Networks are
-        then measured on validation examples of the target; unseen domains are not looked at.
+      max_test_examples: Upper bound of the number of test examples.
+      sharpness_examples: Target test examples on which the sharpness is measured.
+      mesh: Devices that share every batch; None for one device.
+      grid: Values to try for each method, which make the experiment a search; see `Search`. Its
+        networks are measured on validation examples of the target, never on test examples.
     """
 
     data: Callable[[], ImageDataset]
@@ -137,7 +137,7 @@ class Adaptation:
         return stages
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Mean and interval over seeds of every final measure and method; the best of a search."""
+        """Mean and interval of every final measure by method; of a search, the best trials."""
         if self.search is not None:
             return self.search.summarize(rows)
         from experiments.tasks import adaptation_report  # needs SciPy and Matplotlib, at the end
@@ -145,7 +145,7 @@ class Adaptation:
         return adaptation_report.summarize(rows, self._names())
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """Learning curves, target against unseen accuracy, trust radius; nothing of a search."""
+        """Writes learning curves, accuracies and trust radii; a search has no figures."""
         if self.search is not None:
             return
         from experiments.tasks import adaptation_report
@@ -163,9 +163,10 @@ class Adaptation:
 
     @functools.cached_property
     def _rows(self) -> dict[str, np.ndarray]:
-        """Rows of the dataset by purpose; target examples are never seen in pre-training.
+        """Rows of the dataset by purpose; no example of fine-tuning is seen in pre-training.
 
-        Always the same split, so that no search at another seed has seen the test examples.
+        The split is the same for every seed, so that a search at another seed has not seen the test
+        examples either.
         """
         fractions = {"pretrain": 0.45, "finetune": 0.2, "validation": 0.1, "test": 0.25}
         if not self.pretrain_steps:
@@ -173,11 +174,12 @@ class Adaptation:
         return split(self._dataset, fractions, seed=0)
 
     def _domain(self, spec: str | None, rows: np.ndarray, salt: int) -> ImageDataset:
-        """The dataset with the given rows under a shift; other rows are left out."""
+        """The given rows of the dataset under a shift; `salt` draws its random parts anew."""
         images = self._dataset.images[rows]
         if spec is not None:
             key = jax.random.fold_in(jax.random.key(self.seed), salt)
             shifted = jax.jit(parse_shift(spec))(unit_range(images), key)
+            # A dataset holds images of eight bits.
             images = np.round(np.asarray(shifted) * 255).astype(np.uint8)
         return self._dataset._replace(images=images, labels=self._dataset.labels[rows])
 
@@ -206,7 +208,7 @@ class Adaptation:
         return self.model(num_classes=self._dataset.num_classes, dtype=dtype)
 
     def _report_memory(self, stages: Sequence[Training]) -> None:
-        """Prints what the training will take; a pre-trained network may be too large."""
+        """Prints the memory that training a pre-trained network will take, as it may be large."""
         if not hasattr(self._network, "load_pretrained"):
             return
         examples = max(self.batch_size, self.sharpness_examples)
@@ -216,7 +218,7 @@ class Adaptation:
         print(describe(memory_estimate(self._network, methods, images, num_networks)))
 
     def _initial_variables(self) -> tuple[Any, Any]:
-        """Parameters and other collections of every seed before any training."""
+        """Parameters and other collections before any training, with a leading axis of seeds."""
         image = jnp.zeros((1, *self._dataset.images.shape[1:]), jnp.float32)
         key = jax.random.fold_in(jax.random.key(self.seed), 1)
         keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
@@ -256,7 +258,7 @@ class Adaptation:
 
     @functools.cached_property
     def _target_batches(self) -> Batches:
-        """Few target examples, other ones for every seed."""
+        """Batches of the few target examples, which each seed draws for itself."""
         rows = self._rows["finetune"]
         if self.finetune_examples > len(rows):
             raise FieldError(

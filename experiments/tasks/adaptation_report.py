@@ -1,4 +1,4 @@
-"""What the adaptation experiment shows: the table, summary.json and the figures."""
+"""Results of the adaptation experiment: the table, summary.json and the figures."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from experiments.analysis.statistics import METHOD, Interval, mean_interval, see
 from experiments.runtime.task import Summary, Table
 from experiments.trackers import Row
 
-# Measure, heading, factor, digits. Sharpness is already in percent.
+# Measure, heading, factor, digits. The sharpness is a percentage already.
 COLUMNS = (
     ("final/target", "target, %", 100, 1),
     ("final/unseen", "unseen, %", 100, 1),
@@ -20,11 +20,11 @@ COLUMNS = (
 
 
 def summarize(rows: Sequence[Row], names: Sequence[str]) -> Summary:
-    """Mean and 95 % t interval over seeds, for every method and the pre-training if any.
+    """Mean and 95 % t interval over seeds, for every method, and for pre-training if there is any.
 
-    `values[method][measure]` holds `mean`, `low`, `high` and `seeds`, the single values. Under
-    `difference` stands each seed's gain in target and unseen accuracy over the first method, which
-    started from the same network: a narrower comparison than that of two intervals.
+    `values[method][measure]` holds `mean`, `low`, `high` and `seeds`, the values of all seeds. Keys
+    that begin with `difference/` hold each seed's gain in accuracy over the first method. As both
+    started from the same network, its interval tells more than the two intervals do.
     """
     stages = [name for name in ("pretrain", *names) if _finals(rows, name)]
     finals = {name: _finals(rows, name) for name in stages}
@@ -48,8 +48,8 @@ def summarize(rows: Sequence[Row], names: Sequence[str]) -> Summary:
 def plot(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
     """Writes learning_curves.png, gains.png, target_and_unseen.png and trust_radius.png.
 
-    The gains are over the first method; there are none with one method, and no radius without
-    attacks.
+    Gains are over the first method, and are left out if there is only one. trust_radius.png is left
+    out if no method has a trust region.
     """
     domains = ("target", "unseen", "source")
     curves = {domain: plots.curves(rows, names, f"accuracy/{domain}") for domain in domains}
@@ -128,7 +128,7 @@ def _plot_target_and_unseen(rows: Sequence[Row], names: Sequence[str], path: Pat
 
 
 def _plot_final_gains(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
-    """A bar per method for the gains paired by seed, where points and their names would overlap."""
+    """Gains paired by seed as one bar per method, for more methods than points can show."""
     finals = {name: _finals(rows, name) for name in names}
 
     def gain(name: str, key: str) -> Interval:
@@ -146,7 +146,7 @@ def _plot_final_gains(rows: Sequence[Row], names: Sequence[str], path: Path) -> 
 
 
 def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
-    """Every final measure of a stage: its value for each seed, NaN where it is undefined."""
+    """Every final measure of a stage by name: the values of all seeds, NaN where undefined."""
     own = [row for row in rows if row["stage"] == stage and "final/target" in row]
     found = {key: None for row in own for key in row if key.startswith("final/")}
     measures = [*found, *(key for key, *_ in COLUMNS if key not in found)] if own else []

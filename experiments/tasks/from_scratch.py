@@ -1,9 +1,9 @@
 """Training a classifier from scratch with several optimizers, on right or on wrong labels.
 
-For every seed and noise level all methods start from the same network and see the same examples,
-labels and order. With wrong labels: Foret, Kleiner, Mobahi, Neyshabur, arXiv:2010.01412, Section
-3.3; a share of the training labels is replaced by random classes, the test labels stay right.
-SAM's best-known claim is that it memorises fewer of them.
+For every seed and noise level all methods start from the same network and see the same examples and
+labels in the same order. The experiment with wrong labels is that of Foret, Kleiner, Mobahi and
+Neyshabur, arXiv:2010.01412, Section 3.3: a share of the training labels is replaced by random
+classes, and the test labels stay right. SAM's best-known claim is that it memorises fewer of them.
 """
 
 import functools
@@ -44,24 +44,25 @@ class FromScratch:
     conf/exp/sam_vision.yaml and conf/exp/auon_vision.yaml have the numbers.
 
     Attributes:
-      data: makes the dataset.
-      model: makes the network: `model(num_classes=..., dtype=...)`.
-      methods: the optimizers to compare, by name; gains are taken over the first.
-      seed: root of all randomness.
-      num_seeds: networks per method and noise level, trained side by side.
-      precision: of the network's computations: float32, bfloat16 or float64.
-      noise_levels: shares of training labels that are drawn again, uniformly over all classes, so
-        that a share `level * (1 - 1 / num_classes)` of them is wrong; [0] for right labels.
-      only: names of the methods to run; all if empty.
-      train_examples: examples that each seed draws.
-      steps: of training.
-      batch_size: examples per step.
-      steps_per_chunk: steps in one compiled call, and between two rows of metrics.
-      max_test_examples: upper bound of the test examples.
-      mesh: the devices that share every batch; None for one device.
-      grid: what to try of each method at the one noise level, to search for hyperparameters; see
-        `Search`. Networks are then measured on validation examples in place of test examples.
-      validation_examples: number of these, taken from the training part; None without a grid.
+      data: Makes the dataset.
+      model: Makes the network: `model(num_classes=..., dtype=...)`.
+      methods: Methods to compare, by name; gains are taken over the first.
+      seed: Root of all randomness.
+      num_seeds: Number of networks per method and noise level, trained side by side.
+      precision: Precision of the network's computations: float32, bfloat16 or float64.
+      noise_levels: Shares of training labels that are drawn again, uniformly over all classes, so
+        that a share `level * (1 - 1 / num_classes)` of the labels is wrong; [0] for right labels.
+      only: Names of the methods to run; all if empty.
+      train_examples: Training examples that each seed draws.
+      steps: Length of a training.
+      batch_size: Examples per step.
+      steps_per_chunk: Steps in one compiled call, and between two rows of metrics.
+      max_test_examples: Upper bound of the number of test examples.
+      mesh: Devices that share every batch; None for one device.
+      grid: Values to try for each method at one noise level, which make the experiment a search;
+        see `Search`. Its networks are measured on validation examples, never on test examples.
+      validation_examples: Number of validation examples of a search, which are taken from the
+        training part; None without a grid.
     """
 
     data: Callable[[], ImageDataset]
@@ -126,7 +127,7 @@ class FromScratch:
         return [self._training(name, self.methods[name]) for name in self._names()]
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Test accuracy by method and noise level, and gains, paired; the best of a search."""
+        """Test accuracy and gains by method and noise level; of a search, the best trials."""
         if self.search is not None:
             return self.search.summarize(rows)
         from experiments.tasks import from_scratch_report  # needs SciPy and Matplotlib, at the end
@@ -134,7 +135,7 @@ class FromScratch:
         return from_scratch_report.summarize(rows, self._names(), self.noise_levels)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """Learning curves at the highest noise, accuracy by noise; nothing of a search."""
+        """Writes learning curves and accuracy by noise level; a search has no figures."""
         if self.search is not None:
             return
         from experiments.tasks import from_scratch_report
@@ -152,7 +153,7 @@ class FromScratch:
 
     @functools.cached_property
     def _rows(self) -> dict[str, np.ndarray]:
-        """Rows of the dataset by purpose: always the same split, whatever the seed."""
+        """Rows of the dataset by purpose; the split is the same for every seed."""
         parts = split(self._dataset, {"train": 0.6, "test": 0.4}, seed=0)
         if self.validation_examples is None:
             return parts
@@ -168,7 +169,7 @@ class FromScratch:
 
     @functools.cached_property
     def _noised(self) -> Batches:
-        """The training set of every noise level and seed, one behind the other."""
+        """Batches of every noise level and seed, each from a training set of its own."""
         rows = self._rows["train"]
         if self.train_examples > len(rows):
             raise FieldError(
@@ -178,7 +179,7 @@ class FromScratch:
             )
         images, labels = [], []
         for level, index in itertools.product(self.noise_levels, range(self.num_seeds)):
-            # The same numbers at every level: what is wrong at 20 % is also wrong at 40 %.
+            # Every level draws the same numbers, so that what is wrong at 20 % is wrong at 40 %.
             random = np.random.default_rng([self.seed, index])
             drawn = random.permutation(rows)[: self.train_examples]
             again = random.random(len(drawn)) < level
@@ -238,7 +239,7 @@ class FromScratch:
         )
 
     def _label(self, lanes: Lanes) -> list[Row]:
-        """What the rows of each lane begin with: its seed and noise level."""
+        """Leading columns of the rows of each lane: its seed and its noise level."""
         levels, seeds = np.divmod(np.asarray(lanes.seed_index), self.num_seeds)
         return [
             {"seed": int(seed), "noise": float(self.noise_levels[level])}
@@ -248,7 +249,10 @@ class FromScratch:
     def _measures(
         self, lanes: Lanes, held_out: str, train: str, params: Any, model_state: Any
     ) -> dict[str, jax.Array]:
-        """Of all lanes, held out and on their own training set with its wrong labels; by name."""
+        """Accuracy and loss of all lanes on held-out data, and accuracy on their training sets.
+
+        `held_out` and `train` are formats of the metrics' names; training sets keep wrong labels.
+        """
         accuracy, loss, trained = self._measures_of(
             params, model_state, lanes.seed_index, *self._held_out
         )
@@ -267,7 +271,7 @@ class FromScratch:
     def _held_out(self) -> tuple[jax.Array, ...]:
         rows = self._rows[self._held_out_part][: self.max_test_examples]
         source = self._noised
-        few = source.rows[:, : self.max_test_examples]  # enough to tell what is memorised
+        few = source.rows[:, : self.max_test_examples]  # enough to see how much is memorised
         held_out = (
             unit_range(self._dataset.images[rows]),
             self._dataset.labels[rows],

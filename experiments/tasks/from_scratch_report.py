@@ -1,4 +1,4 @@
-"""What training from scratch shows: the table, summary.json and the figures."""
+"""Results of training from scratch: the table, summary.json and the figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from experiments.trackers import Row
 def summarize(rows: Sequence[Row], names: Sequence[str], levels: Sequence[float]) -> Summary:
     """Mean and 95 % t interval of the test accuracy over seeds, by method and noise level.
 
-    `values[method][level]` holds, for `test`, `train` (on the labels as given) and `gain` (in test
-    accuracy over the first method, paired by seed), `mean`, `low`, `high` and `seeds`, the single
-    values.
+    `values[method][level]` has three entries: `test`, `train` (the accuracy on the training labels
+    as given) and `gain` (in test accuracy over the first method, paired by seed). Each holds
+    `mean`, `low`, `high` and `seeds`, the values of all seeds.
     """
     tests = plots.curves(rows, names, "final/accuracy", x="noise")
     trained = plots.curves(rows, names, "final/train", x="noise")
@@ -49,7 +49,10 @@ def summarize(rows: Sequence[Row], names: Sequence[str], levels: Sequence[float]
 
 
 def plot(rows: Sequence[Row], names: Sequence[str], levels: Sequence[float], folder: Path) -> None:
-    """learning_curves.png, at the highest noise; accuracy_by_noise.png for several levels."""
+    """Writes learning_curves.png, at the highest noise, and accuracy_by_noise.png.
+
+    The second figure is left out if there is only one noise level.
+    """
     highest = max(levels)
     noisy = [row for row in rows if row["noise"] == highest]
     at_highest = f", noise {100 * highest:g} %" if highest else ""
@@ -79,7 +82,7 @@ def plot(rows: Sequence[Row], names: Sequence[str], levels: Sequence[float], fol
 def _gains(
     curves: Mapping[str, plots.Curve], names: Sequence[str], xlabel: str
 ) -> list[plots.Panel]:
-    """A panel of the gains over the first method, seed by seed; none for a single method."""
+    """A panel of the gains over the first method, paired by seed; none for a single method."""
     gains = {name: plots.paired_gain(curves[name], curves[names[0]]) for name in names[1:]}
     title = f"Test accuracy: gain over {names[0]},\npaired by seed"
     settings = {"xlabel": xlabel, "ylabel": "points"}

@@ -36,7 +36,12 @@ class Landscape:
 
 
 class Walkers(NamedTuple):
-    """All walkers: `position` [num_seeds, num_starts, 2], and the optimizer's state of each."""
+    """The state of all walkers.
+
+    Attributes:
+      position: Positions, [num_seeds, num_starts, 2].
+      optimizer: State of each walker's optimizer, with the same leading axes.
+    """
 
     position: jax.Array
     optimizer: Any
@@ -54,15 +59,25 @@ def walk(
     make: MakeTransform,
     num_steps: int,
 ) -> tuple[Walkers, jax.Array]:
-    """Moves all walkers by `num_steps`; also returns their paths [seeds, starts, num_steps, 2].
+    """Moves all walkers `num_steps` steps; also returns their paths [seeds, starts, num_steps, 2].
 
-    Both gradients of a SAM step see the same noise, as both see the same batch in training.
+    Args:
+      walkers: The walkers.
+      keys: Random keys of the noise, [seeds, starts].
+      step: Number of steps that they have done.
+      radius: Radius of the method, passed to `make`.
+      noise: Standard deviation of the noise in each component of the gradient.
+      landscape: The loss.
+      make: Makes the transform from the radius.
+      num_steps: Number of steps to do.
     """
     transform = optax.with_extra_args_support(make(radius))
 
     def walk_one(walker: Walkers, key: jax.Array) -> tuple[Walkers, jax.Array]:
         def one_step(walker: Walkers, index: Any) -> tuple[Walkers, jax.Array]:
             position, optimizer = walker
+            # Drawn once per step: both gradients of a SAM step see the same noise, as both see the
+            # same batch in training.
             push = jax.random.normal(jax.random.fold_in(key, index), (2,), position.dtype)
 
             def gradient(w: jax.Array) -> jax.Array:
@@ -82,13 +97,13 @@ def walk(
 
 @functools.partial(jax.jit, static_argnames="landscape")
 def measure(position: jax.Array, *, landscape: Landscape) -> dict[str, jax.Array]:
-    """Mean loss of positions [..., num_starts, 2], and the share of them in the flat basin.
+    """Mean loss of positions [..., num_starts, 2], and their share in the flat minimum's basin.
 
-    The basin is found by descent without noise, at a tenth of the stable rate in the sharp well.
+    The basin of a position is that of the minimum to which gradient descent without noise leads.
     """
     height = jnp.vectorize(landscape, signature="(d)->()")
     slope = jnp.vectorize(jax.grad(landscape), signature="(d)->(d)")
-    rate = 0.1 * landscape.sharp**2
+    rate = 0.1 * landscape.sharp**2  # the curvature of the sharp well is about 1 / sharp^2
     end = jax.lax.fori_loop(0, 1000, lambda _, w: w - rate * slope(w), position)
     to_flat, to_sharp = (jnp.linalg.norm(end - jnp.array(c), axis=-1) for c in (FLAT, SHARP))
     return {

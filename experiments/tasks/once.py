@@ -1,4 +1,4 @@
-"""A stage that does all its work in one step and keeps nothing."""
+"""A stage that does all its work in one step and keeps no state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,11 +14,13 @@ State = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Once:
-    """A stage of the experiment loop whose rows are all made by one call.
+    """A stage of the experiment loop whose rows all come from one call.
 
     Attributes:
-      name: of the stage.
-      measure: gives the rows.
+      name: Name of the stage.
+      measure: Returns the rows.
+      num_steps: Always 1.
+      steps_per_chunk: Always 1.
     """
 
     name: str
@@ -27,7 +29,7 @@ class Once:
     steps_per_chunk: int = 1
 
     def init(self, final: Mapping[str, Any]) -> State:
-        """There is nothing to keep, but a checkpoint wants an array."""
+        """A placeholder: there is nothing to keep, but a checkpoint needs an array."""
         del final
         return {"nothing": jnp.zeros([])}
 
@@ -37,11 +39,11 @@ class Once:
     def advance(
         self, state: State, batches: None, step: int, num_steps: int
     ) -> tuple[State, list[Row]]:
-        """The rows."""
+        """The unchanged state, and the rows of `measure`."""
         del batches, step, num_steps
         return state, self.measure()
 
     def finish(self, state: State) -> list[Row]:
-        """The rows of `advance` say it all."""
+        """No rows beside those of `advance`."""
         del state
         return []

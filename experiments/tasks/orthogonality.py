@@ -1,8 +1,9 @@
 """How orthogonal the updates of AuON, Hybrid-AuON and Muon are, and what they cost.
 
-Maity, arXiv:2509.24320 (v1), the figures of orthogonality error and of time: a random n x n matrix
-becomes an update U, whose error is ||U'U - I|| in the Frobenius norm. Beside the measured errors
-stand those of the singular values that a large Gaussian matrix has, the quarter-circle law.
+The experiment repeats the figures of orthogonality error and of time in Maity, arXiv:2509.24320
+(v1): a random n x n matrix becomes an update U, whose error is ||U'U - I|| in the Frobenius norm.
+The measured errors are compared with those that the singular values of a large Gaussian matrix,
+which follow the quarter-circle law, lead to.
 """
 
 import time
@@ -34,11 +35,11 @@ def _orthogonality_error(update: jax.Array) -> jax.Array:
 
 
 def expected_error(size: int, newton_schulz_steps: int) -> float:
-    r"""The error of a normalised Gaussian matrix after Newton-Schulz steps, for large sizes.
+    r"""The error of a large normalised Gaussian matrix after some Newton-Schulz steps.
 
     .. math:: \sqrt{n \int_0^2 \left(p(x / \sqrt n)^2 - 1\right)^2 \frac{\sqrt{4 - x^2}}{\pi} dx}
 
-    p is what the steps make of a singular value; the density is the quarter-circle law.
+    p(s) is the singular value that the steps make of s; the density is the quarter-circle law.
     """
     a, b, c = MUON_COEFFICIENTS
     # Midpoints in the angle x = 2 sin t, where the density is 4 cos(t)^2 / pi.
@@ -53,16 +54,16 @@ def expected_error(size: int, newton_schulz_steps: int) -> float:
 
 @dataclass(frozen=True)
 class Orthogonality:
-    """Random matrices of several sizes, one stage a size.
+    """Random matrices of several sizes, with one stage per size.
 
     Attributes:
-      methods: by name, keyword arguments of `trustjax.optim.scale_by_auon`, `ns_steps` among them;
+      methods: Keyword arguments of `trustjax.optim.scale_by_auon` by method, `ns_steps` among them;
         there is no momentum.
-      sizes: n of the n x n matrices.
-      seed: root of all randomness.
-      num_seeds: matrices a size.
-      repeats: timed updates of each matrix.
-      precision: dtype of the matrices, float32 or float64.
+      sizes: Sizes n of the n x n matrices, >= 2.
+      seed: Root of all randomness.
+      num_seeds: Number of matrices per size.
+      repeats: Number of timed updates of each matrix.
+      precision: Dtype of the matrices, float32 or float64.
     """
 
     methods: Mapping[str, Mapping[str, Any]]
@@ -90,18 +91,18 @@ class Orthogonality:
                 raise ValueError(f"methods.{name}: {error}") from error
 
     def transform(self, name: str) -> optax.GradientTransformation:
-        """The method of that name."""
+        """The method called `name`, without momentum."""
         return scale_by_auon(0.0, nesterov=False, **self.methods[name])
 
     def stages(self) -> list[Once]:
-        """One a size."""
+        """One stage per size."""
         return [Once(f"size_{size}", partial(self._measure, size)) for size in self.sizes]
 
     def _measure(self, size: int) -> list[Row]:
-        """One row a matrix: errors, and the median seconds of an update."""
+        """One row per matrix: the errors, and the median seconds of an update."""
         shape, key = (size, size), jax.random.key(self.seed)
         programs = {name: self._program(name) for name in self.methods}
-        for update in programs.values():
+        for update in programs.values():  # compile before anything is timed
             jax.block_until_ready(update(jnp.ones(shape, self.precision)))
         rows = []
         for seed in range(self.num_seeds):
@@ -110,7 +111,7 @@ class Orthogonality:
             for name, update in programs.items():
                 row[f"error/{name}"] = float(_orthogonality_error(update(matrix)))
             seconds: dict[str, list[float]] = {name: [] for name in programs}
-            for _ in range(self.repeats):  # in turns, so that noise hits all alike
+            for _ in range(self.repeats):  # in turns, so that noise of the machine hits all alike
                 for name, update in programs.items():
                     started = time.perf_counter()
                     jax.block_until_ready(update(matrix))
@@ -124,7 +125,7 @@ class Orthogonality:
         return jax.jit(lambda matrix: method.update(matrix, method.init(matrix))[0])
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Errors measured and expected, and milliseconds, by size and method."""
+        """Measured and expected errors, and milliseconds, by size and method."""
         values: dict[str, Any] = {}
         cells = []
         for size in self.sizes:
@@ -143,7 +144,7 @@ class Orthogonality:
         return Summary(values, Table(title, ("n", *self.methods, "U = 0"), cells))
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """orthogonality.png: error against n with the theory; time against n."""
+        """Writes orthogonality.png: error against n, beside the theory, and time against n."""
         from experiments.analysis import plots
 
         style = plots.styles(self.methods)

@@ -1,8 +1,8 @@
-"""Search of learning rates and other hyperparameters, with the same budget for every method.
+"""Search for learning rates and other hyperparameters, with the same budget for every method.
 
-All trials of a method are trained side by side in one program, each from the same seeds, and
-judged by the accuracy on validation examples. Test examples are not looked at. A trial may
-diverge, which makes it the worst; the search ends only where all of a method do.
+All trials of a method are trained side by side in one program, from the same seeds, and ranked by
+their accuracy on validation examples; test examples are never used. A trial that diverges ranks
+last; the search ends with an error only if every trial of a method diverges.
 """
 
 import itertools
@@ -26,13 +26,13 @@ MEASURES = ("accuracy", "loss")
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried for each method, and which trial is the best.
+    """The trials of several methods, and the best trial of each.
 
     Attributes:
-      methods: by name, those that are searched.
-      grid: by method, the values to try of `learning_rate` and of its other hyperparameters; all
-        combinations are trials. A hyperparameter that is not named stays as configured.
-      num_seeds: seeds of every trial.
+      methods: Methods to search, by name.
+      grid: Values to try by method and hyperparameter, `learning_rate` among them; every
+        combination is a trial. A hyperparameter that is not named keeps its configured value.
+      num_seeds: Number of seeds of every trial.
     """
 
     methods: Mapping[str, Method]
@@ -40,7 +40,7 @@ class Search:
     num_seeds: int
 
     def validate(self) -> None:
-        """Raises ValueError for unknown hyperparameters, and for budgets that differ."""
+        """Raises ValueError for unknown hyperparameters and for unequal numbers of trials."""
         for name, method in self.methods.items():
             known = {"learning_rate", *method.hyperparameters}
             if unknown := set(self.grid.get(name, ())) - known:
@@ -50,7 +50,7 @@ class Search:
             raise FieldError("grid", "give every method equally many trials", counts)
 
     def trials(self, name: str) -> list[dict[str, float]]:
-        """The hyperparameters of every trial of a method; none without an entry in the grid."""
+        """The hyperparameters of every trial of a method; no trials if the grid lacks it."""
         if name not in self.grid:
             return []
         method = self.methods[name]
@@ -69,9 +69,10 @@ class Search:
         return Lanes(seed_index, columns.pop("learning_rate"), columns)
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """The best trial of every method: highest accuracy, then lowest loss, over seeds.
+        """The best trial of every method by mean over seeds: highest accuracy, then lowest loss.
 
-        Raises Diverged where none is left.
+        A trial of which any seed diverged counts as diverged. Raises Diverged if all trials of a
+        method did.
         """
         trials: dict[str, list[dict[str, float]]] = {}
         best: dict[str, dict[str, float]] = {}
@@ -101,13 +102,13 @@ class Search:
     ) -> dict[str, float]:
         logged = {key: _logged(jnp.asarray(value, float)) for key, value in trial.items()}
         own = [row for row in finals if all(row[key] == value for key, value in logged.items())]
-        if len(own) < self.num_seeds:  # some seed diverged
+        if len(own) < self.num_seeds:  # a diverged seed has no final measures
             return {"diverged": True}
         return {name: float(np.mean([row[f"final/{name}"] for row in own])) for name in MEASURES}
 
 
 def label(lanes: Lanes) -> list[Row]:
-    """What the rows of each lane begin with: its seed and its hyperparameters."""
+    """Leading columns of the rows of each lane: its seed and its hyperparameters."""
     values = {"learning_rate": lanes.learning_rate, **lanes.hyperparameters}
     columns = {key: np.asarray(value) for key, value in values.items()}
     return [
@@ -117,5 +118,5 @@ def label(lanes: Lanes) -> list[Row]:
 
 
 def _logged(number: jax.typing.ArrayLike) -> float:
-    """A number of a lane as it stands in metrics.csv."""
+    """A hyperparameter as metrics.csv has it, with six digits."""
     return float(f"{float(np.asarray(number)):.6g}")

@@ -1,4 +1,4 @@
-"""Training a classifier from many seeds at once: one jitted, vmapped scan a chunk."""
+"""Training a classifier from many seeds at once, in one jitted, vmapped scan per chunk."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +26,14 @@ PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.f
 
 
 class TrainState(NamedTuple):
-    """All that changes in training. Under vmap every array has a leading axis of lanes.
+    """Everything that changes in training; under vmap every array has a leading axis of lanes.
 
     Attributes:
-      params: parameters.
-      model_state: the other collections of the Flax model, such as batch statistics.
-      opt_state: state of the optimizer.
-      reference: reference parameters of the penalty, None if it needs none.
-      step: int32 [], steps done.
+      params: Parameters of the network.
+      model_state: Other collections of the Flax model, such as batch statistics.
+      opt_state: State of the optimizer.
+      reference: Reference parameters of the penalty; None if it needs none.
+      step: Int32 [], number of steps done.
     """
 
     params: PyTree
@@ -44,12 +44,12 @@ class TrainState(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """What differs between runs that train side by side; every array is [lanes].
+    """What differs between networks that are trained side by side; every array is [lanes].
 
     Attributes:
-      seed_index: int32, the seed of the lane: which data, order and noise it sees.
-      learning_rate: float32, peak learning rate.
-      hyperparameters: those of the method, float32 each.
+      seed_index: Int32; the seed of the lane, which selects its data, their order and the noise.
+      learning_rate: Float32; peak learning rate.
+      hyperparameters: Float32 each; the other hyperparameters of the method by name.
     """
 
     seed_index: jax.Array
@@ -58,16 +58,17 @@ class Lanes(NamedTuple):
 
 
 def lanes_of(method: Method, count: int) -> Lanes:
-    """`count` lanes with the hyperparameters of `method`; their seeds are 0, 1, and so on."""
+    """`count` lanes with the hyperparameters of `method` and the seeds 0, 1, and so on."""
     full = functools.partial(jnp.full, count)
     hyperparameters = {k: full(v, dtype=jnp.float32) for k, v in method.hyperparameters.items()}
     return Lanes(jnp.arange(count), full(method.learning_rate), hyperparameters)
 
 
 def initial_variables(model: nn.Module, keys: jax.Array, image: jax.Array) -> tuple[PyTree, PyTree]:
-    """Parameters and other collections of `model` for each of `keys`, as leading axis.
+    """Parameters and other collections of `model`, with a leading axis for `keys`.
 
-    For inputs like `image` [batch, ...]. What a pre-trained model loads is the same for all.
+    `image` [batch, ...] is an example of the input. The parameters that a pre-trained model loads
+    are the same for all keys.
     """
     loaded = model.load_pretrained() if hasattr(model, "load_pretrained") else {}
 
@@ -85,7 +86,7 @@ def initial_variables(model: nn.Module, keys: jax.Array, image: jax.Array) -> tu
 def apply_train(
     model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, PyTree]:
-    """Logits in training mode, and the updated other collections."""
+    """Logits in training mode, and the updated collections beside the parameters."""
     logits, model_state = model.apply(
         {"params": params, **model_state},
         image,
@@ -99,7 +100,10 @@ def apply_train(
 def apply_eval(
     model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array, **options: Any
 ) -> Any:
-    """Logits in evaluation mode: no dropout, running batch statistics; `options` of the model."""
+    """Logits in evaluation mode: without dropout, with running batch statistics.
+
+    `options` are further arguments of the model, which may return more than logits.
+    """
     return model.apply({"params": params, **model_state}, image, **options)
 
 
@@ -113,10 +117,10 @@ def classification_step(
 
     Args:
       model: Flax module.
-      tx: any optimizer, with or without a second pass.
-      input_noise: standard deviation of the Gaussian noise on images in [0, 1] that
-        `tram("noise")`, `tram_fisher` and penalties under noise compare with.
-      penalty: added to the cross-entropy, in the second pass too.
+      tx: Any optimizer, with or without a second pass.
+      input_noise: Standard deviation of the Gaussian noise on images in [0, 1] for
+        `tram("noise")`, `tram_fisher` and penalties under noise.
+      penalty: Term that is added to the cross-entropy, also in the second pass.
     """
 
     def loss_fn(
@@ -144,6 +148,7 @@ def classification_step(
         return logits
 
     def noised(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        # Not `key` itself, which is that of dropout.
         noise = jax.random.normal(jax.random.fold_in(key, 1), batch["image"].shape)
         return {**batch, "image": batch["image"] + input_noise * noise}
 
@@ -176,21 +181,21 @@ class Training:
     """A stage of the experiment loop: trains all lanes side by side.
 
     Attributes:
-      name: name of the stage.
-      num_steps: length of the training.
-      steps_per_chunk: steps in one jitted scan.
+      name: Name of the stage.
+      num_steps: Length of the training.
+      steps_per_chunk: Steps in one jitted scan.
       model: Flax module.
-      method: optimizer and penalty; the rate follows a cosine down to 0.
-      lanes: what differs between the runs.
-      source: training batches with one leading axis of seeds.
-      key: root of the random keys of this stage.
-      mesh: the devices; each trains all lanes on its part of every batch.
-      input_noise: see `classification_step`.
-      start: gives (params, model_state) of every seed from the final states of earlier stages.
-      evaluate: `(params, model_state) -> {name: [lanes]}` for all lanes, after every chunk.
-      measure: the same at the end of the training.
-      label: extra columns of the metric rows, one mapping per lane.
-      lanes_compete: whether a lane may diverge as long as another one does not, as in a search.
+      method: Optimizer and penalty; the learning rate follows a cosine down to 0.
+      lanes: Seed and hyperparameters of each lane.
+      source: Training batches with a leading axis of seeds.
+      key: Root of the random keys of this stage.
+      mesh: Devices; each trains all lanes on its part of every batch.
+      input_noise: Standard deviation of input noise; see `classification_step`.
+      start: Gives (params, model_state) of every seed from the final states of earlier stages.
+      evaluate: `(params, model_state) -> {name: [lanes]}` for all lanes, called after every chunk.
+      measure: The same, called at the end of the training.
+      label: Additional columns of the metric rows, one mapping per lane.
+      lanes_compete: Whether a lane may diverge as long as another one does not, as in a search.
       earlier: Shapes of the final states of the earlier stages that `start` reads.
       program: The compiled program of a whole chunk; None compiles it at the first call.
     """
@@ -229,14 +234,14 @@ class Training:
         return state
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """The batches from the first one."""
+        """A new iterator over the batches, from the first one on."""
         batches: Iterator[dict[str, np.ndarray]] = iterate(self.source)
         return batches
 
     def advance(
         self, state: TrainState, batches: Iterator[Any], step: int, num_steps: int
     ) -> tuple[TrainState, list[Row]]:
-        """Trains `num_steps` steps; one row a lane with the chunk's mean metrics."""
+        """Trains `num_steps` steps; returns one row per lane with the chunk's mean metrics."""
         chunk = [next(batches) for _ in range(num_steps)]
         stacked = {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
         whole = num_steps == self.steps_per_chunk
@@ -245,11 +250,11 @@ class Training:
         return state, self._rows({**metrics, **self.evaluate(state.params, state.model_state)})
 
     def finish(self, state: TrainState) -> list[Row]:
-        """One row a lane with the final measures."""
+        """One row per lane with the final measures."""
         return self._rows(self.measure(state.params, state.model_state))
 
     def learned(self, state: TrainState) -> Any:
-        """The parameters of all lanes; of none where a lane may diverge."""
+        """The parameters of all lanes; nothing if single lanes may diverge."""
         return () if self.lanes_compete else state.params
 
     def shapes(self) -> TrainState:
@@ -286,6 +291,7 @@ class Training:
             key = jax.random.fold_in(self.key, lane.seed_index)
 
             def body(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+                # Batches have an axis of seeds; lanes of the same seed see the same examples.
                 batch = jax.tree.map(lambda x: x[lane.seed_index], batch)
                 return step(state, batch, jax.random.fold_in(key, state.step))
 
@@ -302,7 +308,10 @@ class Training:
         )
 
     def _rows(self, metrics: Mapping[str, jax.Array]) -> list[Row]:
-        """One row a lane. Where lanes compete, one that diverged has no metrics but `diverged`."""
+        """One row per lane. If lanes compete, a lane that diverged has the metric `diverged` alone.
+
+        If all lanes diverged, their metrics stay: the loop finds them, and ends the run.
+        """
         columns = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         finite = np.all(np.isfinite(np.stack([*columns.values()])), axis=0)
         rows = []
@@ -310,6 +319,7 @@ class Training:
             measured: Row = {name: float(values[lane]) for name, values in columns.items()}
             if self.lanes_compete and finite.any() and not finite[lane]:
                 measured = {"diverged": 1}
-            # The label again at the end, so that a metric stands behind the seed.
+            # Columns keep the order of their first appearance: seed, metrics, then the rest of the
+            # label, as the loop shows the first metric behind the seed.
             rows.append({"seed": label["seed"], **measured, **label})
         return rows

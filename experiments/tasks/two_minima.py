@@ -1,7 +1,7 @@
 """A loss in the plane with a sharp and a flat minimum: where do noisy SGD and SAM end?
 
-The sharp minimum is the lower one. Noisy SGD stays in whichever it meets first; SAM's attack of
-length rho reaches over the rim of the sharp well, where the gradient points to the flat one.
+The sharp minimum is the lower one. Noisy SGD stays in the minimum that it meets first. SAM's attack
+of length rho reaches over the rim of the sharp well, where the gradient points to the flat one.
 """
 
 import functools

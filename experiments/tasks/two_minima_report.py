@@ -15,20 +15,20 @@ from experiments.runtime.task import Summary, Table
 from experiments.tasks.landscape import CORNER, FLAT, SHARP, Landscape, measure
 from experiments.trackers import Row
 
-# The two wells, and the walkers that end in them
+# Colours of the two wells, and of the walkers that end in them
 WELLS = {"sharp": plots.COLORS[5], "flat": plots.COLORS[4]}
 
-NUM_PATHS = 14  # drawn for each of the two stages
+NUM_PATHS = 14  # paths that are drawn for each of the two stages
 
 
 class End(NamedTuple):
     """Where the walkers of a stage end.
 
     Attributes:
-      radius: of the method, 0 for the optimizer alone.
-      flat: share of the walkers in the basin of the flat minimum.
+      radius: Radius of the method; 0 for the optimizer alone.
+      flat: Share of the walkers in the basin of the flat minimum.
       interval: 95 % Wilson interval of that share over walkers.
-      loss: mean over walkers.
+      loss: Mean loss of the walkers.
     """
 
     radius: float
@@ -38,7 +38,7 @@ class End(NamedTuple):
 
 
 def ends(rows: Sequence[Row], radii: Mapping[str, float], num_walkers: int) -> dict[str, End]:
-    """The end of every stage, from its last rows; `radii` maps the stages to their radii."""
+    """The end of every stage in `radii`, which maps stages to radii, from its last rows."""
     found = {}
     for name, radius in radii.items():
         flat, loss = (
@@ -50,12 +50,12 @@ def ends(rows: Sequence[Row], radii: Mapping[str, float], num_walkers: int) -> d
 
 
 def best(found: Mapping[str, End]) -> str:
-    """The stage, but for the optimizer alone, whose walkers end in the flat minimum most often."""
+    """The stage with an attack whose walkers end in the flat minimum most often."""
     return max(list(found)[1:], key=lambda name: found[name].flat, default="sgd")
 
 
 def summarize(found: Mapping[str, End]) -> Summary:
-    """Share of walkers that end in the flat minimum, with its interval, by stage."""
+    """Share of the walkers that end in the flat minimum, with its interval, by stage."""
     lines = [
         (name, f"{end.flat:.3f}", "{:.3f} to {:.3f}".format(*end.interval), f"{end.loss:.3f}")
         for name, end in found.items()
@@ -68,7 +68,10 @@ def summarize(found: Mapping[str, End]) -> Summary:
 def plot(
     found: Mapping[str, End], paths: Mapping[str, np.ndarray], landscape: Landscape, folder: Path
 ) -> None:
-    """share.png: share against radius; landscape.png: the loss and the `paths` of two stages."""
+    """Writes share.png (share against radius) and landscape.png (the loss and the `paths`).
+
+    `paths` has those of "sgd" and of the best stage, [walkers, steps + 1, 2].
+    """
     figure, (axis,) = plots.panels(1, width=6, height=4)
     _plot_share(axis, found)
     plots.save(figure, folder / "share.png")
