@@ -1,4 +1,14 @@
-"""What all attacks share: an ascent step of a given radius, and the gradient it leads to."""
+r"""The parts that all attacks share: an ascent step of a given radius, and the gradient after it.
+
+A step of SAM and of its relatives is built from them in this order, with w the parameters, g the
+first gradient and T a scaling of the weights:
+
+    attacked_gradient   g on the leaves that `mask` selects
+    scaling             T, the number 1 or |w| + eta
+    ascent              eps = r T^2 g / ||T g||, of length r in the scaled norm
+    second_gradient     g' = grad L(w + eps), on which the base optimizer descends
+    next_scalars        the radius, the distance and the counts for the state
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -20,7 +30,11 @@ ON_NONFINITE = ("clean", "propagate")
 
 
 class MissingArgumentError(ValueError):
-    """`update` was called without arguments that the transform needs."""
+    """Raised where `update` was called without arguments that the transform needs.
+
+    Attributes:
+      names: Names of the missing arguments.
+    """
 
     def __init__(self, message: str, names: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -28,14 +42,14 @@ class MissingArgumentError(ValueError):
 
 
 def check_whole_tree(name: str, params: PyTree, way_out: str | None = None) -> None:
-    """Raises ValueError if a part of `params` is hidden, as inside optax.masked or partition.
+    """Raises ValueError if leaves of `params` are hidden, as in optax.masked or optax.partition.
 
-    `way_out` says what to write instead; None stands for what an attack does.
+    `way_out` is the advice at the end of the error; None gives the advice for attacks.
     """
     if way_out is None:
         way_out = (
             f"Put it in front, optax.chain({name}(..., mask=...), optax.partition(...)): mask= "
-            "chooses the leaves that are attacked"
+            "selects the leaves that are attacked"
         )
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
@@ -48,14 +62,19 @@ def check_whole_tree(name: str, params: PyTree, way_out: str | None = None) -> N
 def check_params(
     name: str, params: PyTree, *, mask: Mask | None = None, adaptive: bool | Mask = False
 ) -> None:
-    """Raises ValueError, at `init`, for parameters that `name` cannot attack with these masks."""
+    """Raises ValueError, at `init`, if transform `name` cannot attack `params` with these masks."""
     check_whole_tree(name, params)
     if mask is not None:
         _leaves.check_selection("mask", mask, params)
     if not isinstance(adaptive, bool):
         _leaves.check_selection("adaptive", adaptive, params)
-    attacked = _leaves.selection("mask", True if mask is None else mask, params)
-    _leaves.check_real(name, params, chosen=attacked, way_out=", or leave it out by mask=")
+    attacked = _selected(mask, params)
+    _leaves.check_real(name, params, chosen=attacked, way_out=", or exclude it by mask=")
+
+
+def _selected(mask: Mask | None, params: PyTree) -> PyTree:
+    """Tree of bools like `params`: the leaves that `mask` selects, all of them if it is None."""
+    return _leaves.selection("mask", True if mask is None else mask, params)
 
 
 def second_pass_arguments(
@@ -67,9 +86,20 @@ def second_pass_arguments(
     attack_only: bool,
     in_two_calls: bool = True,
 ) -> tuple[PyTree, GradFn]:
-    """`params` and `grad_fn` as given; raises ValueError, with the call to write, if one is None.
+    """Returns `params` and `grad_fn`, after checking that a second pass is possible.
 
-    `attack_only` is how `alternating` asks for the attack, which not every attack can answer.
+    Args:
+      name: Name of the transform, for the errors.
+      params: `params` of `update`.
+      grad_fn: `grad_fn` of `update`.
+      axis_name: Axes over which the transform averages its second gradient.
+      attack_only: Whether `alternating` calls, which asks for the attack alone.
+      in_two_calls: Whether the transform can stand in `alternating`.
+
+    Raises:
+      ValueError: `params` or `grad_fn` is None, or leaves of `params` are hidden; `alternating`
+        calls and the transform joins two gradients or attacks per shard. The message shows the
+        call to write.
     """
     if attack_only and not in_two_calls:
         raise ValueError(
@@ -79,10 +109,10 @@ def second_pass_arguments(
     if attack_only and axis_name is not None:
         raise ValueError(
             f"{name} got axis_name={axis_name!r}, with which every shard attacks on its own and "
-            "the gradients there are averaged; in alternating all shards take their second "
-            "gradient at the trainer's weights, which are one for all. Leave axis_name out and "
-            "average the gradients before update, for one attack of the whole batch; for an attack "
-            f"per shard use optax.chain({name}(..., axis_name=...), base) and pass grad_fn"
+            "the gradients at the attacked weights are averaged; in alternating all shards take "
+            "their second gradient at the trainer's weights, which they share. For one attack of "
+            "the whole batch leave axis_name out and average the gradients before update; for an "
+            f"attack per shard use optax.chain({name}(..., axis_name=...), base) and pass grad_fn"
         )
     if params is None or grad_fn is None:
         missing = "params" if params is None else "grad_fn"
@@ -103,7 +133,7 @@ def second_pass_arguments(
 
 
 def require(name: str, **arguments: Any) -> None:
-    """Raises ValueError, with the call to write, if one of the extra arguments is None."""
+    """Raises ValueError, whose message shows the call to write, if an extra argument is None."""
     missing = [argument for argument, value in arguments.items() if value is None]
     if missing:
         call = ", ".join(f"{argument}=..." for argument in ("grad_fn", *arguments))
@@ -115,22 +145,25 @@ def require(name: str, **arguments: Any) -> None:
 
 
 def attacked_gradient(updates: PyTree, params: PyTree, mask: Mask | None) -> PyTree:
-    """The gradient of the attacked leaves, in float32 at least; None stands for the other leaves.
+    """The gradient of the attacked leaves, in float32 at least, and None for every other leaf.
 
-    Attacked are the floating leaves with entries that `mask`, a tree of bools or its callable,
-    selects.
+    Attacked are the floating leaves with entries that `mask` selects, a tree of bools or a function
+    that makes one.
     """
     _leaves.check_gradient(params, updates)
     return jax.tree.map(
         lambda p, c, g: widened(g) if c and _leaves.is_trained(p) and is_floating(p) else None,
         params,
-        _leaves.selection("mask", True if mask is None else mask, params),
+        _selected(mask, params),
         updates,
     )
 
 
 def scaling(params: PyTree, adaptive: bool | Mask, eta: jax.typing.ArrayLike) -> PyTree:
-    """The operator T of ASAM, leaf by leaf: |w| + eta where `adaptive`, else the number 1."""
+    """The scaling T of ASAM, leaf by leaf: |w| + eta where `adaptive`, else the number 1.
+
+    Source: arXiv:2102.11600.
+    """
     chosen = _leaves.selection("adaptive", adaptive, params)
 
     def leaf_scaling(param: jax.Array, is_scaled: bool) -> jax.Array | float:
@@ -145,19 +178,34 @@ def scaling(params: PyTree, adaptive: bool | Mask, eta: jax.typing.ArrayLike) ->
 def ascent(
     gradient: PyTree, scale: PyTree, radius: jax.typing.ArrayLike
 ) -> tuple[PyTree, jax.Array]:
-    r"""The step of length `radius` in the scaled ball along `gradient`, and its length.
+    r"""The attack: the step of length `radius` in the scaled ball along `gradient`, and its length.
 
     .. math:: \epsilon = r \, T^2 g / \|T g\|_2, \qquad \|\epsilon / T\|_2 = r
 
     A zero gradient gives a zero step of length 0. Steps are float32 at least.
+
+    Source: T = 1 is SAM, arXiv:2010.01412, Eq. 2; T = |w| + eta is ASAM, arXiv:2102.11600.
     """
-    direction, norm = normalized(map_attack(lambda g, t: g * t, gradient, scale))
-    length = jnp.asarray(radius, norm.dtype) * ratio(norm, norm)  # radius, 0, or NaN
+    direction, norm = normalized(scaled(gradient, scale))  # T g / ||T g||
+    length = attack_length(radius, norm)
     return map_attack(lambda d, t: d * t * length.astype(d.dtype), direction, scale), length
 
 
+def scaled(gradient: PyTree, scale: PyTree) -> PyTree:
+    """The product T g, leaf by leaf."""
+    return map_attack(lambda g, t: g * t, gradient, scale)
+
+
+def attack_length(radius: jax.typing.ArrayLike, norm: jax.Array) -> jax.Array:
+    """`radius`, or 0 if there is no direction, whose `norm` is 0 then; NaN if the norm is NaN."""
+    return jnp.asarray(radius, norm.dtype) * ratio(norm, norm)
+
+
 def normalized(tree: PyTree) -> tuple[PyTree, jax.Array]:
-    """A tree whose floating leaves are divided by their norm, or zero as they are; the norm."""
+    """`tree` with its floating leaves divided by their global norm, and that norm.
+
+    If the norm is 0, the leaves stay zero.
+    """
     norm = global_norm(tree)
 
     def divided(x: jax.Array) -> jax.Array:
@@ -167,10 +215,11 @@ def normalized(tree: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """The quotient by a scalar, a norm; 0 where that is 0, and NaN where one of them is NaN."""
+    """The quotient by a scalar norm: 0 where the norm is 0, NaN where either of them is NaN."""
     zero = denominator == 0
+    # The denominator is 1 where the norm is 0, since 0 / 0 would be NaN.
     quotient = numerator / jnp.where(zero, jnp.ones_like(denominator), denominator)
-    # Not a bare 0, which would lose a NaN of the numerator.
+    # A bare 0 would lose a NaN of the numerator.
     return jnp.where(zero, 0 * quotient, quotient)
 
 
@@ -183,61 +232,82 @@ def second_gradient(
     on_nonfinite: OnNonfinite,
     join: Callable[[PyTree, PyTree], PyTree] = lambda attacked, clean: attacked,
 ) -> tuple[PyTree, jax.Array]:
-    """The gradient to descend on, in the dtypes of `updates`, and whether the second pass broke.
+    """The gradient to descend on, and whether the second pass broke.
 
-    That is `join` of the gradient at `params + attack` and the one at `params`, which is
-    `updates`, averaged over `axis_name`. No gradient flows through the attack: the second-order
-    terms are dropped, as in the papers.
+    The gradient is `join` of the one at `params + attack` and the one at `params`, which is
+    `updates`; it is averaged over `axis_name` and has the dtypes of `updates`. The attack is a
+    constant: its second-order terms are dropped, as in the papers (SAM, arXiv:2010.01412, Eq. 3).
 
-    The second pass broke where its gradient is not finite although the first gradient and the
-    attack are. Then "clean" gives `updates`, and "propagate" what came out. All shards do the same.
+    The second pass broke if its gradient is not finite although the first gradient and the attack
+    are. The result is then `updates` for "clean", and what came out for "propagate". All shards
+    agree on whether it broke.
     """
     attack = jax.lax.stop_gradient(attack)
-    moved = map_attack(lambda e, p: (widened(p) + e).astype(dtype_of(p)), attack, params)
-    attacked = jax.tree.map(
-        lambda m, p: p if m is None else m, moved, params, is_leaf=lambda x: x is None
-    )
-    gradient = grad_fn(as_local_as(attack, attacked))
-    leaves, structure = jax.tree.leaves(gradient), jax.tree.structure(updates)
-    if [jnp.shape(g) for g in leaves] != [jnp.shape(u) for u in jax.tree.leaves(updates)]:
-        raise ValueError(
-            "grad_fn must return the gradients alone, in the structure of the first gradient "
-            f"{structure}; it returned {jax.tree.structure(gradient)}"
-        )
-    # Containers may differ: nnx.grad returns Variables, nnx.Optimizer passes on their arrays.
-    gradient = join(jax.tree.unflatten(structure, leaves), updates)
+    # Under shard_map the attack differs between devices, so the attacked weights must be local too:
+    # their gradient would otherwise be summed over the devices.
+    gradient = grad_fn(as_local_as(attack, _attacked_params(params, attack)))
+    gradient = join(_in_structure_of(updates, gradient), updates)
+
     sound = _on_all_shards(_is_finite((updates, attack)), axis_name)
-    # In the dtypes of the result, whose range may be smaller.
-    broke = sound & ~_on_all_shards(_is_finite(like(gradient, updates)), axis_name)
+    # Checked in the dtypes of the result, whose range may be smaller.
+    broke = sound & ~_on_all_shards(_is_finite(cast_like(gradient, updates)), axis_name)
     if on_nonfinite == "clean":
         gradient = jax.tree.map(
             lambda g, u: jnp.where(broke, u.astype(g.dtype), g) if is_floating(g) else g,
             gradient,
             updates,
         )
-    return like(averaged(gradient, axis_name), updates), broke
+    return cast_like(averaged(gradient, axis_name), updates), broke
+
+
+def _attacked_params(params: PyTree, attack: PyTree) -> PyTree:
+    """w + eps, in the dtypes of `params`, added in float32 at least."""
+    return jax.tree.map(
+        lambda e, p: p if e is None else (widened(p) + e).astype(dtype_of(p)),
+        attack,
+        params,
+        is_leaf=lambda e: e is None,
+    )
+
+
+def _in_structure_of(updates: PyTree, gradient: PyTree) -> PyTree:
+    """The leaves of `gradient` in the containers of `updates`.
+
+    These may differ: nnx.grad returns Variables, and nnx.Optimizer passes on their arrays. Raises
+    ValueError if the shapes of the leaves differ.
+    """
+    leaves, structure = jax.tree.leaves(gradient), jax.tree.structure(updates)
+    if [jnp.shape(g) for g in leaves] != [jnp.shape(u) for u in jax.tree.leaves(updates)]:
+        raise ValueError(
+            "grad_fn must return the gradients alone, in the structure of the first gradient "
+            f"{structure}; it returned {jax.tree.structure(gradient)}"
+        )
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _is_finite(tree: PyTree) -> jax.Array:
-    """bool [], whether all numbers of the floating leaves are finite."""
+    """Whether all numbers of the floating leaves are finite, bool []."""
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
 
 
 def _on_all_shards(condition: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Whether `condition` holds on every shard, bool []."""
     share: jax.Array = averaged(condition.astype(jnp.float32), axis_name)
     return share == 1
 
 
-def like(gradient: PyTree, updates: PyTree) -> PyTree:
-    """`gradient` in the dtypes of `updates`."""
+def cast_like(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree` with its leaves cast to the dtypes of the floating leaves of `other`."""
     return jax.tree.map(
-        lambda g, u: g.astype(dtype_of(u)) if is_floating(u) else g, gradient, updates
+        lambda leaf, target: leaf.astype(dtype_of(target)) if is_floating(target) else leaf,
+        tree,
+        other,
     )
 
 
 def map_attack(function: Callable[..., Any], attack: PyTree, *trees: PyTree) -> PyTree:
-    """`jax.tree.map` over an attack, in which None marks the leaves left alone."""
+    """`jax.tree.map` over the leaves of an attack; None, for a leaf left alone, stays None."""
     return jax.tree.map(
         lambda e, *leaves: None if e is None else function(e, *leaves),
         attack,
@@ -248,27 +318,31 @@ def map_attack(function: Callable[..., Any], attack: PyTree, *trees: PyTree) -> 
 
 @runtime_checkable
 class AttackState(Protocol):
-    """What the states of all attacks hold."""
+    """The scalars that the state of every attack has; a state with all four belongs to an attack.
+
+    `two_pass_step` recognises by them an attack that stands last in a chain, and
+    `trustjax.trust.trust_metrics_of` reads the radius and the distance.
+    """
 
     @property
     def count(self) -> Any:
-        """int32 [], steps so far."""
+        """Steps so far, int32 []."""
 
     @property
     def radius(self) -> jax.Array:
-        """float [], how far the last attack was allowed to go."""
+        """Length that the last attack was allowed, in its own norm, float []."""
 
     @property
     def distance(self) -> jax.Array:
-        """float [], how far it went."""
+        """Length of the last attack in that norm, float []."""
 
     @property
     def nonfinite_count(self) -> jax.Array:
-        """int32 [], second passes that broke (see `second_gradient`)."""
+        """Steps whose second pass broke (see `second_gradient`), int32 []."""
 
 
-def initial(params: PyTree) -> dict[str, jax.Array]:
-    """The fields of `AttackState` before the first step, in the dtype of reductions."""
+def initial_scalars(params: PyTree) -> dict[str, jax.Array]:
+    """The fields of `AttackState` before the first step: zeros in the dtype of reductions."""
     dtype = reduction_dtype(params)
     return {
         "count": jnp.zeros([], jnp.int32),
@@ -278,14 +352,14 @@ def initial(params: PyTree) -> dict[str, jax.Array]:
     }
 
 
-def following(
+def next_scalars(
     state: AttackState,
     radius: jax.typing.ArrayLike,
     distance: jax.Array,
     broke: jax.Array,
     axis_name: AxisName | None,
 ) -> dict[str, jax.Array]:
-    """The fields of `AttackState` after a step; the distance is averaged over the shards."""
+    """The fields of `AttackState` after a step; the distance is averaged over `axis_name`."""
     return {
         "count": optax.safe_increment(state.count),
         "radius": jnp.asarray(radius).astype(state.radius.dtype),
@@ -297,7 +371,7 @@ def following(
 
 
 def example_mean(values: jax.Array, where: jax.Array | None) -> jax.Array:
-    """The mean of `values` over the examples that `where` includes; 0 if there are none."""
+    """The mean of `values` over the examples that `where` includes; 0 if it includes none."""
     if where is None:
         return jnp.mean(values)
     where = jnp.broadcast_to(where, values.shape)
@@ -306,6 +380,6 @@ def example_mean(values: jax.Array, where: jax.Array | None) -> jax.Array:
 
 
 def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
-    """The number itself, or the schedule's value at `count`."""
+    """The value of a schedule at `count`; a number stands for itself."""
     value: jax.typing.ArrayLike = schedule(count) if callable(schedule) else schedule
     return value

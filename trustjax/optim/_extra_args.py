@@ -1,4 +1,4 @@
-"""Extra arguments of `update` on their way through wrappers to the transform that needs them."""
+"""Passing extra arguments of `update` through wrappers to the transform that needs them."""
 
 import inspect
 import traceback
@@ -14,9 +14,9 @@ from trustjax.optim._leaves import PyTree
 
 
 def with_extra_args(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx`, which then takes any extra argument and gets those that its `update` has room for.
+    """Makes `tx` accept any extra argument and pass on those that its `update` has keywords for.
 
-    `optax.with_extra_args_support` goes by the type alone, and so drops the arguments of wrappers
+    `optax.with_extra_args_support` looks at the type alone. It would drop the arguments of wrappers
     that do pass them on, such as `optax.MultiSteps`.
     """
     if isinstance(tx, optax.GradientTransformationExtraArgs):
@@ -37,16 +37,17 @@ def with_extra_args(tx: optax.GradientTransformation) -> optax.GradientTransform
 
 
 def dropped_by(error: Exception) -> str | None:
-    """The name of the wrapper that Optax gave no extra arguments before `error` was raised."""
+    """The name of the wrapper to which Optax passed no extra arguments before `error`, or None."""
     names = [_qualified_name(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
     dropped = [i for i, name in enumerate(names) if name.startswith("with_extra_args_support")]
     return names[dropped[-1] + 1].split(".")[0] if dropped else None
 
 
 def check_same_parameters(params: PyTree, seen: PyTree) -> None:
-    """Raises ValueError, naming the wrapper, if a transform within `tx` sees other parameters.
+    """Raises ValueError if a wrapper has changed the parameters for the transform inside of it.
 
-    `seen` is what it gave to a function of the parameters; their shapes are compared.
+    `seen` are the parameters that the transform gave to a function of them, such as `grad_fn`; they
+    must have the structure and the shapes of `params`. The error names the wrapper.
     """
     form, seen_form = (
         [jax.tree.structure(tree), *map(jnp.shape, jax.tree.leaves(tree))]
@@ -63,7 +64,7 @@ def check_same_parameters(params: PyTree, seen: PyTree) -> None:
     wrappers = [name for name in dict.fromkeys(names) if name not in ("chain", "named_chain")]
     raise ValueError(
         f"{' or '.join(wrappers) or 'a wrapper'} gives the transform inside of it {_forms(seen)} "
-        f"for the parameters {_forms(params)}, of which the loss is a function: put it around the "
+        f"in place of the parameters {_forms(params)}, which the loss takes: put it around the "
         "base optimizer alone, such as optax.chain(sam(...), optax.flatten(base))"
     )
 
@@ -73,6 +74,7 @@ def _qualified_name(frame: types.FrameType) -> str:
 
 
 def _forms(tree: PyTree) -> str:
+    """The dtypes and shapes of the first three leaves, such as float32[2, 3], for an error."""
     leaves = jax.tree.leaves(tree)
     first = ", ".join(f"{dtype_of(leaf).name}{list(jnp.shape(leaf))}" for leaf in leaves[:3])
     return f"{first} and {len(leaves) - 3} more" if len(leaves) > 3 else first

@@ -1,9 +1,9 @@
 """The leaves of a parameter tree that a transform works on: their kinds, masks and labels.
 
-Real floating leaves with entries are trained. Integers, bools, keys, float0s and leaves without
-entries have no gradient, whatever stands in its tree for them (a float0, zeros or None), and stay
-as they are. None is an empty subtree. Complex leaves are refused: `jax.grad` gives the conjugate of
-the direction of ascent there, so that a step against it goes up in the imaginary part.
+Real floating leaves with at least one entry are trained. Integers, bools, keys, float0s and empty
+leaves have no gradient, whatever the gradient tree holds in their place (a float0, zeros or None),
+and stay as they are. None is an empty subtree. Complex leaves are refused: `jax.grad` returns the
+conjugate of their direction of ascent, so that a step against it goes uphill in the imaginary part.
 """
 
 from collections.abc import Callable
@@ -27,38 +27,41 @@ SCHEDULED = (
 
 
 def is_trained(leaf: Any) -> bool:
-    """Whether `leaf` has a gradient: floating or complex numbers, at least one."""
+    """Whether `leaf` has a gradient, which means floating or complex entries, at least one."""
     return (is_floating(leaf) or is_complex(leaf)) and np.size(leaf) > 0
 
 
 def is_leaf(tree: PyTree) -> bool:
-    """Whether `tree` is a single leaf."""
+    """Whether `tree` is one leaf, such as an array or a number, and not a container of leaves."""
     return bool(jax.tree_util.all_leaves([tree]))
 
 
 def entries(params: PyTree, tree: PyTree) -> list[Any]:
-    """What `tree` has, be it None, in the place of every leaf of `params`."""
+    """The part of `tree` at every leaf of `params`, in order: a leaf, a subtree, or None."""
     structure: Any = jax.tree.structure(params)
     found: list[Any] = structure.flatten_up_to(tree)
     return found
 
 
 def check_real(name: str, params: PyTree, *, chosen: PyTree = True, way_out: str = "") -> None:
-    """Raises ValueError if one of the leaves that `chosen`, a tree of bools, selects is complex."""
+    """Raises ValueError, for transform `name`, if a leaf that `chosen` selects is complex.
+
+    `chosen` is a tree of bools or a prefix of one; `way_out` is the advice at the end of the error.
+    """
     paths = jax.tree.leaves_with_path(params)
     for (path, leaf), is_chosen in zip(
         paths, jax.tree.leaves(jax.tree.broadcast(chosen, params)), strict=True
     ):
         if is_chosen and is_complex(leaf) and np.size(leaf) > 0:
             raise ValueError(
-                f"{name} takes real numbers; params{jax.tree_util.keystr(path)} is "
-                f"{jnp.result_type(leaf)}. Make its real and its imaginary part two leaves of the "
-                f"parameters{way_out}"
+                f"{name} takes real parameters, but params{jax.tree_util.keystr(path)} is "
+                f"{jnp.result_type(leaf)}. Store its real and its imaginary part as two leaves of "
+                f"the parameters{way_out}"
             )
 
 
 def check_gradient(params: PyTree, updates: PyTree) -> None:
-    """Raises ValueError if a trained leaf has no gradient of its shape."""
+    """Raises ValueError if `updates` lacks a gradient of the right shape for a trained leaf."""
     paths = jax.tree.leaves_with_path(params)
     for (path, leaf), gradient in zip(paths, entries(params, updates), strict=True):
         if not is_trained(leaf):
@@ -73,31 +76,35 @@ def check_gradient(params: PyTree, updates: PyTree) -> None:
 
 
 def resolved(tree: Mask, params: PyTree) -> PyTree:
-    """`tree` itself, or what it makes of `params` if it is a function.
+    """`tree` itself or, if it is a function, the tree that it returns for `params`.
 
-    As in `optax.masked`, a function is what has callable leaves alone: a tree of bools or labels
-    may be an Equinox module, which can be called too.
+    As in `optax.masked`, it is a function if all of its leaves are callable: a tree of bools or
+    labels may be an Equinox module, which is callable as well.
     """
     is_function = callable(tree) and all(map(callable, jax.tree.leaves(tree)))
     return tree(params) if is_function else tree
 
 
 def broadcast(argument: str, tree: PyTree, params: PyTree, **options: Any) -> PyTree:
-    """`tree`, a prefix of `params`, with an entry for each of its leaves."""
+    """Expands `tree`, a prefix of `params`, to one entry for each leaf of `params`.
+
+    Raises ValueError, which names `argument`, if it is no prefix.
+    """
     try:
         return jax.tree.broadcast(tree, params, **options)
     except ValueError as error:
         raise FieldError(
             argument,
-            "be a tree like the parameters, a prefix of one, or a function that makes one of them",
+            "be a tree like the parameters, a prefix of it, or a function of them that makes one",
             f"{jax.tree.structure(tree)} for {jax.tree.structure(params)}",
         ) from error
 
 
 def selection(argument: str, mask: Mask, params: PyTree) -> PyTree:
-    """The tree of bools like `params` that `mask` gives; raises ValueError if it is none.
+    """The tree of bools, one for each leaf of `params`, that `mask` stands for.
 
-    It may be a bool, a prefix tree, or a function that makes one from `params`.
+    `mask` is a bool, a prefix tree of bools, or a function that makes one of them from `params`.
+    Raises ValueError, which names `argument`, for anything else.
     """
     found = resolved(mask, params)
     for entry in jax.tree.leaves(found):
@@ -120,9 +127,9 @@ def selection(argument: str, mask: Mask, params: PyTree) -> PyTree:
 
 
 def check_selection(argument: str, mask: Mask, params: PyTree) -> None:
-    """Raises ValueError if `mask` selects none of the trained leaves of `params`, or one bool all.
+    """Raises ValueError if `mask` selects no trained leaf of `params`, or is a single bool.
 
-    The one bool is what `optax.inject_hyperparams` makes of a function.
+    `optax.inject_hyperparams`, which calls a function as a schedule, makes a single bool of it.
     """
     trained = [is_trained(leaf) for leaf in jax.tree.leaves(params)]
     if not any(trained):
@@ -146,9 +153,10 @@ def check_selection(argument: str, mask: Mask, params: PyTree) -> None:
 def on_trained(
     name: str, transform: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """`transform` on the trained leaves, which must be real; it sees the others as MaskedNode.
+    """Applies `transform` to the trained leaves, which must be real.
 
-    The update of the others is zero, or None where the gradient has None.
+    It sees `optax.MaskedNode` in place of every other leaf, whose update is zero, or None where the
+    gradient has None.
     """
     inner = optax.with_extra_args_support(transform)
 
@@ -173,12 +181,15 @@ def on_trained(
 
 
 def trained_part(params: PyTree, tree: PyTree) -> PyTree:
-    """`tree` with `optax.MaskedNode` for the leaves that are not trained."""
+    """`tree` with `optax.MaskedNode` in place of the leaves of `params` that are not trained."""
     return jax.tree.map(lambda p, x: x if is_trained(p) else optax.MaskedNode(), params, tree)
 
 
 def resting(param: Any, gradient: Any, move: Any) -> Any:
-    """`move` for a trained leaf, for another one what leaves it where it is."""
+    """The update of one leaf: `move` if it is trained, else one that leaves `param` as it is.
+
+    That is zero, or what stands in place of the gradient (None, a float0) if zero cannot be added.
+    """
     if is_trained(param):
         return move
     dtype = getattr(param, "dtype", np.result_type(param) if isinstance(param, int) else None)

@@ -1,6 +1,5 @@
 """Two-pass transforms for trainers that only know `tx.update(grads, state, params)`."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +18,10 @@ class AlternatingState(NamedTuple):
     """State of `alternating`.
 
     Attributes:
-      attack_state: state of the attack.
-      base_state: state of the base optimizer; it counts steps, not calls.
-      clean: the parameters of the last call without the attack.
-      pending: bool [], whether an attack is waiting to be taken back.
+      attack_state: State of the attack.
+      base_state: State of the base optimizer, which counts steps, not calls.
+      clean: Parameters of the last call without the attack.
+      pending: Whether an attack is still to be taken back, bool [].
     """
 
     attack_state: optax.OptState
@@ -36,26 +35,27 @@ def alternating(
 ) -> optax.GradientTransformationExtraArgs:
     """Spreads one step over two calls of `update`: first the attack, then the descent.
 
-    Odd calls return the attack itself, so that the trainer's next gradient is taken at the attacked
+    Odd calls return the attack itself, so that the trainer takes its next gradient at the attacked
     weights. Even calls take the attack back and step with `base` from the clean weights. Give both
-    calls of a pair the same batch; use `clean_params` for evaluation and checkpoints.
+    calls of a pair the same batch, and use `clean_params` for evaluation and checkpoints.
+
+    To refuse gradients that are not finite, wrap both parts:
+    `alternating(optax.apply_if_finite(attack, n), optax.apply_if_finite(base, n))`. Around
+    `alternating` a refused call would swap odd and even calls. The attack's `on_nonfinite` has no
+    effect on the second gradient, which goes to `base`.
 
     Args:
       attack: `sam`, `asam`, `tram` or another transform that takes `grad_fn` and returns the second
-        gradient as it is (not `gsam`); what else it needs (`outputs`, `output_fn`, ...) goes
-        through the extra arguments of odd calls. Or a plain transform, whose update is the attack
-        as it is, sign included.
-      base: the optimizer of the descent. Gradients that are not finite are refused by
-        `alternating(optax.apply_if_finite(attack, n), optax.apply_if_finite(base, n))`, which
-        keeps odd and even calls apart; around `alternating` a refused call would shift them. The
-        attack's `on_nonfinite` does not see the second gradient, which goes to `base`. It sees
-        leaves without a gradient as `optax.MaskedNode`.
+        gradient as it is (not `gsam`); its other extra arguments (`outputs`, `output_fn`, ...) are
+        those of the odd calls. Or a plain transform, whose update is the attack, sign included.
+      base: The optimizer of the descent. It sees leaves without a gradient as `optax.MaskedNode`.
 
     Returns:
       A transform whose state is `AlternatingState`.
 
     Raises:
-      ValueError: `update` without `params`, and whatever `attack` and `base` raise.
+      ValueError: In `init`, parameters are hidden by `optax.masked` or `optax.partition`; in
+        `update`, `params` is missing; and whatever `attack` and `base` raise.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from trustjax.optim import sam
@@ -91,63 +91,84 @@ def alternating(
             raise ValueError("alternating needs params: call tx.update(grads, state, params)")
         _leaves.check_gradient(params, updates)
         params = _as_arrays(params)
-        moving = functools.partial(_leaves.trained_part, params)
 
         def start_attack() -> tuple[PyTree, AlternatingState]:
-            # Asked for "the gradient" at the attacked point, answer how far that point is away:
-            # the transform then returns its attack. Those that do more with the second gradient
-            # than return it refuse.
-            question = {
-                "grad_fn": lambda attacked: jax.tree.map(
-                    lambda p, u, a: a - p if _leaves.is_trained(p) else u, params, updates, attacked
-                ),
-                "attack_only": True,
-            }
-            moves, attack_state = attack.update(
-                updates, state.attack_state, params, **(extra_args | question)
-            )
-            return moving(moves), AlternatingState(
-                attack_state, state.base_state, clean=params, pending=jnp.ones([], bool)
-            )
+            return _start_attack(attack, updates, state, params, extra_args)
 
-        def step() -> tuple[PyTree, AlternatingState]:
-            before = moving(state.clean)
-            descent, base_state = base.update(
-                moving(updates), state.base_state, before, **extra_args
-            )
-            back = jax.tree.map(jnp.subtract, before, moving(params))
-            moves = jax.tree.map(jnp.add, back, descent)
-            clean = jax.tree.map(
-                lambda p, c, new: new if _leaves.is_trained(p) else c,
-                params,
-                state.clean,
-                optax.apply_updates(before, descent),
-            )
-            return moves, AlternatingState(
-                state.attack_state, base_state, clean=clean, pending=jnp.zeros([], bool)
-            )
+        def descend() -> tuple[PyTree, AlternatingState]:
+            return _descend(base, updates, state, params, extra_args)
 
         if is_known(state.pending):  # outside of jit cond compiles both branches at every call
-            moves, state = (step if state.pending else start_attack)()
+            moves, new_state = (descend if state.pending else start_attack)()
         else:
-            moves, state = jax.lax.cond(state.pending, step, start_attack)
-        return jax.tree.map(_leaves.resting, params, updates, moves), state
+            moves, new_state = jax.lax.cond(state.pending, descend, start_attack)
+        return jax.tree.map(_leaves.resting, params, updates, moves), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _start_attack(
+    attack: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    state: AlternatingState,
+    params: PyTree,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, AlternatingState]:
+    """The first call of a pair: moves the trainer's weights from w to w + eps."""
+    # An attack returns grad_fn(w + eps) as it is. This grad_fn returns the difference from w, so
+    # the transform returns eps. Transforms that do more with the second gradient refuse.
+    question = {
+        "grad_fn": lambda attacked: jax.tree.map(
+            lambda p, u, a: a - p if _leaves.is_trained(p) else u, params, updates, attacked
+        ),
+        "attack_only": True,
+    }
+    moves, attack_state = attack.update(
+        updates, state.attack_state, params, **(extra_args | question)
+    )
+    return _leaves.trained_part(params, moves), AlternatingState(
+        attack_state, state.base_state, clean=params, pending=jnp.ones([], bool)
+    )
+
+
+def _descend(
+    base: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    state: AlternatingState,
+    params: PyTree,
+    extra_args: dict[str, Any],
+) -> tuple[PyTree, AlternatingState]:
+    """The second call of a pair: moves from w + eps to w and on to base(w, gradient at w + eps)."""
+    before = _leaves.trained_part(params, state.clean)
+    descent, base_state = base.update(
+        _leaves.trained_part(params, updates), state.base_state, before, **extra_args
+    )
+    back = jax.tree.map(jnp.subtract, before, _leaves.trained_part(params, params))
+    moves = jax.tree.map(jnp.add, back, descent)
+    # Kept apart from the trainer's weights, w + eps + (moves), which round differently.
+    clean = jax.tree.map(
+        lambda p, c, new: new if _leaves.is_trained(p) else c,
+        params,
+        state.clean,
+        optax.apply_updates(before, descent),
+    )
+    return moves, AlternatingState(
+        state.attack_state, base_state, clean=clean, pending=jnp.zeros([], bool)
+    )
 
 
 def clean_params(state: optax.OptState, params: PyTree) -> PyTree:
     """The parameters without a pending attack, for evaluation and checkpoints.
 
     Args:
-      state: an `AlternatingState`, or an optimizer state that holds one.
-      params: the trainer's parameters.
+      state: An `AlternatingState`, or an optimizer state that holds one.
+      params: The trainer's parameters.
 
     Returns:
-      `params`, or while an attack is pending the parameters before it.
+      `params`, or the parameters before the attack while one is pending.
 
     Raises:
-      ValueError: `state` holds no `AlternatingState`, or several.
+      ValueError: `state` holds no `AlternatingState`, or more than one.
     """
     found = [
         leaf
@@ -160,7 +181,7 @@ def clean_params(state: optax.OptState, params: PyTree) -> PyTree:
 
 
 def _as_arrays(params: PyTree) -> PyTree:
-    """`params` with arrays in place of Python numbers, whose dtype is only a proposal."""
+    """`params` with arrays in place of trained Python numbers, so that every leaf has a dtype."""
     return jax.tree.map(
         lambda p: jnp.asarray(p, dtype_of(p)) if _leaves.is_trained(p) else p, params
     )

@@ -2,22 +2,23 @@ r"""Surrogate gap guided sharpness-aware minimization (GSAM).
 
 Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu, arXiv:2203.08065 (ICLR 2022).
 
-SAM's loss at the attacked point is low where the loss is low and the gap between the two is small.
-GSAM also descends along the part of the clean gradient that closes this gap at no cost to it:
+SAM makes the loss at the attacked weights small, but a small loss there does not yet mean a small
+gap to the clean loss. GSAM also ascends the part of the clean gradient that is orthogonal to the
+attacked one, which closes the gap and leaves the attacked loss, to first order, as it is:
 
     eps    = rho g / ||g||                     g = grad L(w)
     g_p    = grad L(w + eps)
-    g_perp = g - (g . g_p / ||g_p||^2) g_p     the part of g at right angles to g_p
+    g_perp = g - (g . g_p / ||g_p||^2) g_p     the part of g orthogonal to g_p
     g'     = g_p - alpha g_perp,  w <- base(w, g')
     rho    = rho_min + (rho_max - rho_min) (lr - lr_min) / (lr_max - lr_min)
 
-Products and norms run over all leaves seen as one vector. Where the authors' codes differ:
+Products and norms run over all leaves seen as one vector. The authors' codes differ in two places:
 google-research/big_vision can descend on the clean loss instead (`descend="clean"`), and its
-adaptive attack is rho |w| g / ||g||, with the first power of |w| and a norm without it; here, as in
-juntang-zhuang/GSAM, an adaptive attack is that of ASAM.
+adaptive attack is rho |w| g / ||g||, with the first power of |w| and a norm without it. Here, as in
+juntang-zhuang/GSAM, the adaptive attack is that of ASAM.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,23 +30,9 @@ from trustjax._dtypes import is_floating, reduction_dtype, widened
 from trustjax._sharding import AxisName
 from trustjax.optim import _attack
 from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
+from trustjax.optim.sam import SAMState
 
-
-class GSAMState(NamedTuple):
-    """State of `gsam`.
-
-    Attributes:
-      count: int32 [], steps so far.
-      radius: float [], rho of the last step.
-      distance: float [], length of the last attack in its (scaled) norm: rho, or 0.
-      nonfinite_count: int32 [], steps whose second gradient was not finite although the first one
-        was (see `on_nonfinite` of `sam`).
-    """
-
-    count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
-    radius: jax.Array
-    distance: jax.Array
-    nonfinite_count: jax.Array
+GSAMState = SAMState  # same fields
 
 
 def gsam(
@@ -64,32 +51,33 @@ def gsam(
     .. math:: g' = g_p - \alpha \, g_\perp, \qquad g_p = \nabla L(w + \epsilon), \qquad
               g_\perp = g - \frac{\langle g, g_p \rangle}{\|g_p\|^2} g_p
 
-    `update` takes `params` and `grad_fn` as in `sam`. alpha = 0 is SAM. Where g_p is zero nothing
-    can be split off: g_perp is g.
+    `update` takes `params` and `grad_fn` as in `sam`. alpha = 0 is SAM. If g_p is zero, there is
+    nothing to project on and g_perp is g.
 
     Args:
-      rho: radius, >= 0; a number or a schedule. The paper ties it to the learning rate:
-        `radius_schedule`.
-      alpha: weight of the gap, >= 0; a number or a schedule.
+      rho: Radius, >= 0; a number or a schedule. The paper ties it to the learning rate, as
+        `radius_schedule` does.
+      alpha: Weight of the orthogonal part, >= 0; a number or a schedule.
       descend: "attacked", or "clean" for the form of big_vision that descends on the clean loss,
-        :math:`g' = g + \alpha (g_p - \langle g_p, g \rangle g / \|g\|^2)`: closer to
-        training without an attack, with fewer spikes of the loss.
-      adaptive: scale the ball as in `sam`.
-      eta: as in `sam`.
-      mask: the leaves to attack, as in `sam`; the gradients are split over all leaves.
-      axis_name: as in `sam`; each shard splits its own gradients, and the results are averaged.
-      on_nonfinite: as in `sam`; the joined gradient has to be finite.
+        :math:`g' = g + \alpha (g_p - \langle g_p, g \rangle g / \|g\|^2)`. It is closer to
+        training without an attack and has fewer spikes of the loss.
+      adaptive: Whether to scale the ball, as in `sam`.
+      eta: Added to abs(w), as in `sam`.
+      mask: The leaves to attack, as in `sam`; the decomposition runs over all leaves.
+      axis_name: Axes of m-sharpness, as in `sam`; each shard decomposes its own gradients, and the
+        results are averaged.
+      on_nonfinite: As in `sam`, for the joined gradient.
 
     Returns:
-      A transform whose state is `GSAMState`. It cannot stand in `alternating`, where no one sees
+      A transform whose state is `SAMState`. It cannot stand in `alternating`, where no call sees
       both gradients.
 
     Raises:
-      ValueError: a negative number, an unknown `descend` or `on_nonfinite`; `update` without
-        `params` or `grad_fn`, or inside `alternating`; parameters hidden by `optax.masked` or
-        `optax.partition`.
+      ValueError: A number is negative, or `descend` or `on_nonfinite` is unknown; in `init` and
+        `update`, parameters are hidden by `optax.masked` or `optax.partition`; in `update`,
+        `params` or `grad_fn` is missing, or `alternating` calls.
 
-    Source: arXiv:2203.08065, Algorithm 1; alpha = 0.4 as in the example of juntang-zhuang/GSAM.
+    Source: arXiv:2203.08065, Algorithm 1; alpha is that of the example in juntang-zhuang/GSAM.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> loss = lambda w: 0.5 * (w[0] ** 2 + 10 * w[1] ** 2)
@@ -105,24 +93,25 @@ def gsam(
     check_choice("descend", descend, ("attacked", "clean"))
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
-    def init_fn(params: PyTree) -> GSAMState:
+    def init_fn(params: PyTree) -> SAMState:
         _attack.check_params("gsam", params, mask=mask, adaptive=adaptive)
-        return GSAMState(**_attack.initial(params))
+        return SAMState(**_attack.initial_scalars(params))
 
     def update_fn(
         updates: PyTree,
-        state: GSAMState,
+        state: SAMState,
         params: PyTree | None = None,
         *,
         grad_fn: GradFn | None = None,
         attack_only: bool = False,
         **extra_args: object,
-    ) -> tuple[PyTree, GSAMState]:
+    ) -> tuple[PyTree, SAMState]:
         del extra_args
         params, grad_fn = _attack.second_pass_arguments(
             "gsam", params, grad_fn, axis_name, attack_only=attack_only, in_two_calls=False
         )
         radius = _attack.value_at(rho, state.count)
+        # eps = rho g / ||g||, the attack of SAM.
         attack, distance = _attack.ascent(
             _attack.attacked_gradient(updates, params, mask),
             _attack.scaling(params, adaptive, eta),
@@ -131,14 +120,15 @@ def gsam(
         weight = jnp.asarray(_attack.value_at(alpha, state.count))
 
         def join(attacked: PyTree, clean: PyTree) -> PyTree:
-            if descend == "attacked":
-                return _plus(attacked, -weight, _perpendicular(clean, attacked))
-            return _plus(clean, weight, _perpendicular(attacked, clean))
+            if descend == "attacked":  # g' = g_p - alpha g_perp, with g split along g_p
+                return _add_scaled(attacked, -weight, _orthogonal_part(clean, attacked))
+            # big_vision: g' = g + alpha times the part of g_p that is orthogonal to g.
+            return _add_scaled(clean, weight, _orthogonal_part(attacked, clean))
 
         gradient, broke = _attack.second_gradient(
             grad_fn, params, attack, updates, axis_name, on_nonfinite, join
         )
-        return gradient, GSAMState(**_attack.following(state, radius, distance, broke, axis_name))
+        return gradient, SAMState(**_attack.next_scalars(state, radius, distance, broke, axis_name))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -156,21 +146,25 @@ def radius_schedule(
     .. math:: \rho_t = \rho_{min} + (\rho_{max} - \rho_{min})
               \frac{lr_t - lr_{min}}{lr_{max} - lr_{min}}
 
-    Rates outside of their ends, such as those of a warm-up from 0, give the radius of the nearer
-    end.
+    A learning rate outside of its two bounds, as in a warm-up from 0, gives the radius of the
+    nearer bound.
 
     Args:
-      learning_rate: the schedule of the base optimizer.
-      rho_min: the radius at `learning_rate_min`, >= 0.
-      rho_max: the radius at `learning_rate_max`, >= `rho_min`.
-      learning_rate_max: the highest rate of the schedule.
-      learning_rate_min: the lowest one. If they are equal the radius is `rho_max` throughout.
+      learning_rate: Learning rate schedule of the base optimizer.
+      rho_min: Radius at `learning_rate_min`, >= 0.
+      rho_max: Radius at `learning_rate_max`, >= `rho_min`.
+      learning_rate_max: Highest learning rate of the schedule.
+      learning_rate_min: Lowest learning rate of the schedule. If the two are equal, the radius is
+        `rho_max` throughout.
 
     Returns:
-      `count -> radius`, for `rho` of `gsam` or any other attack.
+      A schedule `count -> radius`, for `rho` of `gsam` or of any other attack.
 
     Raises:
-      ValueError: numbers out of order; a rate that is not a schedule.
+      ValueError: `learning_rate` is not a schedule, `rho_min` is negative, or a maximum is below
+        its minimum.
+
+    Source: arXiv:2203.08065.
 
     >>> import optax
     >>> rate = optax.linear_schedule(0.1, 0.0, 4)
@@ -193,7 +187,7 @@ def radius_schedule(
             jnp.asarray, (learning_rate_min, learning_rate_max, rho_min, rho_max)
         )
         span = rate_max - rate_min
-        constant = span == 0
+        constant = span == 0  # a constant rate: the share is 1, and not 0 / 0
         share = (learning_rate(count) - rate_min) / jnp.where(constant, jnp.ones_like(span), span)
         share = jnp.where(constant, jnp.ones_like(share), share)
         # Rounding may carry the sum over its upper end, though not the share.
@@ -202,14 +196,15 @@ def radius_schedule(
     return schedule
 
 
-def _perpendicular(vector: PyTree, to: PyTree) -> PyTree:
-    """`vector` less its projection on `to`; `vector` itself where `to` is zero."""
-    # Not <v, to> / <to, to>: both under- and overflow long before their quotient does.
+def _orthogonal_part(vector: PyTree, to: PyTree) -> PyTree:
+    """`vector` minus its projection on `to`; `vector` itself if `to` is zero."""
+    # The projection is <v, u> u with u = to / ||to||. In <v, to> / <to, to> both products would
+    # under- and overflow long before their quotient does.
     unit, _ = _attack.normalized(to)
-    return _plus(vector, -_dot(vector, unit), unit)
+    return _add_scaled(vector, -_dot(vector, unit), unit)
 
 
-def _plus(left: PyTree, factor: jax.typing.ArrayLike, right: PyTree) -> PyTree:
+def _add_scaled(left: PyTree, factor: jax.typing.ArrayLike, right: PyTree) -> PyTree:
     """`left + factor * right` on the floating leaves, in float32 at least."""
 
     def add(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -220,6 +215,7 @@ def _plus(left: PyTree, factor: jax.typing.ArrayLike, right: PyTree) -> PyTree:
 
 
 def _dot(left: PyTree, right: PyTree) -> jax.Array:
+    """Inner product over the floating leaves, in float32 at least."""
     dtype = reduction_dtype(left)
     total = jnp.zeros([], dtype)
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):

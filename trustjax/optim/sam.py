@@ -3,16 +3,16 @@ r"""Sharpness-aware minimization (SAM) and its scale-invariant form (ASAM).
 SAM: Foret, Kleiner, Mobahi, Neyshabur, arXiv:2010.01412, Algorithm 1 and Eq. 2-3.
 ASAM: Kwon, Kim, Park, Choi, arXiv:2102.11600.
 
-Both descend along the gradient taken at the worst point of a ball around the weights w:
+Both descend along the gradient at the worst point, to first order, of a ball around the weights w:
 
     SAM    eps = rho g / ||g||                   g = grad L(w)
     ASAM   eps = rho T^2 g / ||T g||             T = |w| + eta
     then   g' = grad L(w + eps),  w <- base(w, g')
 
-The norm is global, over all attacked leaves seen as one vector. The base optimizer sees only g',
-at w. Where the authors' codes differ: google-research/sam divides by the bare norm, nan at zero
-gradient; SamsungLabs/ASAM scales only leaves named "weight" and takes T = 1 on the others
-(`adaptive` as a mask does that).
+The norm is global: all attacked leaves are seen as one vector. The base optimizer sees only g' and
+steps from w. The authors' codes differ in two places: google-research/sam divides by the bare norm,
+which gives NaN at a zero gradient, and SamsungLabs/ASAM scales only the leaves named "weight" and
+takes T = 1 on the others, for which `adaptive` can be a mask.
 """
 
 from typing import Literal, NamedTuple
@@ -29,15 +29,15 @@ from trustjax.optim._attack import GradFn, Mask, OnNonfinite, PyTree
 
 
 class SAMState(NamedTuple):
-    """State of `sam` and `asam`.
+    """State of `sam`, `asam`, `gsam`, `fisher_sam` and `tram_fisher`.
 
     Attributes:
-      count: int32 [], steps so far.
-      radius: float [], rho of the last step.
-      distance: float [], length of the last attack in its (scaled) norm: rho, or 0 where the
+      count: Steps so far, int32 [].
+      radius: Radius of the last step, float [].
+      distance: Length of the last attack in its own norm, float []: the radius, or 0 if the
         gradient was zero.
-      nonfinite_count: int32 [], steps whose second gradient was not finite although the first one
-        was (see `on_nonfinite` of `sam`).
+      nonfinite_count: Steps whose second gradient was not finite although the first gradient and
+        the attack were, int32 [] (see `on_nonfinite` of `sam`).
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
@@ -61,37 +61,39 @@ def sam(
     .. math:: \epsilon = \rho \frac{T^2 g}{\|T g\|_2}, \qquad
               g' = \nabla L(w + \epsilon) \text{ with } \epsilon \text{ held constant}
 
-    T = 1 for SAM, T = abs(w) + eta where `adaptive`. The result has the sign of a gradient: any
-    Optax optimizer follows in a chain, and gradient clipping stands between.
+    T is 1 for SAM and abs(w) + eta for ASAM (`adaptive`). The result has the sign of a gradient:
+    any Optax optimizer can follow in a chain, and gradient clipping stands between the two.
 
     `update` takes `params` and `grad_fn(params) -> gradients`, the gradient on the same batch with
-    the same random key; it is called once. Other extra arguments are ignored. A zero gradient
-    leaves the weights where they are.
+    the same random key, which is called once. Other extra arguments are ignored. At a zero gradient
+    there is no attack.
 
     Args:
-      rho: radius of the ball, >= 0; a number (it may be traced) or a schedule of the step count.
-      adaptive: scale the ball by T = abs(w) + eta; a tree of bools, or a callable that makes one
-        from the parameters, scales only some leaves.
-      eta: added to abs(w), so that weights at zero are attacked as well; >= 0.
+      rho: Radius of the ball, >= 0; a number, which may be traced, or a schedule of the step count.
+      adaptive: Whether to scale the ball by T = abs(w) + eta. A tree of bools, or a function that
+        makes one from the parameters, selects the leaves to scale.
+      eta: Added to abs(w), so that weights at zero are attacked as well; >= 0.
       norm: "l2", or "linf" for :math:`\epsilon = \rho T \, \mathrm{sign}(g)`.
-      mask: tree of bools, or a callable that makes one from the parameters: the leaves to attack.
-        The others stay out of the norm; their gradient is still the one at the attacked point.
-      axis_name: mesh axis or axes over which the second gradient is averaged, for m-sharpness
-        under `jax.shard_map` or `jax.vmap`: pass `update` the local gradient, and each shard
-        attacks on its own. Not for `alternating`, whose attacked weights are one for all shards.
-      on_nonfinite: what to descend on where the gradient at the attacked weights holds nan or inf
-        although the first gradient and the radius are finite: "clean", the first gradient, which is
-        a step of the base optimizer; or "propagate", what came out. Both count the event in the
-        state. What is broken at the weights themselves stays broken. "clean" keeps the first
-        gradient in memory during the second pass.
+      mask: The leaves to attack, as a tree of bools or a function that makes one from the
+        parameters; None for all. The other leaves do not enter the norm; their gradient is still
+        the one at the attacked weights.
+      axis_name: Mesh axis or axes over which the second gradient is averaged, for m-sharpness under
+        `jax.shard_map` or `jax.vmap`: `update` gets the local gradient, and each shard attacks on
+        its own. Not for `alternating`, where all shards share the attacked weights.
+      on_nonfinite: The gradient to descend on if the one at the attacked weights holds NaN or
+        infinity although the first gradient and the attack are finite. "clean" takes the first
+        gradient, which makes it a step of the base optimizer, and keeps it in memory during the
+        second pass; "propagate" takes what came out. Both count the event in the state. A first
+        gradient that is not finite is never replaced.
 
     Returns:
-      A transform whose state is `SAMState`. Leaves of any floating dtype; norms and attacks are
-      computed in float32 at least, and the result has the dtypes of the incoming gradient.
+      A transform whose state is `SAMState`. Leaves may have any floating dtype: norms and attacks
+      are computed in float32 at least, and the result has the dtypes of the incoming gradient.
 
     Raises:
-      ValueError: a negative `rho` or `eta`, an unknown `norm` or `on_nonfinite`; `update` without
-        `params` or `grad_fn`; parameters hidden by `optax.masked` or `optax.partition`.
+      ValueError: `rho` or `eta` is negative, or `norm` or `on_nonfinite` is unknown; in `init` and
+        `update`, parameters are hidden by `optax.masked` or `optax.partition`; in `update`,
+        `params` or `grad_fn` is missing.
 
     Source: SAM, arXiv:2010.01412, Eq. 2-3; ASAM, arXiv:2102.11600.
 
@@ -111,7 +113,7 @@ def sam(
 
     def init_fn(params: PyTree) -> SAMState:
         _attack.check_params("sam", params, mask=mask, adaptive=adaptive)
-        return SAMState(**_attack.initial(params))
+        return SAMState(**_attack.initial_scalars(params))
 
     def update_fn(
         updates: PyTree,
@@ -127,15 +129,17 @@ def sam(
             "sam", params, grad_fn, axis_name, attack_only=attack_only
         )
         radius = _attack.value_at(rho, state.count)
+        # SAM, Eq. 2: eps, the worst step within the radius to first order.
         attack, distance = ASCENTS[norm](
             _attack.attacked_gradient(updates, params, mask),
             _attack.scaling(params, adaptive, eta),
             radius,
         )
+        # SAM, Eq. 3: the gradient at w + eps, on the same batch.
         gradient, broke = _attack.second_gradient(
             grad_fn, params, attack, updates, axis_name, on_nonfinite
         )
-        return gradient, SAMState(**_attack.following(state, radius, distance, broke, axis_name))
+        return gradient, SAMState(**_attack.next_scalars(state, radius, distance, broke, axis_name))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -149,14 +153,14 @@ def asam(
     axis_name: AxisName | None = None,
     on_nonfinite: OnNonfinite = "clean",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adaptive SAM: `sam` in a ball scaled by the weights, indifferent to rescaled layers.
+    r"""Adaptive SAM: `sam` in a ball that scales with the weights, whatever the scale of a layer.
 
     .. math:: \epsilon = \rho \frac{T^2 g}{\|T g\|_2}, \qquad T = |w| + \eta
 
-    T is taken on every attacked leaf, biases included. Arguments, state and errors as in `sam`;
+    T scales every attacked leaf, biases included. Arguments, state and errors are those of `sam`;
     typical radii are about ten times larger.
 
-    Source: arXiv:2102.11600; eta = 0.01 as in the paper (the released command line uses 0).
+    Source: arXiv:2102.11600; eta = 0.01 is the paper's (the released command line has 0).
     """
     return sam(
         rho,
@@ -172,11 +176,13 @@ def asam(
 def _sign_ascent(
     gradient: PyTree, scale: PyTree, radius: jax.typing.ArrayLike
 ) -> tuple[PyTree, jax.Array]:
-    """The step to the corner of the box of half-width `radius * T`, and its length."""
-    signs = _attack.map_attack(lambda g, t: jnp.sign(g) * t, gradient, scale)
-    size = global_norm(signs)
-    distance = jnp.asarray(radius, size.dtype) * _attack.ratio(size, size)  # radius, 0, or NaN
-    return _attack.map_attack(lambda s: s * jnp.asarray(radius, s.dtype), signs), distance
+    """The step to the corner of the box of half-width `radius * T`, and its length.
+
+    Source: SAM, arXiv:2010.01412, Eq. 2 at p = infinity.
+    """
+    signs = _attack.scaled(_attack.map_attack(jnp.sign, gradient), scale)
+    length = _attack.attack_length(radius, global_norm(signs))
+    return _attack.map_attack(lambda s: s * jnp.asarray(radius, s.dtype), signs), length
 
 
 ASCENTS = {"l2": _attack.ascent, "linf": _sign_ascent}
