@@ -1,6 +1,6 @@
-"""Parameters of `trustjax.models.ViT` beside the tensors of transformers' ViT: names and layouts.
+"""Names and layouts: parameters of `trustjax.models.ViT` and tensors of Hugging Face's ViT.
 
-A matrix is stored transposed, [out, in], and the patch embedding as a convolution kernel
+Hugging Face stores a matrix transposed, [out, in], and the patch embedding as a convolution kernel
 [out, channels, patch, patch].
 """
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Names = tuple[str, ...]  # the path to a parameter in our tree
+Names = tuple[str, ...]  # path to a parameter in the tree of Flax
 
-# Our modules and theirs. The encoder's tensors have the prefix "vit." beside a classifier.
+# Flax modules and Hugging Face's. With a classifier, all other tensors have the prefix "vit."
 _MODULES = {
     "class_token": "embeddings.cls_token",
     "position_embedding": "embeddings.position_embeddings",
@@ -33,34 +33,41 @@ _BLOCK_MODULES = {
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
-def their_name(names: Names, prefix: str) -> str:
-    """The name of a tensor; `prefix` is that of all but the classifier's."""
+def huggingface_name(names: Names, prefix: str) -> str:
+    """The name of a parameter's tensor, behind `prefix` unless it is the classifier's."""
     module, *rest = names
     if module.startswith("block_"):
         index, (part, *rest) = module.removeprefix("block_"), rest
-        their_module = f"encoder.layer.{index}.{_BLOCK_MODULES[part]}"
+        module_name = f"encoder.layer.{index}.{_BLOCK_MODULES[part]}"
     else:
-        their_module = _MODULES[module]
-    name = ".".join([their_module, *(_LEAVES[leaf] for leaf in rest)])
+        module_name = _MODULES[module]
+    name = ".".join([module_name, *(_LEAVES[leaf] for leaf in rest)])
     return name if module == "head" else prefix + name
 
 
-def to_theirs(names: Names, leaf: Any, patch_size: int) -> Any:
-    """A parameter of ours in their layout."""
+def to_huggingface(names: Names, leaf: Any, patch_size: int) -> Any:
+    """A parameter in the layout of Hugging Face, as a view.
+
+    Args:
+      names: Path to the parameter.
+      leaf: The parameter: kernels are [in, out], that of the patch embedding
+        [patch * patch * channels, out].
+      patch_size: Side of a patch in pixels.
+    """
     if names == ("patch_embedding", "kernel"):
         kernel = leaf.reshape(patch_size, patch_size, -1, leaf.shape[-1])
         return kernel.transpose(3, 2, 0, 1)
     return leaf.T if names[-1] == "kernel" else leaf
 
 
-def to_ours(names: Names, tensor: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The inverse of `to_theirs`."""
+def from_huggingface(names: Names, tensor: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A tensor of Hugging Face in the layout of Flax: the inverse of `to_huggingface`."""
     if names == ("patch_embedding", "kernel"):
         return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
     return tensor.T if names[-1] == "kernel" else tensor
 
 
-def their_shape(names: Names, shape: tuple[int, ...], patch_size: int) -> tuple[int, ...]:
-    """The shape in their layout of a parameter of ours."""
-    leaf = np.broadcast_to(np.float32(0), shape)  # without memory
-    return tuple(to_theirs(names, leaf, patch_size).shape)
+def huggingface_shape(names: Names, shape: tuple[int, ...], patch_size: int) -> tuple[int, ...]:
+    """The shape that a parameter of this path and shape has at Hugging Face."""
+    leaf = np.broadcast_to(np.float32(0), shape)  # a view that takes no memory
+    return tuple(to_huggingface(names, leaf, patch_size).shape)

@@ -36,7 +36,13 @@ from trustjax.models._config import (
     read_config,
     read_preprocessor,
 )
-from trustjax.models._layout import Names, their_name, their_shape, to_ours, to_theirs
+from trustjax.models._layout import (
+    Names,
+    from_huggingface,
+    huggingface_name,
+    huggingface_shape,
+    to_huggingface,
+)
 from trustjax.models.vit import Preprocessing, PyTree, ViT
 
 _WEIGHTS = "model.safetensors"
@@ -98,10 +104,10 @@ def save_pretrained(
     for names, leaf in flat.items():
         with np.errstate(over="ignore"):  # found by the check that follows
             # Of transposed views, safetensors would write the bytes in the wrong order.
-            tensor = np.ascontiguousarray(to_theirs(names, leaf, model.patch_size), dtype)
+            tensor = np.ascontiguousarray(to_huggingface(names, leaf, model.patch_size), dtype)
         if not np.isfinite(tensor).all():
             raise ValueError(f"params must be finite in {dtype}: {'/'.join(names)} is not")
-        tensors[their_name(names, prefix)] = tensor
+        tensors[huggingface_name(names, prefix)] = tensor
     preprocess = model.preprocess
     if not isinstance(preprocess, Preprocessing):
         preprocess = Preprocessing((size, size), channels, (0.0,) * channels, (1.0,) * channels)
@@ -111,8 +117,8 @@ def save_pretrained(
     beside = folder / f"{_WEIGHTS}.new"
     save_file(tensors, beside, metadata={"format": "pt"})  # transformers asks for the format
     beside.replace(folder / _WEIGHTS)
-    _write_json(folder / _CONFIG, _their_config(model, size, channels, dtype))
-    _write_json(folder / _PREPROCESSOR, _their_preprocessor(preprocess))
+    _write_json(folder / _CONFIG, _huggingface_config(model, size, channels, dtype))
+    _write_json(folder / _PREPROCESSOR, _huggingface_preprocessor(preprocess))
 
 
 # ---- reading
@@ -139,13 +145,13 @@ class Checkpoint(NamedTuple):
     tensors: Mapping[Names, _Stored]
 
     def read(self, names: Names) -> npt.NDArray[np.float32]:
-        """One parameter in our layout; raises CheckpointError where it is not finite."""
+        """One parameter in the layout of Flax. Raises CheckpointError unless it is finite."""
         stored = self.tensors[names]
         with _open(stored.file) as file:
             tensor: npt.NDArray[np.float32] = file.get_tensor(stored.name).astype(np.float32)
         if not np.isfinite(tensor).all():
             raise CheckpointError(f"{stored.file}: tensor {stored.name!r} is not finite")
-        return to_ours(names, tensor)
+        return from_huggingface(names, tensor)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -184,7 +190,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     }
     shapes = _shapes(model := ViT(**fields), (1, size, size, channels))
     expected = {
-        their_name(names, prefix): (names, their_shape(names, shape, model.patch_size))
+        huggingface_name(names, prefix): (names, huggingface_shape(names, shape, model.patch_size))
         for names, shape in shapes.items()
     }
     _check_tensors(folder, {name: shape for name, (_, shape) in expected.items()}, found)
@@ -339,7 +345,7 @@ def _image_shape(model: ViT, flat: Mapping[Names, Any]) -> tuple[int, int]:
     return side * model.patch_size, rows // model.patch_size**2
 
 
-def _their_config(model: ViT, size: int, channels: int, dtype: str) -> dict[str, Any]:
+def _huggingface_config(model: ViT, size: int, channels: int, dtype: str) -> dict[str, Any]:
     config = {
         "architectures": ["ViTForImageClassification" if model.num_classes else "ViTModel"],
         "model_type": "vit",
@@ -365,7 +371,7 @@ def _their_config(model: ViT, size: int, channels: int, dtype: str) -> dict[str,
     return config
 
 
-def _their_preprocessor(preprocess: Preprocessing) -> dict[str, Any]:
+def _huggingface_preprocessor(preprocess: Preprocessing) -> dict[str, Any]:
     height, width = preprocess.size
     return {
         "image_processor_type": "ViTImageProcessor",
