@@ -178,9 +178,9 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
     try:
         _train(folder, config, resumed=True, edited=bool(edited))
     except ConfigError as error:
-        if str(error).removeprefix("task.").startswith(changed):
+        if error.key.removeprefix("task.").startswith(changed):
             raise
-        raise read_config(folder / "config.yaml").place(error) from error
+        raise read_config(folder / "config.yaml").locate(error) from error
 
 
 def _train(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False) -> None:

@@ -187,9 +187,9 @@ class Checkpoints:
 def _files(path: Path) -> dict[str, Path]:
     """All that is not a folder below `path`, without the digests, by its name relative to it."""
     found = []
-    for place, folders, names in os.walk(path, onerror=_raise):  # rglob hides what it may not read
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found += [Path(place, name) for name in [*names, *links]]
+    for folder, folders, names in os.walk(path, onerror=_raise):  # rglob hides what it may not read
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found += [Path(folder, name) for name in [*names, *links]]
     named = {each.relative_to(path).as_posix(): each for each in sorted(found)}
     return {name: each for name, each in named.items() if name != DIGESTS}
 

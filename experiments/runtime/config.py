@@ -113,20 +113,20 @@ def check_values(value: Any, annotation: Any, key: str = "", *, whole: bool = Fa
         return
     names = typing.get_type_hints(annotation)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}: got {shown(value)}, allowed: the keys {', '.join(names)}")
+        raise ConfigError.at(key, f"got {shown(value)}, allowed: the keys {', '.join(names)}")
     nodes = [] if key else groups()  # they stand in the root until the task takes them
     for name, item in value.items():
-        place = f"{key}.{name}" if key else name
+        full_key = f"{key}.{name}" if key else name
         if name in names:
-            check_values(item, names[name], place, whole=whole)
+            check_values(item, names[name], full_key, whole=whole)
         elif name in nodes:
-            check_nodes(item, place)
+            check_nodes(item, full_key)
         else:
             also = [] if key else ["resume", *nodes]
-            raise unknown_key(place, dict.fromkeys([*names, *also]))
+            raise unknown_key(full_key, dict.fromkeys([*names, *also]))
     for name in names if whole else ():
         if name not in value:
-            raise ConfigError(f"{key}.{name}: missing" if key else f"{name}: missing")
+            raise ConfigError.at(f"{key}.{name}" if key else name, "missing")
 
 
 def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,28 +143,31 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ("checkpoint.keep", config["checkpoint"]["keep"], 1),
     ):
         if value < least:
-            raise ConfigError(f"{key}: got {value}, allowed: an integer >= {least}")
+            raise ConfigError.at(key, f"got {value}, allowed: an integer >= {least}")
     # Seeds share one program and its memory: a number with a digit too many would work for hours
     # before it fails.
     if config["num_seeds"] > MOST_SEEDS:
-        raise ConfigError(
-            f"num_seeds: got {config['num_seeds']}, allowed: an integer <= {MOST_SEEDS}; more "
-            "seeds are further runs, each with another seed"
+        raise ConfigError.at(
+            "num_seeds",
+            f"got {config['num_seeds']}, allowed: an integer <= {MOST_SEEDS}; more "
+            "seeds are further runs, each with another seed",
         )
     if config["seed"] >= 2**32:
-        raise ConfigError(f"seed: got {config['seed']}, allowed: an integer < 2**32")
+        raise ConfigError.at("seed", f"got {config['seed']}, allowed: an integer < 2**32")
     check_nodes(config["tracker"], "tracker")
     from experiments.runtime.task import Task  # imports JAX
 
     task = config["task"]
     if "_target_" not in task:
-        raise ConfigError("task._target_: missing, allowed: a task such as experiments.tasks.NAME")
+        raise ConfigError.at(
+            "task._target_", "missing, allowed: a task such as experiments.tasks.NAME"
+        )
     check_nodes(task, "task")
     task_class = locate(task["_target_"], "task._target_")
     if not dataclasses.is_dataclass(task_class):
-        raise ConfigError(f"task._target_: got {task['_target_']!r}, allowed: a dataclass")
+        raise ConfigError.at("task._target_", f"got {task['_target_']!r}, allowed: a dataclass")
     if not makes(task_class, Task) or "_partial_" in task:
-        raise ConfigError(f"task._target_: got {task['_target_']!r}, which is no task")
+        raise ConfigError.at("task._target_", f"got {task['_target_']!r}, which is no task")
     checked = {each.name: config[each.name] for each in dataclasses.fields(Root)}
     return {**checked, "task": {**_plain_defaults(task_class), **task}}
 
@@ -218,12 +221,13 @@ class Saved(NamedTuple):
     config: dict[str, Any]
     lines: dict[str, int]
 
-    def place(self, error: ConfigError) -> ConfigError:
-        """The error, with the file and the line of the key that its text begins with, if any."""
-        key = re.match(r"[^\s:]*", str(error))[0]  # type: ignore[index]  # it may be empty
+    def locate(self, error: ConfigError) -> ConfigError:
+        """The error with the file, and with the line of its key or of the nearest one above it."""
+        key = error.key
         while key and key not in self.lines:
             key = re.sub(r"\[?[^.\[]*$", "", key).rstrip(".")
-        return ConfigError(f"{self.path}, line {self.lines[key]}: {error}") if key else error
+        text = f"{self.path}, line {self.lines.get(key)}: {error}"
+        return ConfigError(text, error.key) if key else error
 
 
 def read_config(path: Path) -> Saved:
@@ -283,8 +287,8 @@ def _lines(node: yaml.Node | None, key: str = "") -> dict[str, int]:
     found = {key: node.start_mark.line + 1} if node and key else {}
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
-            place = f"{key}.{name.value}" if key else str(name.value)
-            found |= _lines(value, place) | {place: name.start_mark.line + 1}
+            full_key = f"{key}.{name.value}" if key else str(name.value)
+            found |= _lines(value, full_key) | {full_key: name.start_mark.line + 1}
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             found |= _lines(value, f"{key}[{index}]")

@@ -34,19 +34,20 @@ def parse(text: str) -> Override:
         names = [*typing.get_type_hints(Root), "resume", *groups()]
         raise ConfigError(f"{shown(key)}: no key, the nearest is {nearest_name(key, names)}")
     if len(text) > _LONGEST:
-        raise ConfigError(f"{key}: got {len(text)} characters, allowed: {_LONGEST}")
+        raise ConfigError.at(key, f"got {len(text)} characters, allowed: {_LONGEST}")
     depth = deepest = 0
     for letter in value:
         depth += (letter in "[{(") - (letter in "]})")
         deepest = max(deepest, depth)
     if deepest > _DEEPEST:
-        raise ConfigError(f"{key}: got brackets {deepest} deep, allowed: {_DEEPEST}")
+        raise ConfigError.at(key, f"got brackets {deepest} deep, allowed: {_DEEPEST}")
     try:
         return OverridesParser.create().parse_override(text)
     except (HydraException, ValueError) as error:
-        raise ConfigError(
-            f"{key}: cannot read {shown(value)} ({_first_line(error)}); text with signs or letters "
-            f"beyond a-z stands in quotes, and these in quotes for the shell: {quoted(key, value)}"
+        raise ConfigError.at(
+            key,
+            f"cannot read {shown(value)} ({_first_line(error)}); text with signs or letters "
+            f"beyond a-z stands in quotes, and these in quotes for the shell: {quoted(key, value)}",
         ) from error
 
 
@@ -67,7 +68,7 @@ def values(override: Override) -> list[Any]:
         return [override.value()]
     found = list(islice(override.sweep_iterator(), MOST_JOBS + 1))
     if len(found) > MOST_JOBS:
-        raise ConfigError(f"{override.key_or_group}: more than {MOST_JOBS} values")
+        raise ConfigError.at(override.key_or_group, f"more than {MOST_JOBS} values")
     return found
 
 
@@ -97,7 +98,7 @@ def check_override(text: str) -> str:
     first = re.split(r"[./@]", key)[0]
     if first == "hydra":
         if "_target_" in text:
-            raise ConfigError(f"{key}: got {text!r}, allowed: Hydra's own plugins, by name")
+            raise ConfigError.at(key, f"got {text!r}, allowed: Hydra's own plugins, by name")
         return text
     if first == "exp":
         return f"+{text.lstrip('+')}"
@@ -119,9 +120,10 @@ def check_choice(group: str, choice: str) -> None:
     """Raises ConfigError unless conf/GROUP has a file CHOICE.yaml."""
     choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     if choice not in choices:
-        raise ConfigError(
-            f"{group}: got {choice!r}, the nearest is {nearest_name(choice, choices)} "
-            f"(allowed: {', '.join(choices)})"
+        raise ConfigError.at(
+            group,
+            f"got {choice!r}, the nearest is {nearest_name(choice, choices)} "
+            f"(allowed: {', '.join(choices)})",
         )
 
 
@@ -158,7 +160,7 @@ def explained(error: Exception, checked: Sequence[str]) -> ConfigError:
         rest = [text for text in checked if re.split("[=@]", text.lstrip("+"))[0] != group]
         with contextlib.suppress(Exception):  # something else is wrong, too
             choices = compose(rest)[1]
-            return ConfigError(f"{group}: {_nothing(choices)} chooses one{_places(group, choices)}")
+            return ConfigError.at(group, f"{_nothing(choices)} chooses one{_where(group, choices)}")
     if isinstance(error, HydraException):
         return ConfigError(one_line(error))
     exp = [text for text in checked if text.startswith("+exp=")]
@@ -166,7 +168,7 @@ def explained(error: Exception, checked: Sequence[str]) -> ConfigError:
         try:
             compose([*exp, text] if text not in exp else exp)
         except Exception as cause:
-            return ConfigError(f"{parse(text).key_or_group}: got {shown(text)}: {cause}")
+            return ConfigError.at(parse(text).key_or_group, f"got {shown(text)}: {cause}")
     return ConfigError(f"{' '.join(checked)}: {error}")
 
 
@@ -189,36 +191,38 @@ def check_read(config: DictConfig, choices: Mapping[str, str]) -> None:
             continue
         group = key.partition(".")[0]
         if choices.get(group) and not any(each.partition(".")[0] == group for each in taken):
-            raise ConfigError(f"{group}: {_nothing(choices)} reads it{_places(group, choices)}")
+            raise ConfigError.at(group, f"{_nothing(choices)} reads it{_where(group, choices)}")
         last = key.rpartition(".")[2]
         same = [other for other in read if other.rpartition(".")[2] == last and other not in own]
         likest = sorted(same, key=lambda other: -len({*other.split(".")} & {*key.split(".")}))
         if not likest:
             likest = [nearest_name(key, read)]
         more = f" and {len(likest) - 3} more" if len(likest) > 3 else ""
-        raise ConfigError(f"{key}: {_nothing(choices)} reads it; see {', '.join(likest[:3])}{more}")
+        raise ConfigError.at(
+            key, f"{_nothing(choices)} reads it; see {', '.join(likest[:3])}{more}"
+        )
 
 
 def _nothing(choices: Mapping[str, str]) -> str:
     return f"nothing in +exp={choices.get('exp')}"
 
 
-def _places(group: str, choices: Mapping[str, str]) -> str:
+def _where(group: str, choices: Mapping[str, str]) -> str:
     found = [f"{each}=NAME" for each in choices if each.startswith(f"{group}@")]
     return f"; set {' or '.join(found[:3])}" if found else ""
 
 
-def _references(value: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
+def _references(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
     """The full keys that the interpolations in `value` name, such as `env.name`."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            yield from _references(item, (*place, str(name)))
+            yield from _references(item, (*path, str(name)))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _references(item, (*place, str(index)))
+            yield from _references(item, (*path, str(index)))
     elif isinstance(value, str):
         for dots, name in re.findall(r"\$\{\s*(\.*)([\w.\[\]-]+)\s*\}", value):
-            above = place[: len(place) - len(dots)] if dots else ()
+            above = path[: len(path) - len(dots)] if dots else ()
             yield ".".join((*above, re.sub(r"\[(.+?)\]", r".\1", name).lstrip(".")))
 
 
@@ -241,32 +245,33 @@ def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     try:
         here = (folder / "config.yaml").exists()
     except (OSError, ValueError) as error:  # a name that is too long, or no name
-        raise ConfigError(f"resume: got {shown(str(folder))}: {error}") from error
+        raise ConfigError.at("resume", f"got {shown(str(folder))}: {error}") from error
     if not here:
-        raise ConfigError(f"resume: got {str(folder)!r}, which holds no run (no config.yaml)")
+        raise ConfigError.at("resume", f"got {str(folder)!r}, which holds no run (no config.yaml)")
     saved = read_config(folder / "config.yaml")
     own = [*typing.get_type_hints(Root)]
     for name in saved.config:
         if name not in own:
-            raise saved.place(unknown_key(str(name), own))
+            raise saved.locate(unknown_key(str(name), own))
     config = OmegaConf.create(saved.config)
     for override in map(parse, arguments):
         key = override.key_or_group
         if not _MAY_CHANGE.fullmatch(key) or override.is_sweep_override() or override.is_delete():
-            raise ConfigError(
-                f"{key}: got {override.input_line!r}, allowed with resume: tracker, mesh, and "
-                "fields of the task that end in steps"
+            raise ConfigError.at(
+                key,
+                f"got {override.input_line!r}, allowed with resume: tracker, mesh, and "
+                "fields of the task that end in steps",
             )
         value = override.value()
         if key in groups():
             check_choice(key, str(value))
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 value = hydra.compose(overrides=[f"+{key}={value}"]).get(key, {})
-        place = f"task.{key}" if key.startswith("mesh") else key
+        full_key = f"task.{key}" if key.startswith("mesh") else key
         try:
-            OmegaConf.update(config, place, value, merge=False, force_add=True)
+            OmegaConf.update(config, full_key, value, merge=False, force_add=True)
         except (ValueError, TypeError, OmegaConfBaseException) as error:  # no keys where it belongs
-            raise ConfigError(f"{place}: {_first_line(error)}") from error
+            raise ConfigError.at(full_key, f"{_first_line(error)}") from error
     return to_plain(config)
 
 

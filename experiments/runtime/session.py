@@ -24,6 +24,7 @@ import rich.table
 from rich.console import Console
 
 from experiments.runtime import loop, recovery
+from experiments.runtime.building import argument_error, build, key_of_argument
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.config import groups, save_config
 from experiments.runtime.digests import unsealed
@@ -31,7 +32,7 @@ from experiments.runtime.files import SaveError, write_text
 from experiments.runtime.overrides import fixed_part
 from experiments.runtime.progress import make_progress
 from experiments.runtime.stopping import StopSignals
-from experiments.runtime.targets import ConfigError, argument_error, build, place_of_argument
+from experiments.runtime.targets import ConfigError
 from experiments.runtime.task import Task
 from experiments.trackers import Csv, Tracker, read_rows
 from trustjax._checks import InputError
@@ -125,7 +126,7 @@ def _wrong_argument(error: Exception, config: Mapping[str, Any], *, resumed: boo
 
     It names the key to override: what a task takes from a config group stands in the root then.
     """
-    key = place_of_argument(error, config["task"], "task")
+    key = key_of_argument(error, config["task"], "task")
     _, _, below = key.partition(".")
     if not resumed and below.partition(".")[0] in groups():
         key = below

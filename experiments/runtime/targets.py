@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-
 # The modules whose public functions and classes a config may name; * stands for one name.
 ROOMS = (
     "trustjax.optim",
@@ -49,18 +46,31 @@ _DEEPEST = 32
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run. Its text is the one line that the user sees."""
+    """A configuration that cannot run. Its text is the one line that the user sees.
+
+    Attributes:
+      key: Full key of the value that is wrong; empty if it is not about one value.
+    """
+
+    def __init__(self, text: str, key: str = "") -> None:
+        super().__init__(text)
+        self.key = key
+
+    @classmethod
+    def at(cls, key: str, problem: str) -> "ConfigError":
+        """The error "KEY: PROBLEM"."""
+        return cls(f"{key}: {problem}", key)
 
 
 def unknown_key(key: str, names: Iterable[str]) -> ConfigError:
     """The error for `key`, whose last part is not among `names`."""
     names = list(names)
     if not names:
-        return ConfigError(f"{key}: unknown key, nothing is allowed here")
+        return ConfigError.at(key, "unknown key, nothing is allowed here")
     folder, _, last = key.rpartition(".")
     nearest = ".".join(filter(None, (folder, nearest_name(last, names))))
-    return ConfigError(
-        f"{key}: unknown key, the nearest is {nearest} (allowed: {', '.join(names)})"
+    return ConfigError.at(
+        key, f"unknown key, the nearest is {nearest} (allowed: {', '.join(names)})"
     )
 
 
@@ -70,7 +80,7 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
 
 
 def locate(name: Any, key: str) -> Any:
-    """The factory called `name`, such as `optax.sgd`; `key` is its place in the config.
+    """The factory called `name`, such as `optax.sgd`; `key` is that of the name in the config.
 
     A factory is a public function or class of a module in `ROOMS`, defined in that module or below
     it, which returns something and neither reads nor writes a file of its own. Nothing is reached
@@ -79,22 +89,22 @@ def locate(name: Any, key: str) -> Any:
     """
     allowed = f"allowed: factories of {', '.join(ROOMS)}"
     if not (isinstance(name, str) and re.fullmatch(r"[a-z]\w*(\.[A-Za-z]\w*)+", name, re.ASCII)):
-        raise ConfigError(f"{key}: got {name!r}, {allowed}")
+        raise ConfigError.at(key, f"got {name!r}, {allowed}")
     room, _, last = name.rpartition(".")
     if room not in ROOMS and f"{room.rpartition('.')[0]}.*" not in ROOMS:
-        raise ConfigError(f"{key}: got {name!r}, {allowed}")
+        raise ConfigError.at(key, f"got {name!r}, {allowed}")
     try:
         module = importlib.import_module(room)
     except ImportError as error:
         if getattr(error, "name", None) == room:
-            raise ConfigError(f"{key}: got {name!r}, but there is no module {room}") from error
-        raise ConfigError(f"{key}: {name!r} cannot be imported: {error}") from error
+            raise ConfigError.at(key, f"got {name!r}, but there is no module {room}") from error
+        raise ConfigError.at(key, f"{name!r} cannot be imported: {error}") from error
     found = vars(module).get(last)
     if not _is_factory(found, room):
         names = [each for each, value in vars(module).items() if _is_factory(value, room)]
         nearest = f", the nearest is {nearest_name(last, names)}" if names else ""
         what = f"but there is no {last!r}" if found is None else f"which is no factory of {room}"
-        raise ConfigError(f"{key}: got {name!r}, {what}{nearest}")
+        raise ConfigError.at(key, f"got {name!r}, {what}{nearest}")
     return found
 
 
@@ -139,20 +149,20 @@ def check_nodes(value: Any, key: str, *, depth: int = 0) -> None:
     and deep nesting. Nothing is called.
     """
     if depth > _DEEPEST:
-        raise ConfigError(f"{key[:60]}...: nested more than {_DEEPEST} levels deep")
+        raise ConfigError.at(f"{key[:60]}...", f"nested more than {_DEEPEST} levels deep")
     if isinstance(value, str) and ("${" in value or value == "???"):  # resolved only once
-        raise ConfigError(f"{key}: got {value!r}, allowed: text without ${{, and not ???")
+        raise ConfigError.at(key, f"got {value!r}, allowed: text without ${{, and not ???")
     if isinstance(value, int) and value.bit_length() > 63:
-        raise ConfigError(f"{key}: got {shown(value)}, allowed: integers of 64 bits")
+        raise ConfigError.at(key, f"got {shown(value)}, allowed: integers of 64 bits")
     if isinstance(value, list):
         for index, item in enumerate(value):
             check_nodes(item, f"{key}[{index}]", depth=depth + 1)
     if isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(name, str):
-                raise ConfigError(f"{key}: got the name {name!r}, allowed: names that are text")
+                raise ConfigError.at(key, f"got the name {name!r}, allowed: names that are text")
             if "_target_" not in value and re.fullmatch(r"_\w+_", name):  # means something to Hydra
-                raise ConfigError(f"{key}.{name}: unknown key, as {key} has no _target_")
+                raise ConfigError.at(f"{key}.{name}", f"unknown key, as {key} has no _target_")
             if name != "_target_":
                 check_nodes(item, f"{key}.{name}", depth=depth + 1)
         if "_target_" in value:
@@ -177,17 +187,17 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
     try:
         bound = (signature.bind_partial if partial else signature.bind)(*positional, **arguments)
     except TypeError as error:
-        raise ConfigError(f"{key}: {error} ({node['_target_']})") from error
+        raise ConfigError.at(key, f"{error} ({node['_target_']})") from error
     annotations = _annotations(target)
     for name, value in bound.arguments.items():
-        place = f"{key}.{name}" if name in arguments else f"{key}._args_"
+        full_key = f"{key}.{name}" if name in arguments else f"{key}._args_"
         if name in annotations and kinds[name] is inspect.Parameter.VAR_POSITIONAL:
-            check_fits(list(value), list[annotations[name]], place)  # type: ignore[valid-type]
+            check_fits(list(value), list[annotations[name]], full_key)  # type: ignore[valid-type]
         elif name in annotations and kinds[name] is inspect.Parameter.VAR_KEYWORD:
             for each, item in value.items():
                 check_fits(item, annotations[name], f"{key}.{each}")
         elif name in annotations:
-            check_fits(value, annotations[name], place)
+            check_fits(value, annotations[name], full_key)
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -212,14 +222,14 @@ def check_fits(value: Any, annotation: Any, key: str) -> None:
 
 def wrong_value(key: str, value: Any, annotation: Any) -> ConfigError:
     """The error for a `value` that does not fit the `annotation` of `key`."""
-    if _is_node(value):
+    if is_node(value):
         made = made_by(locate(value["_target_"], f"{key}._target_"))
         name = getattr(made, "__name__", str(made))
         how = "a partial call that makes" if value.get("_partial_") else "which makes"
-        return ConfigError(
-            f"{key}: got {value['_target_']}, {how} {name}, allowed: {describe(annotation)}"
+        return ConfigError.at(
+            key, f"got {value['_target_']}, {how} {name}, allowed: {describe(annotation)}"
         )
-    return ConfigError(f"{key}: got {shown(value)}, allowed: {describe(annotation)}")
+    return ConfigError.at(key, f"got {shown(value)}, allowed: {describe(annotation)}")
 
 
 def shown(value: Any) -> str:
@@ -247,7 +257,7 @@ def fits(value: Any, annotation: Any) -> bool:
         return any(fits(value, member) for member in arguments)
     if origin is typing.Annotated:
         return fits(value, arguments[0])
-    if _is_node(value):
+    if is_node(value):
         return _node_fits(value, annotation)
     if origin is typing.Literal:
         return any(value == each and type(value) is type(each) for each in arguments)
@@ -281,7 +291,8 @@ def fits(value: Any, annotation: Any) -> bool:
     return True
 
 
-def _is_node(value: Any) -> bool:
+def is_node(value: Any) -> bool:
+    """Whether `value` is a mapping with `_target_`."""
     return isinstance(value, Mapping) and "_target_" in value
 
 
@@ -352,50 +363,3 @@ def describe(annotation: Any) -> str:
     if origin in (dict, collections.abc.Mapping):
         return f"keys, each with {describe(arguments[1])}"
     return "a node with _target_"
-
-
-def build(node: Mapping[str, Any], key: str) -> Any:
-    """Calls the targets in `node`, innermost first, after `check_nodes`.
-
-    Raises ConfigError with the node's key where a target raises ValueError or TypeError; with the
-    full key of the argument where the target names it in an `InputError`.
-    """
-    check_nodes(node, key)
-    try:
-        return instantiate({key: node}, _convert_="all")[key]
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError | TypeError):
-            raise
-        place = re.search(r"full_key: (\S+)", str(error))
-        raise argument_error(place.group(1) if place else key, error.__cause__) from error
-
-
-def argument_error(key: str, error: Exception) -> ConfigError:
-    """What the node at `key` raised about an argument, with the full key in front."""
-    message = " ".join(str(error).split())
-    separator = "." if _field(error) else ": "
-    return ConfigError(f"{key}{separator}{message}")
-
-
-def _field(error: Exception) -> str | None:
-    from trustjax._checks import InputError  # imports JAX, which what raised has done by now
-
-    return error.field if isinstance(error, InputError) else None
-
-
-def place_of_argument(error: Exception, node: Any, key: str) -> str:
-    """The key of the first node, in `node` at `key`, that takes the argument `error` speaks of.
-
-    That is `key` where there is none. Targets are those that `check_nodes` has let pass.
-    """
-    field = _field(error)
-    found = field and _taker(field.partition(".")[0], node, key)
-    return found or key
-
-
-def _taker(argument: str, node: Any, key: str) -> str | None:
-    if not isinstance(node, Mapping):
-        return None
-    if _is_node(node) and argument in inspect.signature(locate(node["_target_"], key)).parameters:
-        return key
-    return next(filter(None, (_taker(argument, node[n], f"{key}.{n}") for n in node)), None)

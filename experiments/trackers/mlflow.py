@@ -49,9 +49,9 @@ class Mlflow:
             self._client = MlflowClient(store or f"sqlite:///{home / 'mlflow.db'}")
             name = self._experiment or config["exp"]
             found = self._client.get_experiment_by_name(name)
-            place = None if store else (home / "artifacts").as_uri()
+            artifacts = None if store else (home / "artifacts").as_uri()
             experiment = (
-                found.experiment_id if found else self._client.create_experiment(name, place)
+                found.experiment_id if found else self._client.create_experiment(name, artifacts)
             )
             run = self._client.create_run(experiment, run_name=starts.name(self._folder))
             self._run_id = run.info.run_id

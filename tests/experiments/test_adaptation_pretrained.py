@@ -20,9 +20,9 @@ from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 
 from experiments import run
+from experiments.runtime.building import build
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.config import CONF
-from experiments.runtime.targets import build
 from trustjax.models import PretrainedViT, pretrained_vit, save_pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vit" / "pooler_bfloat16"

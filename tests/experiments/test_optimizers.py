@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from experiments.optimizers import Method, Optimizer
 from experiments.penalties import FromReference, UnderNoise
+from experiments.runtime.building import build
 from experiments.runtime.config import CONF
-from experiments.runtime.targets import build
 from trustjax.losses import mesa_penalty, r3f_penalty, trpo_penalty
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from experiments.runtime.building import build
 from experiments.runtime.config import Root, check_config, experiments, groups, to_plain
 from experiments.runtime.overrides import (
     check_override,
@@ -19,7 +20,7 @@ from experiments.runtime.overrides import (
     quoted,
     resumed_config,
 )
-from experiments.runtime.targets import ConfigError, build
+from experiments.runtime.targets import ConfigError
 
 
 @pytest.mark.parametrize(

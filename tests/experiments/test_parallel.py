@@ -14,10 +14,11 @@ from hydra import compose, initialize_config_dir
 from test_adaptation import METHODS, SMALL
 
 from experiments.runtime import loop
+from experiments.runtime.building import build
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.config import CONF, save_config, to_plain
 from experiments.runtime.overrides import resumed_config
-from experiments.runtime.targets import ConfigError, build
+from experiments.runtime.targets import ConfigError
 from experiments.tasks.adaptation import Adaptation
 from experiments.trackers import Csv, read_rows
 from trustjax.parallel import make_mesh

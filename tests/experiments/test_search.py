@@ -10,9 +10,10 @@ import jax
 import pytest
 
 from experiments import run
+from experiments.runtime.building import build
 from experiments.runtime.config import check_config
 from experiments.runtime.overrides import composed
-from experiments.runtime.targets import ConfigError, build
+from experiments.runtime.targets import ConfigError
 from experiments.runtime.task import Diverged
 from experiments.trackers import Row, read_rows
 

@@ -16,11 +16,11 @@ import pytest
 from jax.sharding import Mesh
 
 from experiments.penalties import Penalty
+from experiments.runtime.building import build
 from experiments.runtime.config import Precision
 from experiments.runtime.targets import (
     ROOMS,
     ConfigError,
-    build,
     check_nodes,
     describe,
     fits,
