@@ -1,33 +1,33 @@
 """Configurations that cannot work say so, naming the field, before anything is compiled."""
 
 import pytest
-
-from trustjax.agents import MDPO, PPO, TRPO, mdpo, ppo, trpo
-
-AGENTS = {"ppo": (PPO, ppo.Config), "trpo": (TRPO, trpo.Config), "mdpo": (MDPO, mdpo.Config)}
+from agent_table import AGENTS, ON_POLICY
 
 SHARED = [
     ({"env": "gymnax:CartPole-v2"}, "CartPole-v1"),
     ({"env": "probe:delay"}, "delayed"),
     ({"env": "gym:CartPole-v1"}, "gymnax:NAME"),
-    ({"num_envs": 6, "num_minibatches": 4}, "num_minibatches must divide the 6 environments"),
     ({"num_envs": 0}, "num_envs must be >= 1, got 0"),
-    ({"num_epochs": 0}, "num_epochs must be >= 1"),
-    ({"total_steps": 8191}, r"total_steps must be at least .* 8192, got 8191"),
+    ({"num_steps": 0}, "num_steps must be >= 1, got 0"),
+    ({"num_envs": 64, "num_steps": 128, "total_steps": 8191}, "total_steps must .* 8192, got 8191"),
     ({"learning_rate": -1e-3}, "learning_rate must be > 0, got -0.001"),
     ({"learning_rate": float("nan")}, "learning_rate must be > 0, got nan"),
     ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0"),
-    ({"value_clip": -0.1}, "value_clip must be >= 0"),
     ({"discount": 1.1}, "discount must be <= 1"),
-    ({"lambda_": -0.1}, "lambda_ must be >= 0"),
     ({"clip_observations": 0.0}, "clip_observations must be > 0"),
+    ({"activation": "swish"}, "activation must be one of .*'tanh'.* got 'swish'"),
+    ({"hidden": (64, 0)}, r"hidden must be widths >= 1, got \(64, 0\)"),
+    ({"hidden": 64}, "hidden must be widths >= 1, got 64"),
+]
+OF_ON_POLICY = [
+    ({"num_envs": 6, "num_minibatches": 4}, "num_minibatches must divide the 6 environments"),
+    ({"num_epochs": 0}, "num_epochs must be >= 1"),
+    ({"value_clip": -0.1}, "value_clip must be >= 0"),
+    ({"lambda_": -0.1}, "lambda_ must be >= 0"),
     ({"clip_rewards": 0.0}, "clip_rewards must be > 0"),
     ({"normalize_advantages": "yes"}, "normalize_advantages must be one of"),
     ({"shuffle": "all"}, "shuffle must be one of"),
     ({"shuffle": "transitions", "gru_size": 8}, "shuffle must be 'environments' with a GRU"),
-    ({"activation": "swish"}, "activation must be one of .*'tanh'.* got 'swish'"),
-    ({"hidden": (64, 0)}, r"hidden must be widths >= 1, got \(64, 0\)"),
-    ({"hidden": 64}, "hidden must be widths >= 1, got 64"),
     ({"gru_size": 0}, "gru_size must be >= 1 or None, got 0"),
 ]
 OWN = [
@@ -58,19 +58,24 @@ OWN = [
 @pytest.mark.parametrize("algorithm", AGENTS)
 @pytest.mark.parametrize(("options", "message"), SHARED, ids=str)
 def test_shared_fields(algorithm, options, message):
-    make, config = AGENTS[algorithm]
     with pytest.raises(ValueError, match=message):
-        make(config(**options))
+        AGENTS[algorithm](**options).agent()
+
+
+@pytest.mark.parametrize("algorithm", ON_POLICY)
+@pytest.mark.parametrize(("options", "message"), OF_ON_POLICY, ids=str)
+def test_fields_of_on_policy_agents(algorithm, options, message):
+    with pytest.raises(ValueError, match=message):
+        AGENTS[algorithm](**options).agent()
 
 
 @pytest.mark.parametrize(("algorithm", "options", "message"), OWN, ids=str)
 def test_own_fields(algorithm, options, message):
-    make, config = AGENTS[algorithm]
     with pytest.raises(ValueError, match=message):
-        make(config(**options))
+        AGENTS[algorithm](**options).agent()
 
 
 @pytest.mark.parametrize("algorithm", AGENTS)
 def test_defaults_work(algorithm):
-    make, config = AGENTS[algorithm]
-    assert make(config()).config.num_updates == 1_000_000 // 8192
+    steps_per_update = 8192 if algorithm in ON_POLICY else 64
+    assert AGENTS[algorithm]().agent().config.num_updates == 1_000_000 // steps_per_update

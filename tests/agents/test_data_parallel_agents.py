@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from agent_table import small_config
 
 from trustjax._sharding import averaged
-from trustjax.agents import MDPO, PPO, TRPO, algorithm, data_parallel, mdpo, ppo, trpo
+from trustjax.agents import algorithm, data_parallel
 from trustjax.parallel import make_mesh
 
 SHARED = {
@@ -13,16 +14,13 @@ SHARED = {
     "hidden": (8,), "num_minibatches": 2, "num_epochs": 2, "normalize_observations": True,
     "normalize_rewards": True, "learning_rate": 0.001,
 }  # fmt: skip
-AGENTS = {
-    "ppo": (PPO, ppo.Config(**SHARED)),
-    "trpo": (TRPO, trpo.Config(**SHARED)),
-    "mdpo": (MDPO, mdpo.Config(**SHARED, policy_steps=3)),
-}
+OWN = {"mdpo": {"policy_steps": 3}}
 
 
 def trained(algorithm, num_devices, num_updates=10, num_seeds=None):
     mesh = make_mesh(num_devices)
-    init, advance = data_parallel(*AGENTS[algorithm], mesh, num_seeds=num_seeds)
+    config = small_config(algorithm, **SHARED, **OWN.get(algorithm, {}))
+    init, advance = data_parallel(type(config).agent, config, mesh, num_seeds=num_seeds)
     key = jax.random.key(0)
     state, history = advance(
         init(key if num_seeds is None else jax.random.split(key, num_seeds)), num_updates
@@ -77,5 +75,6 @@ def test_bad_sizes():
         ({"num_envs": 12, "num_minibatches": 1}, "got 12"),
         ({"shuffle": "transitions"}, "shuffle must be 'environments' on several devices"),
     ]:
+        config = small_config("ppo", **SHARED | options)
         with pytest.raises(ValueError, match=message):
-            data_parallel(PPO, ppo.Config(**SHARED | options), mesh)
+            data_parallel(type(config).agent, config, mesh)

@@ -4,39 +4,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agent_table import AGENTS, ON_POLICY, small_config
 
-from trustjax.agents import mdpo, ppo, sac, trpo
 from trustjax.agents.algorithm import known
 from trustjax.trust import trust_metrics
 
-ON_POLICY = {
-    "num_envs": 4, "num_steps": 4, "total_steps": 4 * 16, "num_minibatches": 2, "num_epochs": 1,
-    "hidden": (4,), "normalize_observations": True,
+# Iterations of four steps: an episode of a probe, of five, does not end in the first one.
+SHORT_ON_POLICY = {
+    "num_envs": 4, "num_steps": 4, "total_steps": 4 * 16, "num_epochs": 1, "hidden": (4,),
+    "normalize_observations": True, "learning_rate": 3e-4,
 }  # fmt: skip
-OFF_POLICY = {
+SHORT_OFF_POLICY = {
     "num_envs": 2, "num_steps": 2, "total_steps": 6 * 4, "learning_starts": 4, "batch_size": 4,
-    "hidden": (4,),
+    "buffer_size": 24, "gradient_steps": 1, "hidden": (4,), "learning_rate": 3e-4,
 }  # fmt: skip
-# Episodes of five steps: none ends in the first iteration.
-AGENTS = {
-    "ppo": ppo.Config(env="probe:final_observation", normalize_rewards=True, **ON_POLICY),
-    "trpo": trpo.Config(env="probe:final_observation", **ON_POLICY),
-    "mdpo": mdpo.Config(env="gymnax:Pendulum-v1", **ON_POLICY),
-    "sac": sac.Config(env="probe:final_observation", **OFF_POLICY),
-    "off_policy_mdpo": mdpo.OffPolicyConfig(env="gymnax:Pendulum-v1", **OFF_POLICY),
-}
+OWN = {"ppo": {"normalize_rewards": True}}
+
+
+def short(name, env):
+    options = SHORT_ON_POLICY if name in ON_POLICY else SHORT_OFF_POLICY
+    return small_config(name, env=env, **options, **OWN.get(name, {}))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_no_episode_yet(name):
+    """The MDPOs on continuous actions, with episodes that are longer than the training."""
+    env = "gymnax:Pendulum-v1" if "mdpo" in name else "probe:final_observation"
     with jax.debug_nans(True):
-        state, history = jax.jit(AGENTS[name].agent().train)(jax.random.key(0))
+        state, history = jax.jit(short(name, env).agent().train)(jax.random.key(0))
     assert history["episode/length"][0] == 0
     found = known(history)
     assert np.isnan(found["episode/return"][0])
     assert np.isnan(found["episode/length"][0])
-    if "Pendulum" in AGENTS[name].env:  # whose episodes are longer than the training
+    if "Pendulum" in env:
         assert np.isnan(found["episode/return"]).all()
         assert np.isnan(known(state.episodes)["episode/return"])
     else:
@@ -47,7 +48,7 @@ def test_no_episode_yet(name):
 
 
 def test_equal_returns_explain_nothing():
-    config = ppo.Config(env="probe:constant", **ON_POLICY)
+    config = small_config("ppo", env="probe:constant", **SHORT_ON_POLICY)
     _, history = jax.jit(config.agent().train)(jax.random.key(0))
     assert np.isnan(history["value/explained"]).all()
 
@@ -59,8 +60,8 @@ def test_trust():
 
 def test_ratios_far_away():
     """Of clipped transitions, they are nothing to stop for: every metric stays finite."""
-    config = ppo.Config(env="probe:both", learning_rate=1e4, max_grad_norm=None, **ON_POLICY)
-    agent = config.agent()
+    options = SHORT_ON_POLICY | {"learning_rate": 1e4, "max_grad_norm": None}
+    agent = small_config("ppo", env="probe:both", **options).agent()
     state = agent.init(jax.random.key(0))
     batches = []
 

@@ -8,31 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from agent_table import OFF_POLICY
+from agent_table import small_config as config
 
-from trustjax.agents import (
-    OffPolicyMDPO,
-    action_samples,
-    data_parallel,
-    mdpo,
-    replay,
-    sac,
-    select_seed,
-    train_in_chunks,
-)
+from trustjax.agents import action_samples, data_parallel, replay, select_seed, train_in_chunks
 from trustjax.distributions import TanhGaussian
 from trustjax.optim import sam
 from trustjax.parallel import make_mesh
-
-SHARED = {
-    "env": "gymnax:Pendulum-v1", "total_steps": 400, "learning_starts": 80, "num_envs": 4,
-    "num_steps": 10, "gradient_steps": 2, "batch_size": 16, "hidden": (8,), "buffer_size": 240,
-    "learning_rate": 0.003,
-}  # fmt: skip
-CONFIGS = {"sac": sac.Config, "mdpo": mdpo.OffPolicyConfig}
-
-
-def config(algorithm, **options):
-    return CONFIGS[algorithm](**SHARED | options)
 
 
 def plain(tree):
@@ -73,10 +55,10 @@ def check_learned(state, history, num_updates=8):
     [
         ("sac", {"env": "gymnax:CartPole-v1"}),
         ("sac", {"temperature_form": "log", "normalize_observations": True}),
-        ("mdpo", {"order": 1.5, "regularization": 0.001, "explore": "mode"}),
-        ("mdpo", {"order": 1.5, "env": "gymnax:CartPole-v1", "learn_temperature": True}),
-        ("mdpo", {"projection": "forward", "actor_critic": "first"}),
-        ("mdpo", {"projection": "forward", "env": "gymnax:CartPole-v1"}),
+        ("off_policy_mdpo", {"order": 1.5, "regularization": 0.001, "explore": "mode"}),
+        ("off_policy_mdpo", {"order": 1.5, "env": "gymnax:CartPole-v1", "learn_temperature": True}),
+        ("off_policy_mdpo", {"projection": "forward", "actor_critic": "first"}),
+        ("off_policy_mdpo", {"projection": "forward", "env": "gymnax:CartPole-v1"}),
     ],
 )
 def test_all_options(algorithm, options):
@@ -87,7 +69,7 @@ def test_all_options(algorithm, options):
 @pytest.mark.parametrize("order", [1.0, 1.4, 2.0])
 def test_densities_near_the_bounds(order):
     """Orders above 1 need densities, not logarithms: exact ones overflow where tanh is flat."""
-    agent = config("mdpo", order=order).agent()
+    agent = config("off_policy_mdpo", order=order).agent()
 
     def soft_value(mean):
         policy = TanhGaussian(mean, jnp.zeros_like(mean))
@@ -108,13 +90,15 @@ class TestIdentities:
         """c = lambda: the same networks after every step, though pi_k is a copy of long ago."""
         fixed = {"temperature": 0.2, "learn_temperature": False}
         expected, _ = trained("sac", **fixed, num_steps=8, learning_starts=64)
-        found, _ = trained("mdpo", temperature=0.2, step_size=5.0, num_steps=8, learning_starts=64)
+        found, _ = trained(
+            "off_policy_mdpo", temperature=0.2, step_size=5.0, num_steps=8, learning_starts=64
+        )
         check_close(found.params, expected.params, 1e-9, 1e-9)
 
     @pytest.mark.slow
     def test_the_old_policy_is_a_copy_of_m_steps_ago(self):
         def old_and_new(policy_steps):
-            state, history = trained("mdpo", policy_steps=policy_steps)
+            state, history = trained("off_policy_mdpo", policy_steps=policy_steps)
             return state.learner.old_actor, state.params["actor"], history["trust/distance"]
 
         old, new, distance = old_and_new(1)
@@ -128,7 +112,7 @@ class TestIdentities:
         """The smaller the step, the nearer stays the policy to the one that never changes."""
 
         def last(step_size, key):
-            agent = config("mdpo", policy_steps=10**6, step_size=step_size).agent()
+            agent = config("off_policy_mdpo", policy_steps=10**6, step_size=step_size).agent()
             return agent.train(key)[1]["trust/distance"][-1]
 
         keys = jax.random.split(jax.random.key(0), 5)
@@ -143,15 +127,15 @@ def test_side_by_side_equal_single_runs():
 
     def one(key, temperature, step, policy_steps):
         numbers = {"temperature": temperature, "step_size": step, "policy_steps": policy_steps}
-        return OffPolicyMDPO(dataclasses.replace(config("mdpo"), **numbers)).train(key)
+        return dataclasses.replace(config("off_policy_mdpo"), **numbers).agent().train(key)
 
     keys = jnp.stack([jax.random.key(0), jax.random.key(1), jax.random.key(0)])
     numbers = jnp.array([0.2, 0.2, 0.1]), jnp.array([1.0, 1.0, 0.5]), jnp.array([1000, 1000, 9])
     states, history = jax.jit(jax.vmap(one))(keys, *numbers)
-    state, rows = trained("mdpo")
+    state, rows = trained("off_policy_mdpo")
     check_close(select_seed(states.params, 0), state.params, 1e-4, 1e-4)
     check_close(select_seed(history, 0), rows, 1e-3, 1e-3)
-    _, rows = trained("mdpo", temperature=0.1, step_size=0.5, policy_steps=9)
+    _, rows = trained("off_policy_mdpo", temperature=0.1, step_size=0.5, policy_steps=9)
     np.testing.assert_allclose(history["entropy"][2], rows["entropy"], 1e-3)
     np.testing.assert_allclose(history["trust/distance"][2], rows["trust/distance"], 0.02)
     assert len(np.unique(history["entropy"][:, -1])) == 3
@@ -221,8 +205,8 @@ def test_eight_devices_equal_one(x64):
 
     def run(num_devices):
         small = config(
-            "mdpo", learn_temperature=True, num_envs=16, total_steps=6 * 64, learning_starts=64,
-            num_steps=4, batch_size=32, normalize_observations=True,
+            "off_policy_mdpo", learn_temperature=True, num_envs=16, total_steps=6 * 64,
+            learning_starts=64, num_steps=4, batch_size=32, normalize_observations=True,
         )  # fmt: skip
         init, advance = data_parallel(type(small).agent, small, make_mesh(num_devices))
         return advance(init(jax.random.key(0)), 4)
@@ -247,7 +231,7 @@ def test_eight_devices_equal_one(x64):
         (
             "sac",
             {"learning_starts": 400, "buffer_size": 400},
-            "total_steps must be more than learning_starts",
+            "total_steps must exceed learning_starts",
         ),
         ("sac", {"target_rate": 1.5}, "target_rate must be <= 1, got 1.5"),
         ("sac", {"temperature": 0.0}, "temperature must be > 0"),
@@ -255,10 +239,18 @@ def test_eight_devices_equal_one(x64):
         ("sac", {"log_std_range": -5.0}, "log_std_range must be two numbers .* got -5"),
         ("sac", {"explore": "none"}, "explore must be one of 'sample', 'mode', got 'none'"),
         ("sac", {"env": "gymnax:Pendulum-v2"}, "Pendulum-v1"),
-        ("mdpo", {"step_size": -1.0}, "step_size must be > 0"),
-        ("mdpo", {"step_size": 6.0}, "step_size must be at most 1 / temperature, 5, .*got 6"),
-        ("mdpo", {"order": 2.5}, "order must be <= 2"),
-        ("mdpo", {"projection": "forward", "order": 2.0}, "order must be 1 with projection"),
+        ("off_policy_mdpo", {"step_size": -1.0}, "step_size must be > 0"),
+        (
+            "off_policy_mdpo",
+            {"step_size": 6.0},
+            "step_size must be at most 1 / temperature, 5, .*got 6",
+        ),
+        ("off_policy_mdpo", {"order": 2.5}, "order must be <= 2"),
+        (
+            "off_policy_mdpo",
+            {"projection": "forward", "order": 2.0},
+            "order must be 1 with projection",
+        ),
     ],
 )
 def test_bad_input(algorithm, options, message):
@@ -273,7 +265,7 @@ def test_devices_that_cannot_share():
         ({"num_envs": 8, "batch_size": 12}, "batch_size must be a multiple of 8 devices, got 12"),
     ]:
         with pytest.raises(ValueError, match=message):
-            data_parallel(sac.SAC, config("sac", **options), mesh)
+            data_parallel(OFF_POLICY["sac"].agent, config("sac", **options), mesh)
 
 
 def test_flashbax_missing(monkeypatch):

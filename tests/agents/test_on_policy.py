@@ -9,42 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from agent_table import small_config
 
-from trustjax.agents import (
-    MDPO,
-    PPO,
-    TRPO,
-    load_policy,
-    mdpo,
-    ppo,
-    select_seed,
-    train_in_chunks,
-    trpo,
-)
+from trustjax.agents import load_policy, select_seed, train_in_chunks
 from trustjax.agents.algorithm import adam
 from trustjax.agents.batch import draw_environments
 from trustjax.envs.probe import Probe
 from trustjax.geometry import hypentropy
 from trustjax.optim import auon, mirror_descent, sam, tram
 
-SHARED = {
-    "env": "probe:both", "num_envs": 8, "num_steps": 4, "total_steps": 5 * 32, "hidden": (8,),
-    "num_minibatches": 2, "num_epochs": 2, "learning_rate": 0.01,
-}  # fmt: skip
-AGENTS = {"ppo": (PPO, ppo.Config), "trpo": (TRPO, trpo.Config), "mdpo": (MDPO, mdpo.Config)}
 KEY = jax.random.key(0)
 
 
 def agent_of(algorithm, **options):
-    make, config = AGENTS[algorithm]
-    return make(config(**SHARED | options))
+    return small_config(algorithm, **options).agent()
 
 
 train = jax.jit(lambda config, key: config.agent().train(key))  # once for all numbers
 
 
 def trained(algorithm, key=KEY, **options):
-    return train(AGENTS[algorithm][1](**SHARED | options), key)
+    return train(small_config(algorithm, **options), key)
 
 
 def plain(tree):
@@ -71,32 +56,16 @@ def check_close(found, expected, rtol=0.0, atol=0.0):
 @pytest.mark.slow
 def test_side_by_side_equal_single_runs():
     """Of a key and a rate each."""
-    config = ppo.Config(**SHARED)
+    config = small_config("ppo")
 
     def one(learning_rate, key):
-        return PPO(dataclasses.replace(config, learning_rate=learning_rate)).train(key)
+        return dataclasses.replace(config, learning_rate=learning_rate).agent().train(key)
 
     keys, rates = jax.random.split(KEY, 3), jnp.array([0.001, 0.001, 0.05])
     found = jax.jit(jax.vmap(one))(rates, keys)
     for place in (0, 2):
         single = trained("ppo", keys[place], learning_rate=float(rates[place]))
         check_close(select_seed(found, place), single, 1e-4, 1e-5)
-
-
-@pytest.mark.parametrize("algorithm", AGENTS)
-def test_every_number_traces(algorithm):
-    make, config = AGENTS[algorithm]
-    config = config(
-        **SHARED, value_clip=0.2, normalize_observations=True, normalize_rewards=True,
-        **({"surrogate": "adaptive_kl"} if algorithm == "ppo" else {}),
-    )  # fmt: skip
-    numbers = {
-        field.name
-        for field in dataclasses.fields(config)
-        if not field.metadata.get("static") and field.name != "env_params"
-    }
-    assert len(jax.tree.leaves(config)) == len(numbers) >= 8
-    jax.eval_shape(lambda config: make(config).train(KEY), config)
 
 
 def test_one_compilation_and_no_weak_types():
@@ -300,8 +269,8 @@ def test_mdpo_with_one_step_is_policy_gradient(policy_steps, same):
     """Then the step size does not matter, as the KL has no slope yet."""
 
     def kernel(step_size):
-        config = mdpo.Config(**SHARED, policy_steps=policy_steps, step_size=step_size)
-        return MDPO(config).train(KEY)[0].params["actor"]["params"]["head"]["kernel"]
+        agent = agent_of("mdpo", policy_steps=policy_steps, step_size=step_size)
+        return agent.train(KEY)[0].params["actor"]["params"]["head"]["kernel"]
 
     small, large = jax.jit(jax.vmap(kernel))(jnp.array([1e-3, 1e3]))
     assert np.allclose(small, large, atol=1e-6) == same

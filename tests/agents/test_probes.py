@@ -17,29 +17,15 @@ The off-policy algorithms, by the last two tests and by hand:
 - final_observation: what comes after a reset in its place (the same test).
 """
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agent_table import AGENTS, ON_POLICY
 
-from trustjax.agents import (
-    MDPO,
-    PPO,
-    SAC,
-    TRPO,
-    OffPolicyMDPO,
-    action_samples,
-    mdpo,
-    on_policy,
-    ppo,
-    rollout,
-    sac,
-    select_seed,
-    trpo,
-)
+from trustjax.agents import action_samples, on_policy, rollout, select_seed
 from trustjax.envs import Environment
 from trustjax.envs.probe import Probe
 
@@ -60,7 +46,7 @@ CONTINUOUS = ([[1.0]], [[0.5]])
 
 
 class OneOf(Environment):
-    """The probe whose place the parameters say, so that all of them are compiled once."""
+    """The probe whose index the parameters are, so that all of them are compiled once."""
 
     def __init__(self, *names):
         self.name = "one of the probes"
@@ -84,15 +70,10 @@ REPLAY = {
     "activation": "tanh", "learning_rate": 0.01, "gradient_steps": 2, "batch_size": 64,
     "learning_starts": 400, "target_rate": 0.1, "temperature": 0.001, "learn_temperature": False,
 }  # fmt: skip
-AGENTS = {
-    "ppo": (PPO, ppo.Config(**SHARED)),
-    "trpo": (TRPO, trpo.Config(**SHARED, radius=0.1, damping=0.01)),
-    "mdpo": (MDPO, mdpo.Config(**SHARED)),
-    "sac": (SAC, sac.Config(**REPLAY)),
-    "off_policy_mdpo": (
-        OffPolicyMDPO, mdpo.OffPolicyConfig(**REPLAY, policy_steps=20, step_size=10.0)
-    ),
-}  # fmt: skip
+OWN = {
+    "trpo": {"radius": 0.1, "damping": 0.01},
+    "off_policy_mdpo": {"policy_steps": 20, "step_size": 10.0},
+}
 # Two agents learn in every run of the tests, all of them in the slow ones.
 QUICK_FIRST = [
     name if name in ("ppo", "mdpo") else pytest.param(name, marks=pytest.mark.slow)
@@ -100,27 +81,30 @@ QUICK_FIRST = [
 ]
 
 
+def agent_of(algorithm, **options):
+    shared = SHARED if algorithm in ON_POLICY else REPLAY
+    return AGENTS[algorithm](**shared | OWN.get(algorithm, {}) | options).agent()
+
+
 def trained(algorithm, **options):
     """An agent, and its states after training, [seed]."""
-    make, config = AGENTS[algorithm]
-    agent = make(dataclasses.replace(config, **options))
+    agent = agent_of(algorithm, **options)
     keys = jax.random.split(jax.random.key(0), SEEDS)
     return agent, jax.jit(jax.vmap(lambda key: agent.train(key)[0]))(keys)
 
 
 def trained_on(algorithm, *names):
     """An agent, and its states after training on each probe, by name."""
-    make, config = AGENTS[algorithm]
     env = OneOf(*names)
 
-    def train(place, key):
-        return make(dataclasses.replace(config, env=env, env_params=place)).train(key)[0]
+    def train(index, key):
+        return agent_of(algorithm, env=env, env_params=index).train(key)[0]
 
     keys = jax.random.split(jax.random.key(0), SEEDS)
     train = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))
     states = train(jnp.arange(len(names)), keys)
-    agent = make(dataclasses.replace(config, env=env))
-    return agent, {name: select_seed(states, place) for place, name in enumerate(names)}
+    agent = agent_of(algorithm, env=env)
+    return agent, {name: select_seed(states, index) for index, name in enumerate(names)}
 
 
 @functools.cache
@@ -169,7 +153,7 @@ def test_actions(name, algorithm):
 
 @pytest.mark.parametrize("algorithm", QUICK_FIRST)
 def test_continuous(algorithm):
-    first = {} if "temperature" in vars(AGENTS[algorithm][1]) else {"initial_log_std": -2.0}
+    first = {"initial_log_std": -2.0} if algorithm in ON_POLICY else {}
     agent, states = trained(algorithm, env="probe:continuous", **first)
     assert np.all(value_errors(agent, states, "continuous") < 0.05)
     check_actions(agent, states, *CONTINUOUS)

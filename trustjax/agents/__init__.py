@@ -1,4 +1,4 @@
-"""Algorithms of reinforcement learning as pure functions: init, update, train, act, evaluate."""
+"""Reinforcement learning algorithms as pure functions: init, update, train, act, evaluate."""
 
 from trustjax.agents import mdpo as mdpo
 from trustjax.agents import ppo as ppo

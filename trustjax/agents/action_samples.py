@@ -1,4 +1,4 @@
-"""Actions at which policy and critics are evaluated: a continuous sample, or all discrete ones."""
+"""Actions at which losses are evaluated: one continuous sample, or all discrete actions."""
 
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ class ActionSamples(NamedTuple):
     """Actions for [batch] observations.
 
     Attributes:
-      before_tanh: float [batch, d], the sample before it is squashed; None for discrete actions.
-      log_prob: float [batch, action, d], log pi of every dimension; d is 1 for discrete
+      before_tanh: Samples before they are squashed by tanh, float [batch, d]; None for discrete
         actions.
+      log_prob: log pi of each dimension in nats, float [batch, action, d]. Continuous actions have
+        an action axis of length 1, discrete actions have d = 1.
     """
 
     before_tanh: jax.Array | None
@@ -22,10 +23,10 @@ class ActionSamples(NamedTuple):
 
 
 def sample_actions(distribution: Any, keys: jax.Array, *, epsilon: float = 0.0) -> ActionSamples:
-    """Actions of a policy, Categorical or TanhGaussian, at [batch] observations.
+    """Samples actions of a policy, a Categorical or a TanhGaussian, at [batch] observations.
 
-    `keys` are those of groups of equal size that the batch consists of, `epsilon` is that of
-    `TanhGaussian.log_prob_before_tanh`.
+    The batch consists of groups of equal size, with one of the `keys` [group] each. `epsilon` is
+    the one of `TanhGaussian.log_prob_before_tanh`.
     """
     if isinstance(distribution, Categorical):
         return ActionSamples(None, distribution.log_probs()[..., None])
@@ -38,7 +39,7 @@ def sample_actions(distribution: Any, keys: jax.Array, *, epsilon: float = 0.0) 
 
 
 def log_prob_of(distribution: Any, samples: ActionSamples, *, epsilon: float = 0.0) -> jax.Array:
-    """Another policy's log-probabilities of the samples, [batch, action, d]."""
+    """Log-probabilities of the samples under another policy, [batch, action, d]."""
     if samples.before_tanh is None:
         log_probs: jax.Array = distribution.log_probs()
         return log_probs[..., None]
@@ -47,7 +48,10 @@ def log_prob_of(distribution: Any, samples: ActionSamples, *, epsilon: float = 0
 
 
 def expectation(samples: ActionSamples, values: jax.Array) -> jax.Array:
-    """The expectation over the policy of values [batch, action]; [batch]."""
+    """The expectation of `values` [batch, action] over the policy, [batch].
+
+    It is exact for discrete actions, and the value of the one sample for continuous ones.
+    """
     if samples.before_tanh is None:
         return policy_mean(samples.log_prob[..., 0], values)
     return values[:, 0]

@@ -1,4 +1,4 @@
-"""What every algorithm is: a configuration, pure functions of a state, and a policy at the end."""
+"""The base of all algorithms: a configuration, and pure functions of a state."""
 
 import abc
 import dataclasses
@@ -29,13 +29,13 @@ _EPISODES = ("episode/return", "episode/length")
 
 
 class TrainState(Protocol):
-    """What `Algorithm` reads of a state.
+    """The fields of a state that `Algorithm` reads.
 
     Attributes:
-      params: {"actor": ..., ...}, variables of the networks.
-      runner: the environments.
-      observations: statistics of observations, or None.
-      episodes: the means of the last iteration in which an episode ended; 0 before.
+      params: Variables of the networks, {"actor": ..., ...}.
+      runner: The environments.
+      observations: Running statistics of the observations; None if they are not normalised.
+      episodes: Mean return and length from the last iteration in which an episode ended; 0 before.
     """
 
     @property
@@ -55,40 +55,46 @@ MakeOptimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 
 
 def static(default: Any) -> Any:
-    """A field of a Config that decides what is compiled, and so is no number to be swept."""
+    """A field of a Config that decides what is compiled, so that `jax.vmap` cannot sweep it."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 def adam(learning_rate: optax.ScalarOrSchedule, eps: float = 1e-5) -> optax.GradientTransformation:
-    """Adam on one array: on CPU faster than on the dozen of small networks."""
+    """Adam on all parameters as one array, which on CPU is faster than on a dozen small ones."""
     return optax.flatten(optax.adam(learning_rate, eps=eps))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentConfig(abc.ABC):
-    """What the Configs of all algorithms share.
+    """The configuration fields of all algorithms.
 
-    A pytree: numbers are leaves, which `jax.vmap` may sweep; fields that decide what is compiled
-    are part of its structure. Those are marked "static".
+    A Config is a pytree. Its hyperparameters are leaves, which `jax.vmap` may sweep; the fields
+    that decide what is compiled are part of its structure and are marked "static".
 
     Attributes:
-      env: an environment or its name; static.
-      env_params: of the environment; None for its defaults.
-      total_steps: of all environments together, rounded down to whole iterations; static.
-      num_envs: environments side by side; static.
-      num_steps: steps of each of them in an iteration; static.
-      discount: gamma, in [0, 1].
-      normalize_observations: by running mean and standard deviation; static.
-      clip_observations: bound of normalised observations, > 0.
-      hidden: widths of the layers of policy and value, which are separate networks; static.
-      critic_hidden: those of the value, if they differ; static.
-      activation: "tanh", "relu", "gelu" or "silu"; static.
-      orthogonal: orthogonal first weights, with 0.01 in the head of the policy; static.
-      initial_log_std: logarithm of the first standard deviation of continuous actions; static.
-      dtype: of the networks' computation, None for that of their parameters; static.
-      optimizer: `learning_rate -> optax transform`; static.
-      learning_rate: > 0.
-      max_grad_norm: gradients are clipped to this global norm, > 0; None for no clipping.
+      env: Environment, or its name for `trustjax.envs.make`; static.
+      env_params: Parameters of the environment; None for its defaults.
+      total_steps: Environment steps of the whole training, summed over all environments and rounded
+        down to whole iterations; static.
+      num_envs: Number of environments that are stepped side by side, >= 1; static.
+      num_steps: Steps of each environment in one iteration, >= 1; static.
+      discount: Discount factor gamma per step, in [0, 1].
+      normalize_observations: Whether observations are normalised by their running mean and standard
+        deviation; static.
+      clip_observations: Largest absolute value of a normalised observation, > 0.
+      hidden: Widths of the hidden layers of all networks, each >= 1; the networks share no layers.
+        Static.
+      critic_hidden: Widths of the hidden layers of the critics; None for the same as `hidden`.
+        Static.
+      activation: Activation of the hidden layers, "tanh", "relu", "gelu" or "silu"; static.
+      orthogonal: Whether weights are initialised orthogonal, scaled by 0.01 in the output layer of
+        the policy; otherwise by LeCun's rule. Static.
+      initial_log_std: Natural logarithm of the initial standard deviation of continuous actions;
+        static.
+      dtype: Dtype in which the networks compute; None for the dtype of their parameters. Static.
+      optimizer: Factory `learning_rate -> optax.GradientTransformation`; static.
+      learning_rate: Learning rate of the optimizer, > 0.
+      max_grad_norm: Global norm to which gradients are clipped, > 0; None for no clipping.
     """
 
     env: str | Environment = static("gymnax:CartPole-v1")
@@ -111,17 +117,17 @@ class AgentConfig(abc.ABC):
 
     @property
     def steps_per_update(self) -> int:
-        """Steps of all environments in an iteration."""
+        """Steps of all environments together in one iteration."""
         return self.num_envs * self.num_steps
 
     @property
     def num_updates(self) -> int:
-        """Iterations, those that `init` has done among them."""
+        """Number of iterations of the whole training, including those that `init` takes."""
         return self.total_steps // self.steps_per_update
 
     @property
     def first_update(self) -> int:
-        """Iterations whose steps `init` takes, without learning."""
+        """Number of iterations that `init` takes, without learning."""
         return 0
 
     @property
@@ -130,15 +136,15 @@ class AgentConfig(abc.ABC):
         return self.env if isinstance(self.env, Environment) else make_once(self.env)
 
     def __post_init__(self) -> None:
-        """Makes lists, which files have for tuples, hashable."""
+        """Turns lists, which configuration files have in place of tuples, into tuples."""
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
-            several = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
-            if field.metadata.get("static") and several:
+            is_list = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
+            if field.metadata.get("static") and is_list:
                 object.__setattr__(self, field.name, tuple(given))
 
     def check_devices(self, num_devices: int) -> None:
-        """Raises ValueError if so many devices, more than one, cannot share the environments."""
+        """Raises ValueError unless the environments can be split over `num_devices` > 1 devices."""
         if self.num_envs % num_devices:
             raise FieldError("num_envs", f"be a multiple of {num_devices} devices", self.num_envs)
 
@@ -147,7 +153,10 @@ class AgentConfig(abc.ABC):
         """The algorithm with this configuration."""
 
     def validate(self) -> None:
-        """Raises ValueError, which names the field, before anything is compiled."""
+        """Raises ValueError, which names the field, for a Config that cannot work.
+
+        This happens on the host, before anything is compiled; traced values pass.
+        """
         for name in ("num_envs", "num_steps"):
             check_number(name, getattr(self, name), at_least=1)
         check_number("discount", self.discount, at_least=0.0, at_most=1.0)
@@ -162,18 +171,21 @@ class AgentConfig(abc.ABC):
                 self.total_steps,
             )
         if self.environment.num_actions is None and self.environment.action_low is None:
-            raise FieldError("env", "have actions of one kind", self.environment)
+            raise FieldError(
+                "env", "have either discrete or continuous actions", self.environment
+            )
 
 
 class Algorithm(abc.ABC, Generic[S]):
-    """An algorithm as pure functions; `jax.jit` and `jax.vmap` go around them.
+    """An algorithm as pure functions, which `jax.jit` and `jax.vmap` can transform.
 
     Args:
-      config: of the algorithm; it is validated, and its numbers may be traced.
-      axis_name: devices that share the environments, inside `jax.shard_map`.
+      config: Configuration of the algorithm. It is validated; its hyperparameters may be traced.
+      axis_name: Mesh axis over which the environments are split, inside `jax.shard_map`; None on
+        one device.
 
     Raises:
-      ValueError: a field out of range, an unknown environment; the field is named.
+      ValueError: A field is out of range or the environment is unknown; the field is named.
     """
 
     actor: Actor
@@ -199,37 +211,40 @@ class Algorithm(abc.ABC, Generic[S]):
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> S:
-        """The state before the first iteration that learns."""
+        """The state before the first iteration that learns; `key` is that of the whole training."""
 
     @abc.abstractmethod
     def update(self, state: S) -> tuple[S, Metrics]:
-        """One iteration; the metrics are scalars.
+        """The state after one iteration, and its metrics, which are scalars.
 
-        `episode/return` and `episode/length` are means over the episodes that ended in it, or in
-        the last iteration in which one did. Before there is one both are 0, a length that no
-        episode has; `known` leaves them out.
+        `episode/return` and `episode/length` are means over the episodes that ended in this
+        iteration or, if none did, in the last iteration in which one did. Before any episode has
+        ended both are 0, a length that no episode has; `known` turns them into NaN.
         """
 
     @staticmethod
     @abc.abstractmethod
     def state_specs(axis_name: str, *, batch_axes: int = 0) -> S:
-        """How a state lies on a mesh: what is split over `axis_name`, and what is everywhere.
+        """Partition specs of a state: what is split over `axis_name`, and what is replicated.
 
-        `batch_axes` counts leading axes, such as one of seeds.
+        `batch_axes` is the number of leading batch axes, such as one for seeds.
         """
 
     def train(self, key: jax.Array) -> tuple[S, Metrics]:
-        """All iterations in one scan; the history has a leading axis of those that learn."""
+        """The last state of a whole training, and the metrics of each iteration that learns.
+
+        The training is one scan; metrics have a leading axis of iterations.
+        """
         return self.advance(self.init(key), self.config.num_updates - self.config.first_update)
 
     def advance(self, state: S, num_updates: int) -> tuple[S, Metrics]:
-        """`num_updates` iterations in one scan."""
+        """The state after `num_updates` iterations in one scan, and the metrics of each."""
         return jax.lax.scan(lambda state, _: self.update(state), state, length=num_updates)
 
     # Acting.
 
     def policy(self, state: S) -> Policy:
-        """What acts, without what trains it; it can be saved."""
+        """The trained policy alone, which acts and can be saved."""
         return Policy(
             state.params["actor"], state.observations, jnp.asarray(self.config.clip_observations),
             self.actor, self.config.env,
@@ -248,13 +263,13 @@ class Algorithm(abc.ABC, Generic[S]):
         return self.policy(state).act(observation, key, carry, deterministic=deterministic)
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
-        """The policy's memory at the start of an episode."""
+        """The carry of the policy at the start of an episode; () without a GRU."""
         return initial_carry(self.actor, batch_shape)
 
     def evaluate(
         self, state: S, key: jax.Array, num_episodes: int, *, deterministic: bool = True
     ) -> Evaluation:
-        """Whole episodes of the policy; see `Policy.evaluate`."""
+        """Returns and lengths of whole episodes of the policy; see `Policy.evaluate`."""
         return self.policy(state).evaluate(
             key, num_episodes, deterministic=deterministic, env_params=self.config.env_params
         )
@@ -267,7 +282,7 @@ class Algorithm(abc.ABC, Generic[S]):
         tx: optax.GradientTransformation,
         output_fn: Callable[..., Any] | None = None,
     ) -> Callable[..., Any]:
-        """A training step on the mean loss of all devices, with clipped gradients."""
+        """A `two_pass_step` on the mean loss of all devices, with clipped gradients."""
         max_norm = self.config.max_grad_norm
 
         def map_grads(grads: PyTree) -> PyTree:
@@ -279,21 +294,23 @@ class Algorithm(abc.ABC, Generic[S]):
         return two_pass_step(loss_fn, tx, output_fn=output_fn, map_grads=map_grads)
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """The mean of all numbers of all devices."""
+        """The mean of all entries of `x` on all devices, []."""
         mean: jax.Array = averaged(jnp.mean(x), self.axis_name)
         return mean
 
     def normalize(self, statistics: Statistics | None, observation: jax.Array) -> jax.Array:
-        """Observations as the networks see them."""
+        """The normalised observations, which are the inputs of the networks."""
         return normalized(observation, statistics, self.config.clip_observations)
 
     def accumulate_episode_stats(
         self, before: S, steps: Rollout | Transition
     ) -> tuple[EpisodeStats, EpisodeStats, Metrics]:
-        """What the steps [time, environment] after the state `before` add to its episodes.
+        """Continues the episode statistics of the state `before` over steps [time, environment].
 
-        Returns the sums at their end, those after every step, and the means over the episodes that
-        ended, else those that were known.
+        Returns:
+          The sums after the last step, [environment].
+          The sums after every step, [time, environment].
+          Mean return and length of the episodes that ended, [], or those of `before` if none did.
         """
         ended = steps.terminated | steps.truncated
         sums, every = rollouts.accumulate_episode_stats(
@@ -302,6 +319,7 @@ class Algorithm(abc.ABC, Generic[S]):
         share = self.mean(ended.astype(every.episode_return.dtype))
 
         def mean(x: jax.Array, known: jax.Array) -> jax.Array:
+            # As a ratio of two means over all devices, of which some may see no episode end.
             total = self.mean(jnp.where(ended, x, jnp.zeros_like(x)).astype(known.dtype))
             return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), known)
 
@@ -314,14 +332,15 @@ class Algorithm(abc.ABC, Generic[S]):
 
 
 def no_episodes(dtype: Any) -> Metrics:
-    """The means before an episode has ended: 0, as NaN would stop `jax_debug_nans`."""
+    """Episode metrics before any episode has ended: 0, because NaN would stop `jax_debug_nans`."""
     return {name: jnp.zeros([], dtype) for name in _EPISODES}
 
 
 def known(metrics: Mapping[str, ArrayLike]) -> dict[str, np.ndarray[Any, Any]]:
-    """Metrics of iterations as float64 on the host, NaN where there is no number yet.
+    """Metrics of iterations as float64 NumPy arrays, with NaN where there is no episode yet.
 
-    That is where no episode had ended: at an `episode/length` of 0.
+    No episode had ended where `episode/length` is 0; `episode/return` and `episode/length` become
+    NaN there.
     """
     found = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
     ended = found["episode/length"] > 0
@@ -329,10 +348,13 @@ def known(metrics: Mapping[str, ArrayLike]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def specs(axis_name: str, batch_axes: int) -> tuple[PartitionSpec, PartitionSpec]:
-    """Of what is everywhere, and of what is split along the first axis after the batch axes."""
+    """The partition specs of the replicated and of the environment-sharded parts of a state.
+
+    The sharded axis is the first one after `batch_axes` leading axes.
+    """
     return PartitionSpec(), PartitionSpec(*[None] * batch_axes, axis_name)
 
 
 def select_seed(state: Any, index: int) -> Any:
-    """One of the states (or histories) that `jax.vmap(agent.train)` returned side by side."""
+    """The state (or history) of one seed out of those that `jax.vmap(agent.train)` returned."""
     return jax.tree.map(lambda x: x[index], state)

@@ -1,4 +1,4 @@
-"""An iteration's transitions, and how they are split into minibatches."""
+"""The transitions of one iteration, and the draw of minibatches from them."""
 
 from typing import NamedTuple, Self
 
@@ -11,19 +11,20 @@ from trustjax.models.actor_critic import Carry
 
 
 class Batch(NamedTuple):
-    """An iteration's transitions, [time, environment, ...], and the carries before them.
+    """The transitions of one iteration, [time, environment, ...], and the carries before them.
 
     Attributes:
-      observation: float [..., features], normalised.
-      is_first: bool, whether it is the first of an episode.
-      old: distribution of pi_k, constants.
-      action: drawn from it.
-      log_prob: float, log pi_k of the action.
-      advantage: float, of pi_k, normalised unless that is left to the minibatch.
-      value: float, V_k of the observation.
-      returns: float, what the value is to learn: advantage before normalisation + V_k.
-      actor_carry: [environment, ...], memory of the policy before the first step.
-      critic_carry: of the value.
+      observation: Normalised observations, float [..., features].
+      is_first: Whether an observation is the first of an episode, bool [...].
+      old: Distributions of the old policy pi_k; constants for gradients.
+      action: Actions drawn from `old`.
+      log_prob: log pi_k of the actions in nats, float [...].
+      advantage: Advantages of pi_k, float [...], normalised over the batch unless the algorithm
+        normalises them per minibatch or not at all.
+      value: Values V_k of the observations by the old critic, float [...].
+      returns: Targets of the value, float [...]: V_k plus the advantage before normalisation.
+      actor_carry: Carry of the policy before the first step, [environment, ...].
+      critic_carry: Carry of the critic before the first step, [environment, ...].
     """
 
     observation: jax.Array
@@ -38,15 +39,16 @@ class Batch(NamedTuple):
     critic_carry: Carry
 
     def of(self, environments: jax.Array) -> Self:
-        """The part of some environments, given by their indices [stretch, environment].
+        """The batch of the environments with these indices, [segment, environment].
 
-        The stretches of time are equally long; with carries there is one.
+        Time is split into segments of equal length, each with environments of its own. With carries
+        there must be a single segment.
         """
 
         def take(x: jax.Array) -> jax.Array:
-            stretches = x.reshape(len(environments), -1, *x.shape[1:])
+            segments = x.reshape(len(environments), -1, *x.shape[1:])
             part = jax.vmap(lambda x, indices: jnp.take(x, indices, 1, mode="clip"))(
-                stretches, environments
+                segments, environments
             )
             return part.reshape(len(x), *part.shape[2:])
 
@@ -59,39 +61,39 @@ class Batch(NamedTuple):
         return part._replace(actor_carry=carries[0], critic_carry=carries[1])
 
     def as_transitions(self) -> Self:
-        """Every transition as an environment of its own, with a time of one step."""
+        """The batch with every transition as an environment of its own, [1, transition, ...]."""
         rest = self._replace(actor_carry=(), critic_carry=())
         part: Self = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rest)
         return part
 
 
 def draw_environments(
-    num_stretches: int,
+    num_segments: int,
     num_envs: int,
     num_minibatches: int,
     key: jax.Array,
     *,
     axis_name: AxisName | None = None,
 ) -> jax.Array:
-    """Places in shuffled minibatches, [minibatch, stretch, num_envs // num_minibatches].
+    """Indices of environments in minibatches, [minibatch, segment, num_envs // num_minibatches].
 
-    Environment n belongs to the group n // M, with M = `num_minibatches`. Minibatch m has of every
-    group g, in every stretch of time t, the member
+    Environment n belongs to the group n // M, with M = `num_minibatches`. In every segment of time
+    t, minibatch m has the following member of every group g:
 
         (m + shift[t, g]) mod M,   shift uniform in 0, ..., M - 1
 
-    and so each as likely as any other, without a sort. It is made of the same environments however
-    many devices hold the groups. `num_envs` are those of this device.
+    Each member is thus equally likely, without a sort, and a minibatch consists of the same
+    environments however many devices hold the groups. `num_envs` counts those of this device.
     """
     groups = jnp.arange(num_envs // num_minibatches)
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(groups)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + groups)
-    shape = (num_stretches,)
+    shape = (num_segments,)
     shift = jax.vmap(lambda key: jax.random.randint(key, shape, 0, num_minibatches))(keys)
     member = (jnp.arange(num_minibatches)[:, None, None] + shift.T) % num_minibatches
     return member + num_minibatches * groups
 
 
 def draw_transitions(num_transitions: int, num_minibatches: int, key: jax.Array) -> jax.Array:
-    """Places of transitions in shuffled minibatches, [minibatch, 1, transition]."""
+    """Indices of transitions in shuffled minibatches, [minibatch, 1, transition]."""
     return jax.random.permutation(key, num_transitions).reshape(num_minibatches, 1, -1)

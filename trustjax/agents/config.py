@@ -1,4 +1,4 @@
-"""Configurations that families of algorithms share: on-policy and off-policy ones."""
+"""The configurations that on-policy algorithms share, and those that off-policy ones share."""
 
 import dataclasses
 import functools
@@ -17,22 +17,29 @@ from trustjax.models.actor_critic import check_network
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnPolicyConfig(AgentConfig):
-    """What the on-policy algorithms add to `AgentConfig`.
+    """The fields that all on-policy algorithms add to `AgentConfig`.
 
     Attributes:
-      lambda_: of the advantages, in [0, 1]; 1 for returns without bootstrapping inside a rollout.
-      normalize_rewards: divides by the running standard deviation of the discounted return; static.
-      clip_rewards: bound of normalised rewards, > 0.
-      normalize_advantages: to mean 0 and standard deviation 1 over the "batch" of an iteration,
-        over a "minibatch" (PPO alone), to 0 where they differ by rounding alone, or "none"; static.
-      gru_size: units of a GRU behind the layers, for tasks that need memory; None for none; static.
-      anneal_learning_rate: lets it fall to 0 linearly over the iterations; static.
-      value_clip: of `trustjax.losses.value_loss`, >= 0; None for the plain squared error.
-      num_minibatches: into which `num_envs` environments are split; static.
-      num_epochs: passes over an iteration's transitions; static.
-      shuffle: "environments": a minibatch has one of every `num_minibatches` neighbouring
-        environments, drawn for each epoch and, without a GRU, for each step; "transitions": drawn
-        from all transitions; static.
+      lambda_: The lambda of generalised advantage estimation, in [0, 1]; 1 takes the whole return
+        of the rollout without bootstrapping inside it.
+      normalize_rewards: Whether rewards are divided by the running standard deviation of the
+        discounted return; static.
+      clip_rewards: Largest absolute value of a normalised reward, > 0.
+      normalize_advantages: Set over which advantages are normalised to mean 0 and standard
+        deviation 1: the "batch" of an iteration, a "minibatch" (PPO only), or "none". Advantages
+        that differ by rounding alone become 0. Static.
+      gru_size: Units of a GRU after the dense layers, for tasks that need memory; None for no GRU.
+        Static.
+      anneal_learning_rate: Whether the learning rate falls linearly to 0 over the iterations;
+        static.
+      value_clip: The `clip` of `trustjax.losses.value_loss`, in units of the value, >= 0; None for
+        the plain squared error.
+      num_minibatches: Number of minibatches per epoch, >= 1; it divides `num_envs`, or all
+        transitions of an iteration, as `shuffle` says. Static.
+      num_epochs: Passes over the transitions of an iteration, >= 1; static.
+      shuffle: How minibatches are drawn. "environments": one of every `num_minibatches`
+        neighbouring environments, drawn anew for each epoch and, without a GRU, for each step.
+        "transitions": uniformly from all transitions. Static.
     """
 
     lambda_: ArrayLike = 0.95
@@ -68,7 +75,9 @@ class OnPolicyConfig(AgentConfig):
             )
         if self.shuffle == "transitions" and self.gru_size is not None:
             raise FieldError(
-                "shuffle", "be 'environments' with a GRU, which needs whole time", "'transitions'"
+                "shuffle",
+                "be 'environments' with a GRU, which needs whole sequences in time",
+                "'transitions'",
             )
 
     def check_devices(self, num_devices: int) -> None:
@@ -87,24 +96,30 @@ class OnPolicyConfig(AgentConfig):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(AgentConfig):
-    """What the off-policy algorithms add to `AgentConfig`.
+    """The fields that all off-policy algorithms add to `AgentConfig`.
 
     Attributes:
-      gradient_steps: after each step of the environments; divided by `num_envs` it is the ratio of
-        updates to data; static.
-      batch_size: transitions of a minibatch; static.
-      buffer_size: transitions of all environments that are kept; static.
-      learning_starts: steps with random actions before the first gradient, rounded up to whole
-        iterations; they count to `total_steps`; static.
-      target_rate: tau in (0, 1], of the moving average that the target critics are.
-      temperature: lambda >= 0, weight of the entropy; the first one if it is learned.
-      learn_temperature: moves it until the policy has the target entropy; static.
-      target_entropy: None for less the number of action dimensions, or 0.98 log A of A actions.
-      temperature_form: of `trustjax.losses.temperature_loss`; static.
-      actor_critic: which critic the policy climbs, "smallest" of the two or the "first"; static.
-      explore: how it acts in training: a "sample" of the policy or its "mode"; static.
-      log_std_range: lowest and highest log standard deviation of continuous actions; with the -20
-        of the paper's code the KL to an old policy can be beyond all measure; static.
+      gradient_steps: Gradient steps after each step of the environments, >= 1. Divided by
+        `num_envs` it is the ratio of updates to data. Static.
+      batch_size: Transitions in a minibatch, >= 1; static.
+      buffer_size: Transitions that the replay holds for all environments together; static.
+      learning_starts: Steps of all environments together with random actions before the first
+        gradient step, >= 0, rounded up to whole iterations. They count towards `total_steps`.
+        Static.
+      target_rate: Rate tau of the moving averages that make the target critics, in (0, 1].
+      temperature: Weight lambda of the entropy, >= 0; the first one, > 0, if it is learned.
+      learn_temperature: Whether the temperature is learned so that the policy reaches the target
+        entropy; static.
+      target_entropy: Target entropy in nats; None means minus the number of action dimensions, or
+        0.98 log A for A discrete actions.
+      temperature_form: The `form` of `trustjax.losses.temperature_loss`, "exponential" or "log";
+        static.
+      actor_critic: Critic that the policy maximises, the "smallest" of the two or the "first";
+        static.
+      explore: Actions in training, a "sample" of the policy or its "mode"; static.
+      log_std_range: Lowest and highest logarithm of the standard deviation of continuous actions,
+        before tanh. With the -20 of the paper's code the KL to an old policy can grow without
+        useful bound. Static.
     """
 
     num_envs: int = static(1)
@@ -129,17 +144,17 @@ class OffPolicyConfig(AgentConfig):
 
     @property
     def first_update(self) -> int:
-        """Iterations of random steps."""
+        """Number of iterations with random actions, which `init` takes."""
         return -(-self.learning_starts // self.steps_per_update)
 
     @property
     def num_groups(self) -> int:
-        """Groups of environments that give as many transitions to every minibatch."""
+        """Number of groups of environments, which give equally many transitions to a minibatch."""
         return math.gcd(self.num_envs, self.batch_size)
 
     @property
     def buffer_length(self) -> int:
-        """Transitions of one environment that are kept."""
+        """Number of transitions that the replay holds for each environment."""
         return min(self.buffer_size, self.total_steps) // self.num_envs
 
     def validate(self) -> None:
@@ -173,7 +188,7 @@ class OffPolicyConfig(AgentConfig):
         if self.num_updates <= self.first_update:
             raise FieldError(
                 "total_steps",
-                "be more than learning_starts by an iteration, at least "
+                "exceed learning_starts by at least one iteration, and so be at least "
                 f"{(self.first_update + 1) * self.steps_per_update}",
                 self.total_steps,
             )
@@ -191,8 +206,8 @@ class OffPolicyConfig(AgentConfig):
             )
 
 
-def whole_batch(config: OnPolicyConfig) -> None:
-    """Raises ValueError if advantages are left to minibatches that the policy does not have."""
+def check_whole_batch(config: OnPolicyConfig) -> None:
+    """Raises ValueError if advantages are normalised per minibatch, which the policy lacks."""
     if config.normalize_advantages == "minibatch":
         raise FieldError(
             "normalize_advantages",

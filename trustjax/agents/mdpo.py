@@ -1,29 +1,31 @@
 r"""Mirror descent policy optimisation, on-policy (`MDPO`) and off-policy (`OffPolicyMDPO`).
 
-Tomar, Shani, Efroni, Ghavamzadeh, arXiv:2005.09814. On-policy, Eq. 5 and Algorithm 1:
+Tomar, Shani, Efroni, Ghavamzadeh, arXiv:2005.09814. The on-policy form, Eq. 5 and Algorithm 1, is
 
     pi_{k+1}  ~  argmin_pi  mean( -r A + KL(pi || pi_k) / t_k ),   t_k = 1 - k / K
 
-by m gradient steps on the whole batch, pi_k frozen meanwhile. No clip, no line search. The new
-policy comes first in the KL. With m = 1 the KL has no slope yet, and this is the vanilla policy
-gradient.
+It takes m gradient steps on the whole batch while pi_k stays fixed, without a clip or a line
+search. The new policy comes first in the KL. With m = 1 the gradient of the KL is still zero, and
+the step is the vanilla policy gradient.
 
-The authors' code (manantomar/Mirror-Descent-Policy-Optimization) has t_k = 1 - (k - 1) / K, one
-step late and above 1 at first; a constant learning rate where the paper speaks of annealing;
-rollouts of a policy that is not the learner's in the first iteration.
+The authors' code (manantomar/Mirror-Descent-Policy-Optimization) differs in three ways: it sets
+t_k = 1 - (k - 1) / K, which lags by one iteration and starts above 1; its learning rate is constant
+where the paper speaks of annealing; and the policy that acts in the first iteration is not the one
+that learns.
 
-Off-policy, Eq. 4 and Algorithm 2, with c = 1 / t, the entropy's weight lambda, and the old policy
-pi_k copied every m gradient steps:
+The off-policy form, Eq. 4 and Algorithm 2, has c = 1 / t, the entropy weight lambda, and an old
+policy pi_k that is copied every m gradient steps:
 
     policy   mean( c log pi + (lambda - c) log pi_k - Q ),   a ~ pi, Q the smaller of two critics
 
-At c = lambda it is SAC; so it is, in expectation, with m = 1, where the KL has no slope. With
-another order than 1 logarithms become q-logarithms, and the KL a Tsallis divergence.
+At c = lambda it is SAC. With m = 1 it is SAC in expectation, as the gradient of the KL is zero. An
+order other than 1 replaces the logarithms by q-logarithms and the KL by a Tsallis divergence.
 
-Off-policy the authors' code has a third network, for V, whose moving average the targets are made
-of, where here, as in SAC's last version, the critics have moving averages of their own; the policy
-climbs the first critic (`actor_critic="first"`), explores without noise (`explore="mode"`), and has
-0.001 (mean^2 + log_std^2) in its loss (`regularization=0.001`); densities are clipped below 1e-6.
+The authors' off-policy code has a third network, for V, and its targets use a moving average of
+that network; here, as in the last version of SAC, the critics have moving averages of their own. In
+their code the policy maximises the first critic (`actor_critic="first"`), acts without noise in
+training (`explore="mode"`), has 0.001 (mean^2 + log_std^2) in its loss (`regularization=0.001`),
+and densities are clipped from below at 1e-6.
 """
 
 import dataclasses
@@ -42,7 +44,7 @@ from trustjax.agents.action_samples import ActionSamples, expectation, log_prob_
 from trustjax.agents.algorithm import Metrics, PyTree, static
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import OffPolicyConfig as SharedConfig
-from trustjax.agents.config import OnPolicyConfig, whole_batch
+from trustjax.agents.config import OnPolicyConfig, check_whole_batch
 from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.agents.replay import Replayed
 from trustjax.distributions import Categorical, TanhGaussian
@@ -53,15 +55,18 @@ from trustjax.trust import trust_metrics
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(OnPolicyConfig):
-    """What MDPO adds to `OnPolicyConfig`, of which epochs and minibatches are the value's.
+    """The configuration of on-policy MDPO.
 
-    The optimizer and its rate are those of policy and value, each with a state of its own.
+    `num_epochs`, `num_minibatches` and `shuffle` of `OnPolicyConfig` apply to the value alone.
+    `optimizer` and `learning_rate` apply to both policy and value, which have separate states.
 
     Attributes:
-      policy_steps: m, gradient steps of the policy in an iteration; static.
-      step_size: t_0, > 0.
-      anneal_step_size: t_k = t_0 (1 - k / K), K iterations; else t_k = t_0; static.
-      kl: "new_old" for KL(pi || pi_k), the paper's; "old_new" for KL(pi_k || pi); static.
+      policy_steps: Gradient steps of the policy in one iteration (the paper's m), >= 1; static.
+      step_size: Step size t_0 of the mirror descent step in the first iteration, > 0.
+      anneal_step_size: Whether t_k = t_0 (1 - k / K) falls over the K iterations; otherwise
+        t_k = t_0. Static.
+      kl: Direction of the KL: "new_old" for the paper's KL(pi || pi_k), or "old_new" for
+        KL(pi_k || pi); static.
     """
 
     num_epochs: int = static(5)
@@ -74,7 +79,7 @@ class Config(OnPolicyConfig):
     def validate(self) -> None:
         """Raises ValueError, which names the field, before anything is compiled."""
         super().validate()
-        whole_batch(self)
+        check_whole_batch(self)
         check_number("policy_steps", self.policy_steps, at_least=1)
         check_number("step_size", self.step_size, above=0.0)
         check_choice("kl", self.kl, ("new_old", "old_new"))
@@ -85,7 +90,12 @@ class Config(OnPolicyConfig):
 
 
 class Learner(NamedTuple):
-    """What MDPO keeps: states of the optimizers of policy and value."""
+    """The optimizer states of MDPO.
+
+    Attributes:
+      policy: Optimizer state of the policy.
+      value: Optimizer state of the value.
+    """
 
     policy: optax.OptState
     value: optax.OptState
@@ -94,12 +104,12 @@ class Learner(NamedTuple):
 class MDPO(OnPolicy):
     """On-policy mirror descent policy optimisation; see `OnPolicy` for how it is used.
 
-    An iteration is m gradient steps of the policy on the whole batch,
+    An iteration takes m gradient steps of the policy on the whole batch, on
 
-        mean(-r A + KL(pi || pi_k) / t_k),   t_k = `step_size` max(1 - k / K, 1 / K)
+        mean(-r A + KL(pi || pi_k) / t_k),   t_k = t_0 max(1 - k / K, 1 / K)
 
-    or `step_size` throughout, and epochs of minibatches for the value. Metrics beside those of all:
-    `loss/value`, `step_size`, which is t_k.
+    and then fits the value by epochs of minibatches. Without `anneal_step_size`, t_k = t_0
+    throughout. MDPO adds the metrics `loss/value` and `step_size`, which is t_k.
 
     Source: arXiv:2005.09814, Eq. 5 and Algorithm 1.
     """
@@ -119,24 +129,56 @@ class MDPO(OnPolicy):
         )
 
     def init_learner(self, params: dict[str, PyTree]) -> Learner:
-        """The states of both optimizers."""
+        """The first states of both optimizers."""
         policy, value = self._optimizers()
         return Learner(policy.init(params["actor"]), value.init(params["critic"]))
 
     def step_size(self, iteration: jax.Array) -> jax.Array:
-        """t_k of iteration k; at least t_0 / K, should it be called after the last one."""
+        """The step size t_k of iteration k, float []; at least t_0 / K if it is annealed."""
         first = jnp.asarray(self.config.step_size)
         if not self.config.anneal_step_size:
             return first
         num_updates = self.config.num_updates
+        # The lower bound keeps 1 / t_k finite in iterations after the last one.
         return first * jnp.maximum(1 - iteration / num_updates, 1 / num_updates)
 
     def learn(
         self, state: State, batch: Batch, key: jax.Array
     ) -> tuple[dict[str, PyTree], Learner, Metrics]:
-        """m steps of the policy, epochs of the value."""
-        config, (policy_tx, value_tx) = self.config, self._optimizers()
+        """Takes m steps of the policy and fits the value: one iteration of Algorithm 1."""
+        policy_tx, value_tx = self._optimizers()
         step_size = self.step_size(state.iteration)
+        actor, policy_state = self._improve_policy(
+            policy_tx, state.params["actor"], state.learner.policy, batch, step_size
+        )
+        critic, value_state, value_loss = self.fit_values(
+            value_tx, state.params["critic"], state.learner.value, batch, key
+        )
+        update_metrics = self.policy_update_metrics(actor, batch)
+        distance = update_metrics[f"kl/{self.config.kl}"]
+        # A loss no higher than at pi_k means KL <= t_k gain.
+        radius = step_size * jnp.maximum(update_metrics["gain"], 0)
+        metrics = {
+            "loss/value": value_loss,
+            "step_size": step_size,
+            **trust_metrics(radius, distance),
+        }
+        return (
+            {"actor": actor, "critic": critic},
+            Learner(policy_state, value_state),
+            update_metrics | metrics,
+        )
+
+    def _improve_policy(
+        self,
+        tx: optax.GradientTransformation,
+        actor: PyTree,
+        opt_state: optax.OptState,
+        batch: Batch,
+        step_size: jax.Array,
+    ) -> tuple[PyTree, optax.OptState]:
+        """The policy and its optimizer state after m gradient steps on Eq. 5, pi_k fixed."""
+        config = self.config
 
         def loss_fn(params: PyTree, batch: Batch) -> tuple[jax.Array, None]:
             new = self.distributions(params, batch)
@@ -153,47 +195,30 @@ class MDPO(OnPolicy):
         def output_fn(params: PyTree, batch: Batch) -> jax.Array:
             return jnp.asarray(self.distributions(params, batch)[0])
 
-        step = self.make_train_step(loss_fn, policy_tx, output_fn)
+        step = self.make_train_step(loss_fn, tx, output_fn)
 
         def descend(carry: tuple[PyTree, optax.OptState], _: None) -> tuple[PyTree, None]:
             params, opt_state, _, _ = step(*carry, batch)
             return (params, opt_state), None
 
-        (actor, policy_state), _ = jax.lax.scan(
-            descend, (state.params["actor"], state.learner.policy), length=config.policy_steps
-        )
-        critic, value_state, value_loss = self.fit_values(
-            value_tx, state.params["critic"], state.learner.value, batch, key
-        )
-        update_metrics = self.policy_update_metrics(actor, batch)
-        distance = update_metrics[f"kl/{config.kl}"]
-        # A loss no higher than at pi_k means KL <= t_k gain.
-        radius = step_size * jnp.maximum(update_metrics["gain"], 0)
-        metrics = {
-            "loss/value": value_loss,
-            "step_size": step_size,
-            **trust_metrics(radius, distance),
-        }
-        return (
-            {"actor": actor, "critic": critic},
-            Learner(policy_state, value_state),
-            update_metrics | metrics,
-        )
+        return jax.lax.scan(descend, (actor, opt_state), length=config.policy_steps)[0]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(SharedConfig):
-    """What off-policy MDPO adds to `trustjax.agents.OffPolicyConfig`.
+    """The fields that off-policy MDPO adds to `trustjax.agents.OffPolicyConfig`.
 
     Attributes:
-      policy_steps: m >= 1, gradient steps between two copies of the old policy.
-      step_size: t, > 0, at most 1 / temperature.
-      order: q' in [1, 2] of the Tsallis divergence and entropy; 1 for the KL; static.
-      projection: which KL to the optimum of the step is minimised, "reverse", the paper's, with the
-        new policy first, or "forward"; static.
-      num_candidates: draws from the old policy that the forward projection weighs; static.
-      regularization: weight >= 0 of mean^2 + log_std^2 of continuous actions.
+      policy_steps: Gradient steps between two copies of the old policy (the paper's m), >= 1.
+      step_size: Step size t of the mirror descent step, > 0 and at most 1 / temperature.
+      order: Order q' of the Tsallis divergence and entropy, in [1, 2]; 1 is the KL. Static.
+      projection: The KL to the optimum of the step that is minimised: the paper's "reverse", with
+        the new policy first, or "forward"; static.
+      num_candidates: Samples of the old policy per observation in the forward projection with
+        continuous actions, >= 2; static.
+      regularization: Weight of mean^2 + log_std^2 in the policy's loss for continuous actions,
+        >= 0.
     """
 
     policy_steps: ArrayLike = 1000
@@ -219,8 +244,8 @@ class OffPolicyConfig(SharedConfig):
             if not self.learn_temperature and self.step_size > largest:
                 raise FieldError(
                     "step_size",
-                    f"be at most 1 / temperature, {largest:g}, or the policy is repelled from the "
-                    "old one",
+                    f"be at most 1 / temperature, {largest:g}, because a larger one repels the "
+                    "policy from the old one",
                     self.step_size,
                 )
 
@@ -232,12 +257,12 @@ class OffPolicyConfig(SharedConfig):
 class OffPolicyMDPO(off_policy.OffPolicy):
     """Off-policy mirror descent policy optimisation; see `OffPolicy` for how it is used.
 
-    A gradient step of the policy is one on
+    A gradient step of the policy minimises
 
-        mean(c log pi + (lambda - c) log pi_k - Q),   c = 1 / t, pi_k copied every m of them
+        mean(c log pi + (lambda - c) log pi_k - Q),   c = 1 / t, pi_k copied every m steps
 
-    or its Tsallis form, or the forward projection; those of the critics are SAC's. Metrics beside
-    SAC's: `trust/distance`, `trust/radius`, `trust/used`.
+    or its Tsallis form, or the forward projection. The critics and the temperature learn as in SAC.
+    MDPO adds the metrics `trust/distance`, `trust/radius` and `trust/used` to those of SAC.
 
     Source: arXiv:2005.09814, Eq. 4, Section 5 and Algorithm 2.
     """
@@ -246,15 +271,15 @@ class OffPolicyMDPO(off_policy.OffPolicy):
 
     @property
     def tanh_epsilon(self) -> float:
-        """1e-6 where densities are needed, not their logarithms: near +-1 they overflow."""
+        """1e-6 for orders above 1, which need densities: those overflow near actions of +-1."""
         return 0.0 if self.config.order == 1 else 1e-6
 
-    def old_actor(self, actor: PyTree) -> PyTree:
-        """A copy of the first policy."""
+    def init_old_actor(self, actor: PyTree) -> PyTree:
+        """A copy of the initial policy."""
         return jax.tree.map(jnp.copy, actor)
 
-    def refreshed(self, learner: off_policy.Learner, actor: PyTree) -> off_policy.Learner:
-        """The old policy becomes the new one every m steps."""
+    def refresh_old_actor(self, learner: off_policy.Learner, actor: PyTree) -> off_policy.Learner:
+        """The learner, whose old policy becomes the current one every m gradient steps."""
         steps = jnp.asarray(self.config.policy_steps, learner.gradient_steps.dtype)
         due = learner.gradient_steps % steps == 0
         old_actor = jax.tree.map(
@@ -263,7 +288,7 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         return learner._replace(old_actor=old_actor)
 
     def entropy_log(self, log_prob: jax.Array) -> jax.Array:
-        """The q-logarithms of all dimensions, summed, as in the authors' code."""
+        """The sum of the q-logarithms of all dimensions, as in the authors' code."""
         return jnp.sum(tsallis_log(log_prob, order=self.config.order), -1)
 
     def policy_losses(
@@ -274,24 +299,25 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         learner: off_policy.Learner,
         critics: PyTree,
     ) -> tuple[jax.Array, jax.Array]:
-        """See `OffPolicy`."""
+        """Eq. 4 of the paper, divided by t; see `OffPolicy`."""
         config = self.config
         new = self.distribution(actor, batch.observation)
         old = self.distribution(learner.old_actor, batch.observation)
         samples = sample_actions(new, keys, epsilon=self.tanh_epsilon)
         log_prob = expectation(samples, samples.log_prob.sum(-1))
-        numbers = {"step_size": config.step_size, "temperature": self.temperature(learner)}
+        weights = {"step_size": config.step_size, "temperature": self.temperature(learner)}
         if config.projection == "reverse":
             losses = expectation(
                 samples,
                 mdpo_actor_loss(
                     samples.log_prob, log_prob_of(old, samples, epsilon=self.tanh_epsilon),
                     self.policy_q_values(critics, batch.observation, samples),
-                    order=config.order, event_axis=-1, **numbers,
+                    order=config.order, event_axis=-1, **weights,
                 ),
             )  # fmt: skip
         else:
-            losses = self._forward_losses(new, old, batch, keys, critics, numbers)
+            losses = self._forward_losses(new, old, batch, keys, critics, weights)
+        # The authors' code has this term, the paper's loss has not.
         if isinstance(new, TanhGaussian):
             size = jnp.mean(jnp.square(new.mean), -1) + jnp.mean(jnp.square(new.log_std), -1)
             losses = losses + jnp.asarray(config.regularization, size.dtype) * size
@@ -300,7 +326,7 @@ class OffPolicyMDPO(off_policy.OffPolicy):
     def policy_update_metrics(
         self, state: off_policy.State, batch: Replayed, keys: jax.Array, before: PyTree
     ) -> Metrics:
-        """How far the policy is from the old one, and how far it might be.
+        """The distance of the policy from the old one, and the bound that its loss implies.
 
         With order 1, a loss no higher than at pi_k means
         KL(pi || pi_k) <= t (E_pi[Q - lambda log pi] - E_pi_k[Q - lambda log pi_k]).
@@ -316,8 +342,8 @@ class OffPolicyMDPO(off_policy.OffPolicy):
             soft = value - temperature * samples.log_prob.sum(-1)
             return self.mean(expectation(samples, soft))
 
-        of_new, of_old = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        gain = objective(new, of_new) - objective(old, of_old)
+        keys_new, keys_old = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        gain = objective(new, keys_new) - objective(old, keys_old)
         radius = jnp.asarray(self.config.step_size, gain.dtype) * jnp.maximum(gain, 0)
         distance = self.mean(new.kl_divergence(old))
         return super().policy_update_metrics(state, batch, keys, before) | trust_metrics(
@@ -331,23 +357,23 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         batch: Replayed,
         keys: jax.Array,
         critics: PyTree,
-        numbers: dict[str, ArrayLike],
+        weights: dict[str, ArrayLike],
     ) -> jax.Array:
-        """The forward projection, over samples of the old policy, or over all discrete actions."""
+        """The forward projection over samples of the old policy, or over all discrete actions."""
         count = 1 if isinstance(old, Categorical) else self.config.num_candidates
-        many = jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
-        draws = jax.vmap(lambda keys: sample_actions(old, keys))(many)
+        sample_keys = jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
+        samples = jax.vmap(lambda keys: sample_actions(old, keys))(sample_keys)
 
-        def of_draw(one: ActionSamples) -> tuple[jax.Array, jax.Array]:
+        def evaluate(one: ActionSamples) -> tuple[jax.Array, jax.Array]:
             log_prob = log_prob_of(new, one).sum(-1)
             return log_prob, self.policy_q_values(critics, batch.observation, one)
 
-        # [draw, batch, action]: of the two last but the batch one has length 1.
-        log_prob, q_value = jax.vmap(of_draw)(draws)
+        # [sample, batch, action], where either the sample or the action axis has length 1.
+        log_prob, q_value = jax.vmap(evaluate)(samples)
         log_prob, old_log_prob, q_value = (
             jnp.moveaxis(x, 0, -1).reshape(x.shape[1], -1)
-            for x in (log_prob, draws.log_prob.sum(-1), q_value)
+            for x in (log_prob, samples.log_prob.sum(-1), q_value)
         )
         return mdpo_forward_loss(
-            log_prob, old_log_prob, q_value, drawn=isinstance(old, TanhGaussian), **numbers
+            log_prob, old_log_prob, q_value, drawn=isinstance(old, TanhGaussian), **weights
         )

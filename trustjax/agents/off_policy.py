@@ -1,12 +1,12 @@
-"""What SAC and off-policy MDPO share: a replay, two critics, and how a policy is fitted to them.
+"""The part that SAC and off-policy MDPO share: a replay, two critics, and the gradient steps.
 
-An iteration ("update") steps `num_envs` environments `num_steps` times. After each of the steps
-come `gradient_steps` on minibatches of the replay: critics, policy, temperature, targets, in this
-order. Whether an episode was terminated or truncated is kept apart: targets go on from the
-observation before the reset unless the episode terminated.
+An iteration ("update") steps `num_envs` environments `num_steps` times. Each of these steps is
+followed by `gradient_steps` gradient steps on minibatches of the replay, which update the critics,
+the policy, the temperature and the target critics, in this order. Termination and truncation are
+kept apart: a target bootstraps from the observation before the reset unless the episode terminated.
 
-Actions are one sample of the policy, through which gradients flow, or all discrete ones, weighted
-by their probabilities.
+With continuous actions, losses are evaluated at one sample of the policy, through which gradients
+flow; with discrete actions, at all of them, weighted by their probabilities.
 """
 
 import abc
@@ -35,16 +35,16 @@ from trustjax.models.actor_critic import ActionValue, Actor, default_float
 
 
 class Learner(NamedTuple):
-    """What changes beside the networks that act and judge.
+    """The state of training beside the parameters of the policy and the critics.
 
     Attributes:
-      actor: state of the policy's optimizer.
-      critics: of that of both critics.
-      temperature: of that of the temperature; () if it is fixed.
-      log_temperature: float [], log lambda, or None if it is fixed.
-      target_critics: moving averages of the critics.
-      old_actor: parameters of pi_k, or None in an algorithm without.
-      gradient_steps: int32 [], how many are done.
+      actor: Optimizer state of the policy.
+      critics: Optimizer state of both critics together.
+      temperature: Optimizer state of the temperature; () if the temperature is fixed.
+      log_temperature: log lambda, float []; None if the temperature is fixed.
+      target_critics: Moving averages of the parameters of the critics.
+      old_actor: Parameters of the old policy pi_k; None in an algorithm without one.
+      gradient_steps: Number of gradient steps done so far, int32 [].
     """
 
     actor: optax.OptState
@@ -57,17 +57,17 @@ class Learner(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that changes in training.
+    """The whole state of training.
 
     Attributes:
-      params: {"actor": ..., "critics": (..., ...)}, variables of the networks.
-      learner: see `Learner`.
-      runner: the environments, which are split over devices.
-      replay: transitions, split as the environments are.
-      observations: statistics of observations, or None.
-      key: of all that is drawn from here on.
-      iteration: int32 [], how many are done.
-      episodes: the means of the last iteration in which an episode ended; 0 before.
+      params: Variables of the networks, {"actor": ..., "critics": (..., ...)}.
+      learner: Optimizer states, target critics and temperature; see `Learner`.
+      runner: The environments; split over devices.
+      replay: The stored transitions; split over devices as the environments are.
+      observations: Running statistics of the observations; None if they are not normalised.
+      key: Random key for everything that is drawn from here on.
+      iteration: Number of iterations done so far, int32 [].
+      episodes: Mean return and length from the last iteration in which an episode ended; 0 before.
     """
 
     params: dict[str, PyTree]
@@ -105,36 +105,39 @@ class OffPolicy(Algorithm[State]):
         self.critic = ActionValue(**self.critic_torso_kwargs, num_actions=self.env.num_actions)
         self._tx = config.optimizer(config.learning_rate)
 
-    # What an algorithm adds.
+    # What an algorithm implements.
 
     @abc.abstractmethod
-    def old_actor(self, actor: PyTree) -> PyTree | None:
-        """What is kept of the first policy, if anything."""
+    def init_old_actor(self, actor: PyTree) -> PyTree | None:
+        """The first old policy, made of the initial policy's parameters; None if none is kept."""
 
     @abc.abstractmethod
     def policy_losses(
         self, actor: PyTree, batch: Replayed, keys: jax.Array, learner: Learner, critics: PyTree
     ) -> tuple[jax.Array, jax.Array]:
-        """Losses of the policy, [batch], and log pi of its actions, [batch]."""
+        """Losses of the policy, [batch], and log pi of its actions, [batch].
+
+        `keys` [group] sample the actions; `learner` and `critics` are constants for gradients.
+        """
 
     @property
     def tanh_epsilon(self) -> float:
-        """What `TanhGaussian.log_prob_before_tanh` adds to the slope of the actions."""
+        """The `epsilon` of `TanhGaussian.log_prob_before_tanh` in all losses."""
         return 0.0
 
     def entropy_log(self, log_prob: jax.Array) -> jax.Array:
-        """What the critics' targets take as log pi, from that of every dimension; [...]."""
+        """The log pi [...] in the critics' targets, from the one of each dimension, [..., d]."""
         return jnp.sum(log_prob, -1)
 
-    def refreshed(self, learner: Learner, actor: PyTree) -> Learner:
-        """The learner after a gradient step."""
+    def refresh_old_actor(self, learner: Learner, actor: PyTree) -> Learner:
+        """The learner with its old policy replaced by `actor` where that is due."""
         del actor
         return learner
 
     def policy_update_metrics(
         self, state: State, batch: Replayed, keys: jax.Array, before: PyTree
     ) -> Metrics:
-        """How far the policy went in an iteration, from the parameters `before`."""
+        """Distances that the policy moved in one iteration, from the parameters `before`."""
         del keys
         new = self.distribution(state.params["actor"], batch.observation)
         old = self.distribution(before, batch.observation)
@@ -143,7 +146,7 @@ class OffPolicy(Algorithm[State]):
     # Training.
 
     def init(self, key: jax.Array) -> State:
-        """The state after the steps with random actions."""
+        """The state after the initial steps with random actions."""
         config = self.config
         key_actor, *key_critics, key_env, key_random, key = jax.random.split(key, 6)
         runner = rollouts.start(self.env, config.env_params, key_env, config.num_envs, ((), ()))
@@ -178,7 +181,7 @@ class OffPolicy(Algorithm[State]):
         )
 
     def update(self, state: State) -> tuple[State, Metrics]:
-        """One iteration: steps of the environments, each with gradient steps behind it."""
+        """One iteration: steps of the environments, each followed by gradient steps."""
         config, observations = self.config, state.observations
         key, key_rollout, key_learn, key_end = jax.random.split(state.key, 4)
         keys = (
@@ -187,30 +190,25 @@ class OffPolicy(Algorithm[State]):
         )
 
         def step(state: State, keys: tuple[jax.Array, jax.Array]) -> tuple[State, Any]:
-            (for_actions, for_steps), for_gradients = keys
-            distribution = self.distribution(
-                state.params["actor"], self.normalize(observations, state.runner.observation)
-            )
-            if config.explore == "sample":
-                action = jax.vmap(lambda one, key: one.sample(key))(distribution, for_actions)
-            else:
-                action = distribution.mode()
+            (keys_action, keys_step), keys_gradient = keys
+            action = self._training_action(state, keys_action)
             runner, transition = rollouts.step_envs(
-                self.env, config.env_params, state.runner, action, for_steps, squashed=True
+                self.env, config.env_params, state.runner, action, keys_step, squashed=True
             )
             transition = jax.tree.map(lambda x: x[None], transition)
             state = state._replace(runner=runner, replay=replays.add(state.replay, transition))
-            state, metrics = jax.lax.scan(self._gradient_step, state, for_gradients)
+            state, metrics = jax.lax.scan(self._gradient_step, state, keys_gradient)
             return state, (jax.tree.map(lambda x: x[0], transition), metrics)
 
         before = state
         state, (transitions, metrics) = jax.lax.scan(step, state, keys)
         metrics = {name: jnp.mean(x) for name, x in metrics.items()}
         sums, _, episodes = self.accumulate_episode_stats(before, transitions)
-        batch, group_keys = self._draw(state, key_end)
+        batch, group_keys = self._sample_batch(state, key_end)
         metrics |= self.policy_update_metrics(
             state, batch, group_keys[:, 0], before.params["actor"]
         )
+        # Only now, so that the whole iteration normalises with the same statistics.
         if observations is not None:
             observations = merged(observations, transitions.observation, axis_name=self.axis_name)
         state = state._replace(
@@ -232,7 +230,10 @@ class OffPolicy(Algorithm[State]):
     # Pieces that algorithms are made of.
 
     def distribution(self, actor: PyTree, observation: jax.Array) -> Any:
-        """The policy at normalised observations [batch, features]: Categorical or TanhGaussian."""
+        """The policy's distribution at normalised observations [batch, features].
+
+        It is a `Categorical` or a `TanhGaussian`.
+        """
         return self.actor.apply(actor, observation)[0]
 
     def q_values(
@@ -240,21 +241,23 @@ class OffPolicy(Algorithm[State]):
     ) -> jax.Array:
         """The smallest of the critics' values of the samples, [batch, action]."""
         if samples.before_tanh is None:
-            values = [self._judge(critic, observation) for critic in critics]
+            values = [self._apply_critic(critic, observation) for critic in critics]
         else:
             action = jnp.tanh(samples.before_tanh)
-            values = [self._judge(critic, observation, action)[:, None] for critic in critics]
+            values = [
+                self._apply_critic(critic, observation, action)[:, None] for critic in critics
+            ]
         return values[0] if len(values) == 1 else jnp.minimum(values[0], values[1])
 
     def policy_q_values(
         self, critics: Sequence[PyTree], observation: jax.Array, samples: ActionSamples
     ) -> jax.Array:
-        """What the policy climbs, [batch, action]."""
-        of = critics if self.config.actor_critic == "smallest" else critics[:1]
-        return self.q_values(of, observation, samples)
+        """The values that the policy maximises, [batch, action]; see `actor_critic` of Config."""
+        used = critics if self.config.actor_critic == "smallest" else critics[:1]
+        return self.q_values(used, observation, samples)
 
     def temperature(self, learner: Learner) -> jax.Array:
-        """lambda, a constant for gradients."""
+        """The temperature lambda, float []; a constant for gradients."""
         if learner.log_temperature is None:
             return jnp.asarray(self.config.temperature, default_float())
         return jax.lax.stop_gradient(jnp.exp(learner.log_temperature))
@@ -271,24 +274,45 @@ class OffPolicy(Algorithm[State]):
             temperature=() if log_temperature is None else self._tx.init(log_temperature),
             log_temperature=log_temperature,
             target_critics=jax.tree.map(jnp.copy, params["critics"]),
-            old_actor=self.old_actor(params["actor"]),
+            old_actor=self.init_old_actor(params["actor"]),
             gradient_steps=jnp.zeros([], jnp.int32),
         )
 
     def _gradient_step(self, state: State, key: jax.Array) -> tuple[State, Metrics]:
-        config, learner = self.config, state.learner
-        batch, keys = self._draw(state, key)
-        actor, critics = state.params["actor"], state.params["critics"]
-        temperature = self.temperature(learner)
-
-        next_ = sample_actions(
-            self.distribution(actor, batch.final_observation), keys[:, 0], epsilon=self.tanh_epsilon
+        """One gradient step of everything that is learned, on one minibatch."""
+        batch, keys = self._sample_batch(state, key)
+        temperature = self.temperature(state.learner)
+        state, critic_metrics = self._update_critics(state, batch, keys[:, 0])
+        state, actor_metrics, log_prob = self._update_actor(state, batch, keys[:, 1])
+        learner = self._update_temperature(state.learner, log_prob)
+        # Moving averages of the critics, with the rate tau.
+        target_critics = optax.incremental_update(
+            state.params["critics"], learner.target_critics, self.config.target_rate
         )
+        learner = learner._replace(
+            target_critics=target_critics, gradient_steps=learner.gradient_steps + 1
+        )
+        learner = self.refresh_old_actor(learner, state.params["actor"])
+        metrics = critic_metrics | actor_metrics | {"temperature": temperature}
+        metrics = {name: self.mean(x) for name, x in metrics.items()}
+        return state._replace(learner=learner), metrics
+
+    def _update_critics(
+        self, state: State, batch: Replayed, keys: jax.Array
+    ) -> tuple[State, Metrics]:
+        """A step of both critics on the soft Bellman error, SAC's Eq. 5 and 6."""
+        config, learner, critics = self.config, state.learner, state.params["critics"]
+        temperature = self.temperature(learner)
+        # V(s') = E[min Q'(s', a') - lambda log pi(a' | s')], with a' from the current policy.
+        next_ = sample_actions(
+            self.distribution(state.params["actor"], batch.final_observation), keys,
+            epsilon=self.tanh_epsilon,
+        )  # fmt: skip
         next_q = self.q_values(learner.target_critics, batch.final_observation, next_)
         next_log_prob = expectation(next_, self.entropy_log(next_.log_prob))
         next_q = expectation(next_, next_q)
 
-        def critic_loss(critics: Sequence[PyTree], batch: Replayed) -> tuple[jax.Array, jax.Array]:
+        def loss_fn(critics: Sequence[PyTree], batch: Replayed) -> tuple[jax.Array, jax.Array]:
             values = [self._value_of_action(critic, batch) for critic in critics]
             losses = [
                 sac_critic_loss(
@@ -299,46 +323,40 @@ class OffPolicy(Algorithm[State]):
             ]  # fmt: skip
             return jnp.mean(losses[0]) + jnp.mean(losses[1]), jnp.mean(values[0])
 
-        def critic_output(critics: Sequence[PyTree], batch: Replayed) -> jax.Array:
+        def output_fn(critics: Sequence[PyTree], batch: Replayed) -> jax.Array:
             return jnp.stack([self._value_of_action(critic, batch) for critic in critics], -1)
 
-        fit = self.make_train_step(critic_loss, self._tx, critic_output)
-        critics, critic_state, loss_critic, value = fit(critics, learner.critics, batch)
+        step = self.make_train_step(loss_fn, self._tx, output_fn)
+        critics, opt_state, loss, value = step(critics, learner.critics, batch)
+        state = state._replace(
+            params=state.params | {"critics": critics}, learner=learner._replace(critics=opt_state)
+        )
+        return state, {"loss/critic": loss, "value/mean": value}
 
-        def policy_loss(actor: PyTree, batch: Replayed) -> tuple[jax.Array, jax.Array]:
-            losses, log_prob = self.policy_losses(actor, batch, keys[:, 1], learner, critics)
+    def _update_actor(
+        self, state: State, batch: Replayed, keys: jax.Array
+    ) -> tuple[State, Metrics, jax.Array]:
+        """A step of the policy on `policy_losses`; also log pi of its actions, [batch]."""
+        learner, critics = state.learner, state.params["critics"]
+
+        def loss_fn(actor: PyTree, batch: Replayed) -> tuple[jax.Array, jax.Array]:
+            losses, log_prob = self.policy_losses(actor, batch, keys, learner, critics)
             return jnp.mean(losses), log_prob
 
-        def policy_output(actor: PyTree, batch: Replayed) -> jax.Array:
+        def output_fn(actor: PyTree, batch: Replayed) -> jax.Array:
             return jnp.asarray(self.distribution(actor, batch.observation)[0])
 
-        improve = self.make_train_step(policy_loss, self._tx, policy_output)
-        actor, actor_state, loss_actor, log_prob = improve(actor, learner.actor, batch)
-
-        learner = learner._replace(
-            actor=actor_state,
-            critics=critic_state,
-            target_critics=optax.incremental_update(
-                critics, learner.target_critics, config.target_rate
-            ),
-            gradient_steps=learner.gradient_steps + 1,
+        step = self.make_train_step(loss_fn, self._tx, output_fn)
+        actor, opt_state, loss, log_prob = step(state.params["actor"], learner.actor, batch)
+        state = state._replace(
+            params=state.params | {"actor": actor}, learner=learner._replace(actor=opt_state)
         )
-        if learner.log_temperature is not None:
-            learner = self._tune(learner, log_prob)
-        learner = self.refreshed(learner, actor)
-        metrics = {
-            "loss/critic": loss_critic,
-            "loss/actor": loss_actor,
-            "value/mean": value,
-            "entropy": -jnp.mean(log_prob),
-            "temperature": temperature,
-        }
-        metrics = {name: self.mean(x) for name, x in metrics.items()}
-        params = {"actor": actor, "critics": critics}
-        return state._replace(params=params, learner=learner), metrics
+        return state, {"loss/actor": loss, "entropy": -jnp.mean(log_prob)}, log_prob
 
-    def _tune(self, learner: Learner, log_prob: jax.Array) -> Learner:
-        """A step of the temperature."""
+    def _update_temperature(self, learner: Learner, log_prob: jax.Array) -> Learner:
+        """A step of a learned temperature towards the target entropy, SAC's Eq. 18."""
+        if learner.log_temperature is None:
+            return learner
         config = self.config
         target = config.target_entropy
         if target is None and self.env.num_actions is not None:
@@ -352,11 +370,11 @@ class OffPolicy(Algorithm[State]):
             )
             return jnp.mean(losses), None
 
-        tune = self.make_train_step(loss_fn, self._tx)
-        log_temperature, state, _, _ = tune(learner.log_temperature, learner.temperature)
-        return learner._replace(log_temperature=log_temperature, temperature=state)
+        step = self.make_train_step(loss_fn, self._tx)
+        log_temperature, opt_state, _, _ = step(learner.log_temperature, learner.temperature)
+        return learner._replace(log_temperature=log_temperature, temperature=opt_state)
 
-    def _judge(
+    def _apply_critic(
         self, critic: PyTree, observation: jax.Array, action: jax.Array | None = None
     ) -> jax.Array:
         values: jax.Array = self.critic.apply(critic, observation, action)  # type: ignore[assignment]
@@ -364,13 +382,23 @@ class OffPolicy(Algorithm[State]):
 
     def _value_of_action(self, critic: PyTree, batch: Replayed) -> jax.Array:
         if self.env.num_actions is None:
-            return self._judge(critic, batch.observation, batch.action)
-        return chosen(self._judge(critic, batch.observation), batch.action)
+            return self._apply_critic(critic, batch.observation, batch.action)
+        return chosen(self._apply_critic(critic, batch.observation), batch.action)
 
-    def _draw(self, state: State, key: jax.Array) -> tuple[Replayed, jax.Array]:
-        """A minibatch [batch, ...], normalised, and keys [group, 2] for its actions."""
+    def _training_action(self, state: State, keys: jax.Array) -> jax.Array:
+        """Actions [environment, ...] for the runner's observations, by `explore` of Config."""
+        distribution = self.distribution(
+            state.params["actor"], self.normalize(state.observations, state.runner.observation)
+        )
+        if self.config.explore == "mode":
+            return distribution.mode()  # type: ignore[no-any-return]
+        return jax.vmap(lambda one, key: one.sample(key))(distribution, keys)  # type: ignore[no-any-return]
+
+    def _sample_batch(self, state: State, key: jax.Array) -> tuple[Replayed, jax.Array]:
+        """A normalised minibatch [batch, ...] and keys [group, 2] to sample actions with."""
         num_groups = self.config.num_groups
         first: ArrayLike = 0
+        # A device samples from its own groups, with the keys that they have on a single device.
         if self.axis_name is not None:
             num_groups //= jax.lax.axis_size(self.axis_name)
             first = jax.lax.axis_index(self.axis_name) * num_groups

@@ -1,9 +1,9 @@
-"""What PPO, TRPO and MDPO share: a rollout, advantages, and how a value is fitted.
+"""The part that PPO, TRPO and MDPO share: a rollout, advantages, and the fit of the value.
 
-An iteration ("update") steps `num_envs` environments `num_steps` times with the policy pi_k, takes
-advantages with it as constants, and lets the algorithm move the policy. What is normalised, is so
-with the statistics at the start of the iteration, for the rollout and for learning alike: the first
-ratio is 1.
+An iteration ("update") steps `num_envs` environments `num_steps` times with the policy pi_k,
+computes the advantages of pi_k as constants, and lets the algorithm update the policy. The rollout
+and the gradient steps normalise observations with the same statistics, those from the start of the
+iteration, so that the first probability ratio is 1.
 """
 
 import abc
@@ -36,17 +36,18 @@ from trustjax.models.actor_critic import Actor, Carry, Critic, initial_carry, un
 
 
 class State(NamedTuple):
-    """All that changes in training.
+    """The whole state of training.
 
     Attributes:
-      params: {"actor": ..., "critic": ...}, variables of the networks.
-      learner: what the algorithm keeps, such as states of optimizers.
-      runner: the environments, the only part that is split over devices.
-      observations: statistics of observations, or None.
-      returns: statistics of discounted returns, which scale the rewards, or None.
-      key: of all that is drawn from here on.
-      iteration: int32 [], how many are done.
-      episodes: the means of the last iteration in which an episode ended; 0 before.
+      params: Variables of the networks, {"actor": ..., "critic": ...}.
+      learner: State of the algorithm itself, such as the states of its optimizers.
+      runner: The environments; the only part that is split over devices.
+      observations: Running statistics of the observations; None if they are not normalised.
+      returns: Running statistics of the discounted returns, which scale the rewards; None if
+        rewards are not normalised.
+      key: Random key for everything that is drawn from here on.
+      iteration: Number of iterations done so far, int32 [].
+      episodes: Mean return and length from the last iteration in which an episode ended; 0 before.
     """
 
     params: dict[str, PyTree]
@@ -82,17 +83,17 @@ class OnPolicy(Algorithm[State]):
         )  # fmt: skip
         self.critic = Critic(**self.critic_torso_kwargs, gru_size=config.gru_size)
 
-    # What an algorithm adds.
+    # What an algorithm implements.
 
     @abc.abstractmethod
     def init_learner(self, params: dict[str, PyTree]) -> Any:
-        """What the algorithm keeps beside the parameters."""
+        """The first state of the algorithm itself, such as the states of its optimizers."""
 
     @abc.abstractmethod
     def learn(
         self, state: State, batch: Batch, key: jax.Array
     ) -> tuple[dict[str, PyTree], Any, Metrics]:
-        """Moves the policy: new parameters, learner and metrics."""
+        """Updates policy and value; returns the parameters, the learner and the metrics."""
 
     # Training.
 
@@ -122,7 +123,7 @@ class OnPolicy(Algorithm[State]):
         )
 
     def update(self, state: State) -> tuple[State, Metrics]:
-        """One iteration: a rollout, and what the algorithm learns from it."""
+        """One iteration: a rollout, and the update of policy and value on it."""
         config = self.config
         key, key_rollout, key_learn = jax.random.split(state.key, 3)
         runner, rollout = rollouts.collect(
@@ -136,6 +137,7 @@ class OnPolicy(Algorithm[State]):
             returns = merged(returns, every.discounted_return, axis_name=self.axis_name)
         batch, critic_carry = self._batch(state, rollout, returns)
         params, learner, metrics = self.learn(state, batch, key_learn)
+        # Only now, so that the whole iteration normalises with the same statistics.
         observations = state.observations
         if observations is not None:
             observations = merged(observations, rollout.observation, axis_name=self.axis_name)
@@ -174,7 +176,10 @@ class OnPolicy(Algorithm[State]):
     def make_optimizer(
         self, make: MakeOptimizer, learning_rate: ArrayLike, steps_per_update: int
     ) -> optax.GradientTransformation:
-        """The optimizer at its rate, constant within an iteration of so many steps."""
+        """The optimizer with its learning rate, which falls to 0 if it is annealed.
+
+        An annealed rate is constant within each iteration of `steps_per_update` gradient steps.
+        """
         if not self.config.anneal_learning_rate:
             return make(learning_rate)
         num_updates = self.config.num_updates
@@ -194,20 +199,23 @@ class OnPolicy(Algorithm[State]):
         step: Callable[[Any, Batch], tuple[Any, Any]],
         carry: Any,
     ) -> tuple[Any, Any]:
-        """Scans `step(carry, minibatch)` over shuffled minibatches; results [epoch, minibatch]."""
+        """Scans `step(carry, minibatch)` over shuffled minibatches.
+
+        Returns the last carry and the results of all steps, [epoch, minibatch, ...].
+        """
         if self.config.shuffle == "transitions":
             batch = batch.as_transitions()
             size = batch.action.shape[1]
             draw = functools.partial(draw_transitions, size, num_minibatches)
         else:
             num_steps, num_envs = batch.is_first.shape
-            # A memory needs whole time. Without one, neighbours in time need not stay together.
+            # A GRU needs whole sequences. Without one, every time step is shuffled by itself.
             draw = functools.partial(
                 draw_environments, 1 if self.config.gru_size else num_steps, num_envs,
                 num_minibatches, axis_name=self.axis_name,
             )  # fmt: skip
 
-        # For all epochs at once: on CPU small draws cost more than their numbers.
+        # Drawn for all epochs at once: on CPU the overhead of a small draw exceeds its work.
         indices = jax.vmap(draw)(jax.random.split(key, num_epochs))
 
         def epoch(carry: Any, indices: jax.Array) -> tuple[Any, Any]:
@@ -223,7 +231,10 @@ class OnPolicy(Algorithm[State]):
         batch: Batch,
         key: jax.Array,
     ) -> tuple[PyTree, optax.OptState, jax.Array]:
-        """Epochs of minibatches on the squared error of the values; the last one's mean loss."""
+        """Fits the critic by epochs of minibatches on `value_loss`.
+
+        Returns the parameters, the optimizer state and the mean loss of the last epoch.
+        """
 
         def loss_fn(params: PyTree, part: Batch) -> tuple[jax.Array, None]:
             values = self.values(params, part)
@@ -243,11 +254,11 @@ class OnPolicy(Algorithm[State]):
         return critic_params, opt_state, averaged(jnp.mean(losses[-1]), self.axis_name)
 
     def policy_update_metrics(self, actor_params: PyTree, batch: Batch) -> Metrics:
-        """How far the new policy is from the old one, and what the transitions say of its gain."""
+        """Metrics of an update: distances between new and old policy, and the estimated gain."""
         new = self.distributions(actor_params, batch)
         mean = self.mean
-        # Beyond e^60 a ratio is counted as that, or sums would be infinite, and their differences
-        # NaN: of transitions whose clipped ratio has no slope, they are nothing to stop for.
+        # Ratios are capped at e^60: sums of larger ones overflow, and their differences are NaN.
+        # Such ratios are no error where the loss is clipped and has no gradient.
         ratio = jnp.exp(jnp.minimum(log_ratio(new.log_prob(batch.action), batch.log_prob), 60))
         return {
             "kl/new_old": mean(new.kl_divergence(batch.old)),
@@ -264,12 +275,14 @@ class OnPolicy(Algorithm[State]):
     def _batch(
         self, state: State, rollout: Rollout, returns: Statistics | None
     ) -> tuple[Batch, Carry]:
-        """What is learned from, and the carry of the value after the rollout."""
+        """The transitions with their advantages, and the carry of the critic after the rollout."""
         config = self.config
         observation = self.normalize(state.observations, rollout.observation)
         final = self.normalize(state.observations, rollout.final_observation)
         critic, carry = state.params["critic"], state.runner.critic_carry
         value, carries = unroll(self.critic, critic, observation, rollout.is_first, carry)
+        # V(s'_t) of the observation before any reset, for every t: targets of a truncated episode
+        # bootstrap from it.
         next_value, _ = self.critic.apply(critic, final, carries)
         advantage = gae(
             scaled(rollout.reward, returns, config.clip_rewards),

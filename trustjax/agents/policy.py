@@ -1,4 +1,4 @@
-"""A trained policy without what trained it: it acts, is evaluated, and is saved to one file."""
+"""A trained policy, which acts, can be evaluated, and is saved to one file."""
 
 import dataclasses
 import math
@@ -22,11 +22,11 @@ _STATIC = {"static": True}
 
 
 class Evaluation(NamedTuple):
-    """Whole episodes.
+    """The results of whole episodes.
 
     Attributes:
-      returns: float [episode], sums of rewards.
-      lengths: int32 [episode], steps.
+      returns: Undiscounted sums of the rewards, float [episode].
+      lengths: Numbers of steps, int32 [episode].
     """
 
     returns: jax.Array
@@ -39,11 +39,11 @@ class Policy:
     """A policy of an environment; a pytree whose leaves are its parameters and statistics.
 
     Attributes:
-      variables: of the network.
-      statistics: with which observations are normalised, or None.
-      clip_observations: bound of normalised observations.
-      actor: the network.
-      env: the environment, or its name.
+      variables: Variables of the network.
+      statistics: Statistics that normalise the observations; None if they are not normalised.
+      clip_observations: Largest absolute value of a normalised observation, > 0.
+      actor: The network; static.
+      env: The environment, or its name; static.
     """
 
     variables: Any
@@ -58,7 +58,7 @@ class Policy:
         return self.env if isinstance(self.env, Environment) else make_once(self.env)
 
     def initial_carry(self, batch_shape: Sequence[int] = ()) -> Carry:
-        """The memory at the start of an episode; () for a policy without one."""
+        """The carry at the start of an episode; () for a policy without a GRU."""
         return initial_carry(self.actor, batch_shape)
 
     def act(
@@ -69,19 +69,19 @@ class Policy:
         *,
         deterministic: bool = False,
     ) -> tuple[jax.Array, Carry]:
-        """Actions for observations as the environment gives them.
+        """Actions for observations as the environment returns them.
 
         Args:
-          observation: [..., *observation_shape], any batch axes.
-          key: of the draw.
-          carry: what the last call returned; None at the start of an episode.
-          deterministic: the mode of the distribution in place of a draw.
+          observation: Observations [..., *observation_shape] with any batch axes.
+          key: Random key for the sample.
+          carry: Carry that the last call returned; None at the start of an episode.
+          deterministic: Whether to take the mode of the distribution in place of a sample.
 
         Returns:
-          The action, [...] int32 or [..., d] float within the bounds, and the carry.
+          The actions, int32 [...] or float [..., d] within the bounds, and the next carry.
 
         Raises:
-          ValueError: the observation is not of the environment's shape.
+          ValueError: The observation does not have the shape of the environment.
         """
         env = self.environment
         shape = env.observation_shape
@@ -105,7 +105,7 @@ class Policy:
         deterministic: bool = True,
         env_params: Any = None,
     ) -> Evaluation:
-        """Plays `num_episodes` episodes side by side, one each, to their ends.
+        """Plays `num_episodes` episodes to their ends, each in an environment of its own.
 
         Raises ValueError if `num_episodes` < 1.
         """
@@ -141,7 +141,7 @@ class Policy:
         return jax.lax.while_loop(lambda play: ~jnp.all(play.done), step, start).found
 
     def __repr__(self) -> str:
-        """What it is, in one line: not its weights."""
+        """A summary in one line, without the weights."""
         number = sum(jnp.size(leaf) for leaf in jax.tree.leaves(self.variables))
         observations = "as they are" if self.statistics is None else "normalised"
         return (
@@ -150,10 +150,10 @@ class Policy:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the policy to one .npz file without pickles, whole or not at all.
+        """Writes the policy to one .npz file without pickles, completely or not at all.
 
-        Raises ValueError if the environment was not given by name, or `load_policy` would refuse
-        the file: weights that are not finite, or those of several policies side by side.
+        Raises ValueError if the environment was not given by name, or if `load_policy` would refuse
+        the file, as for weights that are not finite or for a batch of policies.
         """
         if isinstance(self.env, Environment):
             raise FieldError("env", "be a name to be saved", repr(self.env))
@@ -165,22 +165,24 @@ class Policy:
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Reads what `Policy.save` wrote; the file may come from anyone, as no code in it is run.
+    """Reads a file that `Policy.save` wrote; an untrusted file is safe, as no code in it is run.
 
-    Names, shapes and dtypes are those of the network in its environment, or the file is refused
-    before anything of what its headers say is allocated; weights are finite.
+    The names, shapes and dtypes in the file must be those of its network in its environment, and
+    the weights must be finite. A file that fails these checks is refused before any memory that its
+    headers ask for is allocated.
 
     Raises:
-      ValueError: it holds no such policy; one line names the file and the field.
-      OSError: there is no such file, or it cannot be read.
-      ModuleNotFoundError: the package of the environment is not installed.
+      ValueError: The file holds no such policy; the message names the file and the field in one
+        line.
+      OSError: The file does not exist or cannot be read.
+      ModuleNotFoundError: The package of the environment is not installed.
     """
     env, actor, variables, statistics, clip = read(path)
     return Policy(variables, statistics, clip, actor, env)
 
 
 class _Play(NamedTuple):
-    """Episodes under way; those that are `done` go on, unseen."""
+    """The episodes in progress; those that are `done` go on without being counted."""
 
     observation: jax.Array
     env_state: Any

@@ -1,13 +1,13 @@
-r"""Proximal policy optimisation: several epochs on a surrogate that keeps the new policy near.
+r"""Proximal policy optimisation: epochs on a surrogate that keeps the new policy near the old one.
 
-Schulman, Wolski, Dhariwal, Radford, Klimov, arXiv:1707.06347. Three surrogates:
+Schulman, Wolski, Dhariwal, Radford, Klimov, arXiv:1707.06347, with three surrogates:
 
     clip          -min(r A, clip(r, 1 - eps, 1 + eps) A)                  Eq. 7
     kl            -r A + beta KL(pi_k || pi)                              Eq. 8, beta fixed
     adaptive_kl   the same, with beta halved or doubled towards a target  Section 4
 
-The loss is the surrogate + c_1 / 2 (V - R)^2 - c_2 entropy (Eq. 9, minimised), on minibatches.
-What the paper leaves to its code are fields of `Config`.
+The loss of a minibatch is the surrogate + c_1 / 2 (V - R)^2 - c_2 entropy (Eq. 9, minimised).
+Details that the paper leaves to its code are fields of `Config`.
 """
 
 import dataclasses
@@ -33,15 +33,16 @@ from trustjax.trust import trust_metrics
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(OnPolicyConfig):
-    """What PPO adds to `OnPolicyConfig`.
+    """The fields that PPO adds to `OnPolicyConfig`.
 
     Attributes:
-      surrogate: "clip", "kl" or "adaptive_kl"; static.
-      clip: eps of "clip", >= 0.
-      kl_coefficient: beta of "kl", and the first one of "adaptive_kl", >= 0.
-      kl_target: d_targ of "adaptive_kl", > 0.
-      value_coefficient: c_1, >= 0.
-      entropy_coefficient: c_2, >= 0.
+      surrogate: Surrogate of the policy's loss, "clip", "kl" or "adaptive_kl"; static.
+      clip: Half-width eps of the interval around 1 that "clip" clips the ratio to, >= 0.
+      kl_coefficient: Weight beta of the KL in "kl", and its first value in "adaptive_kl", >= 0.
+      kl_target: Mean KL per iteration that "adaptive_kl" aims at (the paper's d_targ), in nats,
+        > 0.
+      value_coefficient: Weight c_1 of the value loss, >= 0.
+      entropy_coefficient: Weight c_2 of the entropy bonus, >= 0.
     """
 
     normalize_advantages: Literal["batch", "minibatch", "none"] = static("minibatch")
@@ -66,11 +67,11 @@ class Config(OnPolicyConfig):
 
 
 class Learner(NamedTuple):
-    """What PPO keeps.
+    """The optimizer state and the adaptive coefficient of PPO.
 
     Attributes:
-      opt_state: of the optimizer of policy and value together.
-      kl_coefficient: float [], beta.
+      opt_state: Optimizer state of policy and value together.
+      kl_coefficient: Current weight beta of the KL, float [].
     """
 
     opt_state: optax.OptState
@@ -80,12 +81,12 @@ class Learner(NamedTuple):
 class PPO(OnPolicy):
     """Proximal policy optimisation; see `OnPolicy` for how it is used.
 
-    An iteration is `num_epochs` times `num_minibatches` steps of one optimizer, for policy and
-    value, on
+    An iteration takes `num_epochs` times `num_minibatches` steps of one optimizer, which trains
+    policy and value together, on
 
         surrogate + c_1 / 2 (V - R)^2 - c_2 entropy
 
-    Metrics beside those of all: `loss/policy`, `loss/value`, `clip_fraction`, `kl_coefficient`.
+    PPO adds the metrics `loss/policy`, `loss/value`, `clip_fraction` and `kl_coefficient`.
 
     Source: arXiv:1707.06347, Eq. 7 to 9 and Section 4.
     """
@@ -98,7 +99,7 @@ class PPO(OnPolicy):
         return self.make_optimizer(config.optimizer, config.learning_rate, steps)
 
     def init_learner(self, params: dict[str, PyTree]) -> Learner:
-        """The optimizer's state and the first coefficient."""
+        """The first optimizer state and the first coefficient of the KL."""
         dtype = jnp.zeros([]).dtype
         return Learner(
             self._optimizer().init(params), jnp.asarray(self.config.kl_coefficient, dtype)
@@ -107,33 +108,12 @@ class PPO(OnPolicy):
     def learn(
         self, state: State, batch: Batch, key: jax.Array
     ) -> tuple[dict[str, PyTree], Learner, Metrics]:
-        """Epochs of minibatches on the loss."""
+        """Takes epochs of minibatch steps on Eq. 9, and adapts the coefficient of the KL."""
         config = self.config
         opt_state, beta = state.learner
 
         def loss_fn(params: dict[str, PyTree], part: Batch) -> tuple[jax.Array, Metrics]:
-            new = self.distributions(params["actor"], part)
-            log_prob, advantage = new.log_prob(part.action), part.advantage
-            if config.normalize_advantages == "minibatch":
-                advantage = standardized(
-                    advantage, differences_of=part.returns, axis_name=self.axis_name
-                )
-            if config.surrogate == "clip":
-                losses = ppo_clip_loss(log_prob, part.log_prob, advantage, clip=config.clip)
-            else:
-                kl = part.old.kl_divergence(new)
-                losses = ppo_kl_loss(log_prob, part.log_prob, advantage, kl, coefficient=beta)
-            policy, entropy = jnp.mean(losses), jnp.mean(new.entropy())
-            values = self.values(params["critic"], part)
-            value = jnp.mean(value_loss(values, part.value, part.returns, clip=config.value_clip))
-            loss = (
-                policy
-                + 0.5 * config.value_coefficient * value
-                - config.entropy_coefficient * entropy
-            )
-            ratio = jnp.exp(log_ratio(log_prob, part.log_prob))
-            clipped = jnp.mean((jnp.abs(ratio - 1) > config.clip).astype(ratio.dtype))
-            return loss, {"loss/policy": policy, "loss/value": value, "clip_fraction": clipped}
+            return self._loss(params, part, beta)
 
         def output_fn(params: dict[str, PyTree], part: Batch) -> jax.Array:
             return jnp.asarray(self.distributions(params["actor"], part)[0])
@@ -149,12 +129,40 @@ class PPO(OnPolicy):
             (state.params, opt_state),
         )  # fmt: skip
         update_metrics = self.policy_update_metrics(params["actor"], batch)
+        # Section 4: beta is halved or doubled by the KL of the whole iteration.
         if config.surrogate == "adaptive_kl":
             beta = adapt_kl_coefficient(beta, update_metrics["kl/old_new"], config.kl_target)
-        last = averaged(jax.tree.map(lambda x: jnp.mean(x[-1]), losses), self.axis_name)
+        last_losses = averaged(jax.tree.map(lambda x: jnp.mean(x[-1]), losses), self.axis_name)
         if config.surrogate == "clip":
             radius, distance = jnp.asarray(config.clip), update_metrics["ratio/distance"]
         else:
             radius, distance = jnp.asarray(config.kl_target), update_metrics["kl/old_new"]
-        metrics = update_metrics | last | trust_metrics(radius, distance) | {"kl_coefficient": beta}
-        return params, Learner(opt_state, beta), metrics
+        metrics = update_metrics | last_losses | trust_metrics(radius, distance)
+        return params, Learner(opt_state, beta), metrics | {"kl_coefficient": beta}
+
+    def _loss(
+        self, params: dict[str, PyTree], part: Batch, beta: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Eq. 9 of the paper on a minibatch, to be minimised, and its parts as metrics."""
+        config = self.config
+        new = self.distributions(params["actor"], part)
+        log_prob, advantage = new.log_prob(part.action), part.advantage
+        if config.normalize_advantages == "minibatch":
+            advantage = standardized(
+                advantage, differences_of=part.returns, axis_name=self.axis_name
+            )
+        # The surrogate: Eq. 7, or Eq. 8 with the old policy first in the KL.
+        if config.surrogate == "clip":
+            losses = ppo_clip_loss(log_prob, part.log_prob, advantage, clip=config.clip)
+        else:
+            kl = part.old.kl_divergence(new)
+            losses = ppo_kl_loss(log_prob, part.log_prob, advantage, kl, coefficient=beta)
+        policy, entropy = jnp.mean(losses), jnp.mean(new.entropy())
+        values = self.values(params["critic"], part)
+        value = jnp.mean(value_loss(values, part.value, part.returns, clip=config.value_clip))
+        loss = (
+            policy + 0.5 * config.value_coefficient * value - config.entropy_coefficient * entropy
+        )
+        ratio = jnp.exp(log_ratio(log_prob, part.log_prob))
+        clipped = jnp.mean((jnp.abs(ratio - 1) > config.clip).astype(ratio.dtype))
+        return loss, {"loss/policy": policy, "loss/value": value, "clip_fraction": clipped}

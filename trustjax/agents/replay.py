@@ -1,7 +1,8 @@
-"""A replay of transitions, kept by Flashbax, with what each step led to before any reset.
+"""A replay of transitions in a Flashbax buffer, with the observation of each step before any reset.
 
-A row of the buffer belongs to an environment. Minibatches take as many transitions from every group
-of neighbouring environments: they are the same however the environments are split over devices.
+A row of the buffer belongs to one environment. A minibatch takes equally many transitions from
+every group of neighbouring environments, so that it is the same however the environments are split
+over devices.
 """
 
 from typing import Any, NamedTuple
@@ -17,15 +18,15 @@ Replay = Any  # flashbax.buffers.trajectory_buffer.TrajectoryBufferState
 
 
 class Replayed(NamedTuple):
-    """Transitions to learn from, [..., ...].
+    """Transitions in the replay, with any batch axes.
 
     Attributes:
-      observation: float [..., features].
-      action: of the policy.
-      reward: float.
-      terminated: bool; False where a time limit truncated the episode, and learning goes on from
-        `final_observation`.
-      final_observation: float [..., features], what the step led to, before any reset.
+      observation: Observations before the step, float [..., features].
+      action: Actions of the policy.
+      reward: Rewards of the step, float [...].
+      terminated: Whether the episode terminated, bool [...]; False where a time limit truncated it,
+        where targets bootstrap from `final_observation`.
+      final_observation: Observations after the step and before any reset, float [..., features].
     """
 
     observation: jax.Array
@@ -36,13 +37,16 @@ class Replayed(NamedTuple):
 
 
 def init(example: Transition, num_envs: int, length: int) -> Replay:
-    """A replay of `length` transitions of each environment; `example` is one of one of them."""
+    """An empty replay for `length` transitions per environment.
+
+    `example` is a single unbatched transition.
+    """
     with default_promotion():
         return _buffer(num_envs, length).init(_kept(example))
 
 
 def add(replay: Replay, transitions: Transition) -> Replay:
-    """The replay with transitions [time, environment, ...]; if it is full the oldest go."""
+    """The replay with `transitions` [time, environment, ...] added; the oldest ones make room."""
     kept = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), _kept(transitions))
     num_envs, length = replay.experience.reward.shape
     with default_promotion():
@@ -50,7 +54,11 @@ def add(replay: Replay, transitions: Transition) -> Replay:
 
 
 def sample(replay: Replay, keys: jax.Array, size: int) -> Replayed:
-    """Transitions [group, size, ...], drawn with the keys [group] from what the replay holds."""
+    """Transitions [group, size, ...] sampled from the replay with replacement.
+
+    Group g takes its transitions from the g-th part of the environments, with the g-th of the
+    `keys` [group].
+    """
     num_envs, length = replay.experience.reward.shape
     num_rows = num_envs // len(keys)
     groups = replay.replace(
@@ -67,7 +75,7 @@ def sample(replay: Replay, keys: jax.Array, size: int) -> Replayed:
 
 
 def replay_specs(split: PartitionSpec) -> Replay:
-    """How a replay lies on a mesh: the rows are split as the environments are."""
+    """Partition specs of a replay: its rows are split over devices as the environments are."""
     buffers = import_extra("flashbax.buffers.trajectory_buffer", install='"trustjax[rl]"')
     return buffers.TrajectoryBufferState(
         experience=split, current_index=PartitionSpec(), is_full=PartitionSpec()

@@ -1,6 +1,6 @@
 """Rollouts: many environments side by side, stepped by a policy inside one scan.
 
-What every environment draws comes from a key of its own, folded in by its index among all of them,
+Every environment has a random key of its own, made by folding in its index among all environments,
 so that a rollout is the same however the environments are split over devices.
 """
 
@@ -19,12 +19,12 @@ Normalize = Callable[[jax.Array], jax.Array]
 
 
 class EpisodeStats(NamedTuple):
-    """What is summed up since an episode began, [environment].
+    """Sums since the start of the episode, [environment].
 
     Attributes:
-      episode_return: float, rewards.
-      episode_length: int32, steps.
-      discounted_return: float, g <- discount g + r; its variance scales the rewards.
+      episode_return: Sum of the rewards, float.
+      episode_length: Number of steps, int32.
+      discounted_return: Sum g <- discount g + r, float; its running variance scales the rewards.
     """
 
     episode_return: jax.Array
@@ -33,16 +33,16 @@ class EpisodeStats(NamedTuple):
 
 
 class Runner(NamedTuple):
-    """Environments under way; every array has a leading axis of environments.
+    """The environments between two steps; every array has a leading axis of environments.
 
     Attributes:
-      env_index: int32, of the environment among those of all devices.
-      env_state: of the environments.
-      observation: float [environment, features], what the policy sees next, flat.
-      is_first: bool, whether it is the first of an episode.
-      actor_carry: memory of the policy, () without one.
-      critic_carry: memory of the value.
-      sums: since the episodes began.
+      env_index: Index of each environment among those of all devices, int32 [environment].
+      env_state: States of the environments.
+      observation: Flat observations for the next action, float [environment, features].
+      is_first: Whether the observation is the first of an episode, bool [environment].
+      actor_carry: Carry of the policy, [environment, gru_size]; () without a GRU.
+      critic_carry: Carry of the critic, [environment, gru_size]; () without a GRU.
+      sums: Statistics of the episodes in progress.
     """
 
     env_index: jax.Array
@@ -55,15 +55,16 @@ class Runner(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """Steps of environments, [..., ...].
+    """Steps of environments, with any batch axes.
 
     Attributes:
-      observation: float [..., features], as the environment gave it.
-      action: of the policy, before it is clipped or rescaled to the bounds of the environment.
-      reward: float.
-      terminated: bool, whether the episode came to its end.
-      truncated: bool, whether a time limit ended the episode.
-      final_observation: float [..., features], what the step led to, before any reset.
+      observation: Observations before the step, not normalised, float [..., features].
+      action: Actions of the policy, before they are clipped or rescaled to the bounds of the
+        environment.
+      reward: Rewards of the step, float [...].
+      terminated: Whether the episode terminated by itself, bool [...].
+      truncated: Whether a time limit ended the episode, bool [...].
+      final_observation: Observations after the step and before any reset, float [..., features].
     """
 
     observation: jax.Array
@@ -75,11 +76,11 @@ class Transition(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Transitions of a policy, [time, environment, ...]; see `Transition`.
+    """Transitions of a policy, [time, environment, ...]; see `Transition` for the other fields.
 
     Attributes:
-      is_first: bool, whether the observation is the first of an episode.
-      distribution: from which the action was drawn.
+      is_first: Whether the observation is the first of an episode, bool.
+      distribution: Distribution from which the action was drawn.
     """
 
     is_first: jax.Array
@@ -99,7 +100,7 @@ def start(
     num_envs: int,
     carries: tuple[Carry, Carry],
 ) -> Runner:
-    """Resets `num_envs` environments; `carries` are those of actor and critic."""
+    """Resets `num_envs` environments; `carries` are the first ones of the actor and the critic."""
     index = jnp.arange(num_envs, dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     observation, env_state = jax.vmap(env.reset, (0, None))(keys, env_params)
@@ -128,11 +129,11 @@ def collect(
     """Steps all environments of `runner` `num_steps` times with actions drawn from the policy."""
 
     def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Rollout]:
-        for_actions, for_steps = keys
+        keys_action, keys_step = keys
         carry = restarted(runner.actor_carry, runner.is_first)
         distribution, carry = actor.apply(variables, normalize(runner.observation), carry)
-        action = jax.vmap(lambda one, key: one.sample(key))(distribution, for_actions)
-        after, transition = step_envs(env, env_params, runner, action, for_steps)
+        action = jax.vmap(lambda one, key: one.sample(key))(distribution, keys_action)
+        after, transition = step_envs(env, env_params, runner, action, keys_step)
         rollout = Rollout(runner.is_first, distribution, *transition)
         return after._replace(actor_carry=carry), rollout
 
@@ -140,9 +141,9 @@ def collect(
 
 
 def draw_keys(key: jax.Array, index: jax.Array, num_steps: int) -> jax.Array:
-    """Keys [step, 2, environment] for actions and for environments.
+    """Random keys [step, 2, environment], one for the action and one for the environment's step.
 
-    All at once: in a loop over steps they would be many small operations.
+    They are split all at once, because splits in the loop over steps are many small operations.
     """
     return jax.vmap(
         lambda index: jax.random.split(jax.random.fold_in(key, index), (num_steps, 2)), out_axes=2
@@ -158,7 +159,7 @@ def step_envs(
     *,
     squashed: bool = False,
 ) -> tuple[Runner, Transition]:
-    """Steps all environments once; `action` and `squashed` as in `to_env_action`."""
+    """Steps all environments once; see `to_env_action` for `action` and `squashed`."""
     observation, env_state, reward, terminated, truncated, info = jax.vmap(
         env.step, (0, 0, 0, None)
     )(keys, runner.env_state, to_env_action(env, action, squashed=squashed), env_params)
@@ -184,7 +185,10 @@ def act_randomly(
     num_steps: int,
     discount: jax.typing.ArrayLike,
 ) -> tuple[Runner, Transition]:
-    """Steps all environments with uniform actions, squashed ones; sums go on."""
+    """Steps all environments `num_steps` times with uniform actions; the episode sums continue.
+
+    Continuous actions are those of a squashed policy, in [-1, 1).
+    """
 
     def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Transition]:
         action = jax.vmap(lambda key: random_action(env, key))(keys[0])
@@ -197,7 +201,7 @@ def act_randomly(
 
 
 def random_action(env: Environment, key: jax.Array) -> jax.Array:
-    """A uniform action for one environment: discrete, or [d] in [-1, 1), squashed."""
+    """A uniform action for one environment: discrete, int32 [], or squashed, float [d]."""
     if env.num_actions is not None:
         return jax.random.randint(key, (), 0, env.num_actions, jnp.int32)
     assert env.action_low is not None
@@ -205,7 +209,7 @@ def random_action(env: Environment, key: jax.Array) -> jax.Array:
 
 
 def example(env: Environment, env_params: Any, runner: Runner) -> Transition:
-    """A transition of one environment, of zeros."""
+    """A single unbatched transition of zeros, with the shapes and dtypes of the environment."""
 
     def first(key: jax.Array) -> Transition:
         _, transitions = act_randomly(env, env_params, runner, key, 1, 1.0)
@@ -220,9 +224,12 @@ def example(env: Environment, env_params: Any, runner: Runner) -> Transition:
 def accumulate_episode_stats(
     sums: EpisodeStats, reward: jax.Array, ended: jax.Array, discount: jax.typing.ArrayLike
 ) -> tuple[EpisodeStats, EpisodeStats]:
-    """Adds rewards [time, environment] to the sums; returns them at the end and after every step.
+    """Adds rewards [time, environment] to the sums.
 
-    A step at which an episode `ended` still counts to it; the sums begin anew after it.
+    The step at which an episode `ended` still counts towards it, and the sums restart after it.
+
+    Returns:
+      The sums after the last step, [environment], and those after every step, [time, environment].
     """
 
     def step(
@@ -240,9 +247,9 @@ def accumulate_episode_stats(
 
 
 def to_env_action(env: Environment, action: jax.Array, *, squashed: bool) -> jax.Array:
-    """Continuous actions as the environment takes them.
+    """The actions for the environment, within its bounds; discrete ones are returned as they are.
 
-    Actions of a `squashed` policy, in (-1, 1), are rescaled to its bounds; others are clipped.
+    Actions of a `squashed` policy, in (-1, 1), are rescaled to the bounds; others are clipped.
     """
     if env.num_actions is not None:
         return action
@@ -253,7 +260,7 @@ def to_env_action(env: Environment, action: jax.Array, *, squashed: bool) -> jax
 
 
 def flat(observation: jax.Array) -> jax.Array:
-    """Observations [environment, ...] as float [environment, features]."""
+    """Observations [environment, ...] flattened to float [environment, features]."""
     return observation.reshape(len(observation), math.prod(observation.shape[1:])).astype(
         default_float()
     )

@@ -1,6 +1,6 @@
 r"""Running mean and variance as pure state, merged over batches and over devices.
 
-Chan's rule: with a second group of n_2 numbers, d = m_2 - m_1 and n = n_1 + n_2,
+Two groups of n_1 and n_2 numbers are merged by Chan's rule, with d = m_2 - m_1 and n = n_1 + n_2:
 
     m = m_1 + d n_2 / n,    M = v_1 n_1 + v_2 n_2 + d^2 n_1 n_2 / n,    v = M / n
 """
@@ -24,9 +24,9 @@ class Statistics(NamedTuple):
     """Mean and variance of all numbers seen so far.
 
     Attributes:
-      mean: [*shape] float.
-      variance: [*shape] float, that of the population.
-      size: [] float, how many.
+      mean: Mean, float [*shape].
+      variance: Population variance, float [*shape].
+      size: Number of numbers, float [].
     """
 
     mean: jax.Array
@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
 
 
 def initial_statistics(shape: tuple[int, ...]) -> Statistics:
-    """Of no numbers yet: mean 0 and variance 1, which leave things as they are, without weight."""
+    """The statistics of no numbers: mean 0 and variance 1, which change nothing, with size 0."""
     dtype = default_float()
     return Statistics(jnp.zeros(shape, dtype), jnp.ones(shape, dtype), jnp.zeros([], dtype))
 
@@ -43,16 +43,16 @@ def initial_statistics(shape: tuple[int, ...]) -> Statistics:
 def merged(
     statistics: Statistics, batch: jax.Array, *, axis_name: AxisName | None = None
 ) -> Statistics:
-    """The statistics after `batch` [..., *shape], of which every device has an equal part.
+    """The statistics after `batch` [..., *shape], which is split evenly over the devices.
 
-    Raises ValueError for a batch without numbers.
+    Raises ValueError for an empty batch.
     """
     if not batch.size:
         raise FieldError("batch", "not be empty", f"shape {batch.shape}")
     batch = widened(batch).astype(statistics.mean.dtype)
     axes = tuple(range(batch.ndim - statistics.mean.ndim))
     rough = averaged(jnp.mean(batch, axes), axis_name)
-    # What a sum of large numbers lost is in the sum of their differences from it.
+    # A second pass over the differences recovers what the sum of large numbers lost to rounding.
     mean = rough + averaged(jnp.mean(batch - rough, axes), axis_name)
     variance = averaged(jnp.mean(jnp.square(batch - mean), axes), axis_name)
     number = batch.size // max(statistics.mean.size, 1)
@@ -62,6 +62,7 @@ def merged(
     size = statistics.size + added
     share = added / size
     distance = mean - statistics.mean
+    # Chan's rule divided by n, so that no term grows with the number of numbers.
     return Statistics(
         statistics.mean + distance * share,
         statistics.variance * (1 - share)
@@ -72,7 +73,7 @@ def merged(
 
 
 def normalized(x: jax.Array, statistics: Statistics | None, clip: ArrayLike) -> jax.Array:
-    """(x - mean) / std, between -clip and clip; `x` itself if there are no statistics."""
+    """(x - mean) / std, clipped to [-clip, clip]; `x` itself if `statistics` is None."""
     if statistics is None:
         return x
     scaled = (x - statistics.mean) * jax.lax.rsqrt(statistics.variance + _EPSILON)
@@ -80,7 +81,7 @@ def normalized(x: jax.Array, statistics: Statistics | None, clip: ArrayLike) -> 
 
 
 def scaled(x: jax.Array, statistics: Statistics | None, clip: ArrayLike) -> jax.Array:
-    """x / std, between -clip and clip; `x` itself if there are no statistics."""
+    """x / std, clipped to [-clip, clip]; `x` itself if `statistics` is None."""
     if statistics is None:
         return x
     return _clipped(x * jax.lax.rsqrt(statistics.variance + _EPSILON), clip)
@@ -89,11 +90,11 @@ def scaled(x: jax.Array, statistics: Statistics | None, clip: ArrayLike) -> jax.
 def standardized(
     x: jax.Array, *, differences_of: jax.Array, axis_name: AxisName | None = None
 ) -> jax.Array:
-    """(x - mean) / (std + 1e-8) over all of `x` and all devices, std that of the population.
+    """(x - mean) / (std + 1e-8) over all of `x` and all devices, with the population std.
 
-    It is 0 if the std is below the rounding of the numbers that `x` are `differences_of`, four
-    units in the last place of their root mean square. Else equal advantages would come out as
-    noise of size 1, and TRPO take a step of full length along it.
+    The result is 0 if the std is within rounding error, that is at most four units in the last
+    place of the root mean square of the numbers that `x` are `differences_of`. Otherwise equal
+    advantages would become noise of size 1, and TRPO would take a full step along it.
     """
     mean, std = _mean_and_std(x, axis_name)
     equal = std <= _rounding(differences_of, axis_name)
@@ -103,24 +104,24 @@ def standardized(
 def explained_variance(
     values: jax.Array, returns: jax.Array, *, axis_name: AxisName | None = None
 ) -> jax.Array:
-    r"""The share of the variance of `returns` that `values` explain, over all devices; [].
+    r"""The fraction of the variance of `returns` that `values` explain, over all devices; [].
 
     .. math:: 1 - \frac{\mathrm{Var}(R - V)}{\mathrm{Var}(R)}
 
-    1 if they explain all of it, 0 if no more than a constant does, negative if they add to it,
-    whatever the scale of the returns. NaN, undefined, if the returns differ by rounding alone, as
-    in `standardized`.
+    It is 1 if they explain all of it, 0 if they explain no more than a constant, and negative if
+    they add to it, whatever the scale of the returns. It is NaN, as undefined, if the returns
+    differ by rounding error alone, as in `standardized`.
     """
 
-    # In units of the returns, as squares of small or large numbers under- or overflow.
+    # In units of the largest return, because squares of tiny or huge numbers under- or overflow.
     unit = averaged(jnp.max(jnp.abs(returns)), axis_name)
     unit = jnp.where(unit == 0, jnp.ones_like(unit), unit)
     values, returns = values / unit, returns / unit
-    of_returns = _mean_and_std(returns, axis_name)[1]
-    none = of_returns <= _rounding(returns, axis_name)
-    left = _mean_and_std(returns - values, axis_name)[1]
-    left = left / jnp.where(none, jnp.ones_like(of_returns), of_returns)
-    return jnp.where(none, jnp.full_like(left, jnp.nan), 1 - jnp.square(left))
+    std = _mean_and_std(returns, axis_name)[1]
+    is_constant = std <= _rounding(returns, axis_name)
+    residual = _mean_and_std(returns - values, axis_name)[1]
+    residual = residual / jnp.where(is_constant, jnp.ones_like(std), std)
+    return jnp.where(is_constant, jnp.full_like(residual, jnp.nan), 1 - jnp.square(residual))
 
 
 def _mean_and_std(x: jax.Array, axis_name: AxisName | None) -> tuple[jax.Array, jax.Array]:
@@ -129,7 +130,7 @@ def _mean_and_std(x: jax.Array, axis_name: AxisName | None) -> tuple[jax.Array, 
 
 
 def _rounding(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """Four units in the last place of the root mean square of all of `x`; []."""
+    """Four units in the last place of the root mean square of `x` over all devices; []."""
     size = jnp.sqrt(averaged(jnp.mean(jnp.square(x)), axis_name))
     return 4 * float(np.finfo(x.dtype).eps) * size
 

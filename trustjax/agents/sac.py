@@ -1,13 +1,14 @@
-r"""Soft actor-critic: the policy climbs two critics, and its entropy is worth lambda.
+r"""Soft actor-critic: the policy maximises the smaller of two critics plus its weighted entropy.
 
-Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel, Levine, arXiv:1812.05905:
+Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel, Levine, arXiv:1812.05905.
+The losses, all minimised, with the temperature lambda (the paper's alpha) and the target entropy H:
 
     critics      (Q - y)^2 / 2,  y = r + gamma (1 - terminated) (min Q' - lambda log pi(a' | s'))
     policy       lambda log pi(a | s) - min Q(s, a)
     temperature  lambda (-log pi(a | s) - H)
 
-with targets Q' that are moving averages of the critics. It is off-policy MDPO whose step is as long
-as the entropy allows, t = 1 / lambda: the old policy drops out.
+The target critics Q' are moving averages of the critics. SAC is off-policy MDPO with the largest
+step size that the entropy allows, t = 1 / lambda, where the old policy drops out of the loss.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from trustjax.losses import sac_actor_loss
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(OffPolicyConfig):
-    """`OffPolicyConfig` with the temperature learned from 1 on; SAC adds no field."""
+    """`OffPolicyConfig` with a learned temperature that starts at 1; SAC adds no field."""
 
     temperature: ArrayLike = 1.0
     learn_temperature: bool = static(True)
@@ -40,21 +41,21 @@ class Config(OffPolicyConfig):
 class SAC(OffPolicy):
     """Soft actor-critic; see `OffPolicy` for how it is used.
 
-    A gradient step is one of both critics, of the policy on mean(lambda log pi - min Q), of the
-    temperature if it is learned, and of the target critics. Metrics: `loss/critic`, `loss/actor`,
-    `value/mean`, `entropy`, `temperature`, `kl/new_old` from before to after an iteration, and the
-    means of the episodes that ended.
+    A gradient step updates both critics, the policy on mean(lambda log pi - min Q), the temperature
+    if it is learned, and the target critics. The metrics are `loss/critic`, `loss/actor`,
+    `value/mean`, `entropy`, `temperature`, `kl/new_old` of the policies after and before the
+    iteration, and the means of the episodes that ended.
 
     Source: arXiv:1812.05905, Eq. 5 to 7, 17 and 18.
     """
 
-    def old_actor(self, actor: PyTree) -> None:
-        """Nothing."""
+    def init_old_actor(self, actor: PyTree) -> None:
+        """None: SAC has no old policy."""
 
     def policy_losses(
         self, actor: PyTree, batch: Replayed, keys: jax.Array, learner: Learner, critics: PyTree
     ) -> tuple[jax.Array, jax.Array]:
-        """See `OffPolicy`."""
+        """Eq. 7 of the paper; see `OffPolicy`."""
         samples = sample_actions(self.distribution(actor, batch.observation), keys)
         log_prob = samples.log_prob.sum(-1)
         q_value = self.policy_q_values(critics, batch.observation, samples)

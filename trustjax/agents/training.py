@@ -1,4 +1,4 @@
-"""Training in pieces: between compiled chunks of iterations there is time to look and to stop."""
+"""Training in compiled chunks of iterations with callbacks between them, or on several devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,19 +16,19 @@ Callback = Callable[[Any, Metrics], bool | None]
 def train_in_chunks(
     agent: Algorithm[S], key: jax.Array, *, updates_per_chunk: int, callback: Callback
 ) -> tuple[S, Metrics]:
-    """`agent.train(key)` with a callback after every chunk; the numbers are the same.
+    """`agent.train(key)` with a callback after every chunk of iterations; the results are the same.
 
     Args:
-      agent: PPO, TRPO, MDPO, SAC, ...
-      key: of the whole training.
-      updates_per_chunk: iterations of a chunk, >= 1; the last one may be shorter, and is compiled
-        anew then.
-      callback: `callback(state, metrics)`, metrics [iterations of the chunk]; it may save, plot or
-        evaluate, and ends training by returning True. The state is overwritten by the next chunk:
-        copy what is to be kept.
+      agent: Algorithm, such as PPO, TRPO, MDPO or SAC.
+      key: Random key of the whole training.
+      updates_per_chunk: Iterations in a chunk, >= 1. The last chunk may be shorter, and is then
+        compiled separately.
+      callback: Function `callback(state, metrics)`, called with metrics [iterations of the chunk].
+        It may save, plot or evaluate, and ends the training by returning True. The next chunk
+        overwrites the state, so that the callback must copy what is to be kept.
 
     Returns:
-      The last state and the history, as `train` does.
+      The last state and the history, like `train`.
 
     Raises:
       ValueError: `updates_per_chunk` < 1.
@@ -56,23 +56,24 @@ def data_parallel(
 ) -> tuple[Callable[[jax.Array], S], Callable[[S, int], tuple[S, Metrics]]]:
     """`init` and `advance` of an agent whose environments are split over the devices of a mesh.
 
-    The numbers are those of one device up to the order of sums: environments draw from keys of
-    their own, minibatches are made of the same environments, and gradients, statistics, products
-    with the Fisher matrix and line searches are means over all devices.
+    The results are those of one device up to the order of sums: each environment has random keys of
+    its own, minibatches consist of the same environments, and gradients, statistics, Fisher-vector
+    products and line searches use means over all devices.
 
     Args:
-      make_agent: `make_agent(config, axis_name=...)`, such as `PPO` or `SAC`.
-      config: its Config.
-      mesh: of one axis, such as `trustjax.parallel.make_mesh()`.
-      num_seeds: trains so many seeds side by side: keys, states and histories have such an axis.
+      make_agent: Factory `make_agent(config, axis_name=...)`, such as `PPO` or `SAC`.
+      config: Config of the agent.
+      mesh: Mesh with one axis, such as `trustjax.parallel.make_mesh()`.
+      num_seeds: Number of seeds that are trained side by side; keys, states and histories then have
+        a leading axis of seeds. None for one seed without such an axis.
 
     Returns:
-      `init(key) -> State` and `advance(state, num_updates) -> (State, Metrics)`, compiled; the
-      state is donated.
+      The compiled functions `init(key) -> State` and
+      `advance(state, num_updates) -> (State, Metrics)`; `advance` donates its state.
 
     Raises:
-      ValueError: environments that the devices cannot share, such as a num_envs that is no multiple
-        of the number of devices times num_minibatches.
+      ValueError: The environments cannot be split over the devices, for instance because `num_envs`
+        is not a multiple of the number of devices times `num_minibatches`.
     """
     (axis_name,) = mesh.axis_names
     agent = make_agent(config, axis_name=axis_name if mesh.size > 1 else None)
@@ -87,7 +88,7 @@ def data_parallel(
             mesh=mesh,
             in_specs=(specs,),
             out_specs=(specs, PartitionSpec()),
-            # Environments by others are not written for its types; means are taken by hand.
+            # Third-party environments are not written for varying types; means are taken by hand.
             check_vma=False,
         )
     init = jax.vmap(agent.init) if seeds else agent.init

@@ -1,13 +1,13 @@
-r"""Trust region policy optimisation: the natural gradient, scaled to a mean KL of delta.
+r"""Trust region policy optimisation: the natural gradient scaled to a mean KL of delta.
 
 Schulman, Levine, Moritz, Jordan, Abbeel, arXiv:1502.05477:
 
     maximise  mean(r A)   subject to   mean KL(pi_k || pi) <= delta                  Eq. 14
 
-One step per iteration, on the whole batch, by `trustjax.optim.natural_gradient`: conjugate
-gradients and a line search, Section 6 and Appendix C. The value is fitted by its own optimizer.
-Where stable-baselines differs: it takes products with the Fisher matrix on every fifth sample,
-halves the step up to ten times (`backtrack=0.5`) and accepts a KL of 1.5 delta (`slack=1.5`).
+An iteration takes one step on the whole batch by `trustjax.optim.natural_gradient`: conjugate
+gradients and a line search (Section 6 and Appendix C). The value has its own optimizer.
+Stable-baselines differs: it computes products with the Fisher matrix on every fifth sample, halves
+the step up to ten times (`backtrack=0.5`), and accepts a KL of up to 1.5 delta (`slack=1.5`).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents.algorithm import Metrics, PyTree, static
 from trustjax.agents.batch import Batch
-from trustjax.agents.config import OnPolicyConfig, whole_batch
+from trustjax.agents.config import OnPolicyConfig, check_whole_batch
 from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.losses import trpo_surrogate
 from trustjax.optim import natural_gradient
@@ -32,16 +32,21 @@ from trustjax.trust import trust_metrics
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(OnPolicyConfig):
-    """What TRPO adds to `OnPolicyConfig`, of which optimizer, rate and epochs are the value's.
+    """The configuration of TRPO.
+
+    `optimizer`, `learning_rate`, `num_epochs`, `num_minibatches` and `shuffle` of `OnPolicyConfig`
+    apply to the value alone.
 
     Attributes:
-      radius: delta, the mean KL that an iteration may make, >= 0.
-      damping: added to the Fisher matrix, >= 0.
-      cg_steps: products of the solver at most; static.
-      max_backtracks: steps that the line search tries; static.
-      backtrack: by which each is shorter than the last, in (0, 1).
-      accept_ratio: the least gain, as a share of what the gradient promises, >= 0.
-      slack: the KL that is accepted, in units of delta, >= 1.
+      radius: Largest mean KL of one iteration (the paper's delta), in nats, >= 0.
+      damping: Multiple of the identity that is added to the Fisher matrix, >= 0.
+      cg_steps: Largest number of iterations of the conjugate gradient method, one Fisher-vector
+        product each; static.
+      max_backtracks: Number of step lengths that the line search tries; static.
+      backtrack: Factor from one step length to the next, in (0, 1).
+      accept_ratio: Smallest accepted improvement of the surrogate, as a fraction of the one that
+        the gradient predicts, >= 0.
+      slack: Largest accepted mean KL, in units of `radius`, >= 1.
     """
 
     learning_rate: ArrayLike = 1e-3
@@ -59,13 +64,13 @@ class Config(OnPolicyConfig):
     def validate(self) -> None:
         """Raises ValueError, which names the field, before anything is compiled."""
         super().validate()
-        whole_batch(self)
+        check_whole_batch(self)
         self.natural_gradient()
 
     def natural_gradient(
         self, axis_name: AxisName | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """The transform that makes the policy's step; raises ValueError for its numbers."""
+        """The transform of the policy; raises ValueError for hyperparameters out of range."""
         return natural_gradient(
             self.radius,
             damping=self.damping,
@@ -83,11 +88,11 @@ class Config(OnPolicyConfig):
 
 
 class Learner(NamedTuple):
-    """What TRPO keeps.
+    """The optimizer states of TRPO.
 
     Attributes:
-      natural: state of the natural gradient.
-      value: state of the value's optimizer.
+      natural: State of the natural gradient of the policy.
+      value: Optimizer state of the value.
     """
 
     natural: NaturalState
@@ -97,12 +102,12 @@ class Learner(NamedTuple):
 class TRPO(OnPolicy):
     """Trust region policy optimisation; see `OnPolicy` for how it is used.
 
-    An iteration is one step of `trustjax.optim.natural_gradient` on the whole batch,
+    An iteration takes one step of `trustjax.optim.natural_gradient` on the whole batch, to
 
         maximise mean(r A)   subject to   mean KL(pi_k || pi) <= delta
 
-    and epochs of minibatches for the value, with the optimizer of the configuration. Metrics beside
-    those of all: `loss/value`, `step_fraction`, what the line search left of the step.
+    and then fits the value by epochs of minibatches. TRPO adds the metrics `loss/value` and
+    `step_fraction`, the fraction of the full step that the line search accepted.
 
     Source: arXiv:1502.05477, Eq. 14 and Appendix C.
     """
@@ -115,7 +120,7 @@ class TRPO(OnPolicy):
         return self.make_optimizer(config.optimizer, config.learning_rate, steps)
 
     def init_learner(self, params: dict[str, PyTree]) -> Learner:
-        """The states of both optimizers."""
+        """The first states of both optimizers."""
         return Learner(
             self.config.natural_gradient().init(params["actor"]),
             self._value_optimizer().init(params["critic"]),
@@ -124,9 +129,10 @@ class TRPO(OnPolicy):
     def learn(
         self, state: State, batch: Batch, key: jax.Array
     ) -> tuple[dict[str, PyTree], Learner, Metrics]:
-        """One step of the policy, epochs of the value."""
+        """Takes one step of the policy and fits the value."""
         actor, learner = state.params["actor"], state.learner
 
+        # Objective and constraint of Eq. 14, the objective with its sign turned.
         def loss_fn(params: PyTree) -> jax.Array:
             log_prob = self.distributions(params, batch).log_prob(batch.action)
             return -jnp.mean(trpo_surrogate(log_prob, batch.log_prob, batch.advantage))
@@ -135,6 +141,7 @@ class TRPO(OnPolicy):
             return jnp.mean(batch.old.kl_divergence(self.distributions(params, batch)))
 
         grads = averaged(jax.grad(loss_fn)(actor), self.axis_name)
+        # Appendix C: conjugate gradients for the direction, then the line search.
         updates, natural = self.config.natural_gradient(self.axis_name).update(
             grads, learner.natural, actor, loss_fn=loss_fn, divergence_fn=divergence_fn
         )
