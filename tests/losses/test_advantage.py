@@ -215,7 +215,7 @@ def test_empty_axes(shape):
         with pytest.raises(ValueError, match=f"rewards must have at least {least} entries along"):
             function(empty, axis=0)
         for axis in (2, -3):
-            with pytest.raises(ValueError, match=f"axis must be one of rewards, .*got {axis}"):
+            with pytest.raises(ValueError, match=f"axis must be an axis of rewards, .*got {axis}"):
                 function(jnp.ones((2, 2)), axis=axis)
     # No environments are no step of none: there is nothing that could be wrong.
     assert gae(*(jnp.ones((3, 0)),) * 5, **NUMBERS).shape == (3, 0)

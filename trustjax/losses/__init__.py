@@ -1,4 +1,4 @@
-"""Losses as pure functions over leading batch axes: one value per example, the caller reduces."""
+"""Losses as pure functions over leading batch axes: one value per example, which callers reduce."""
 
 from trustjax.losses.advantage import VTrace as VTrace
 from trustjax.losses.advantage import gae as gae

@@ -1,7 +1,7 @@
-"""Ratios of probabilities from their logarithms, and their products, without NaN.
+"""Probability ratios from log-probabilities, and products with them, without NaN.
 
-Zero times infinity is NaN, in a value as in a slope: of a transition that has no advantage or is
-masked, of an action that has no weight.
+Zero times infinity is NaN, in a value as in a gradient. It would arise for a transition that has no
+advantage or is masked, and for an action that has no weight.
 """
 
 import math
@@ -14,7 +14,7 @@ from trustjax._dtypes import widened
 
 
 def log_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
-    """log pi - log pi_k in float32 at least; 0, a constant, where both are -inf."""
+    """log pi - log pi_k in float32 at least; a constant 0 where both are -inf."""
     log_prob, old_log_prob = widened(log_prob), widened(old_log_prob)
     impossible = (log_prob == -jnp.inf) & (old_log_prob == -jnp.inf)
     zeros = jnp.zeros_like(log_prob)
@@ -22,18 +22,20 @@ def log_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
 
 
 def exp_times(log_weight: jax.Array, x: jax.Array) -> jax.Array:
-    """exp(log_weight) x; the weight is clipped at half the largest number, but keeps its slope.
+    """exp(log_weight) x, with the weight clipped at half the largest number of the dtype.
 
-    A product with x may still be infinite, with its sign; that of x = 0 is 0.
+    A clipped weight keeps the gradient that it has at the bound. The product may still be infinite,
+    with the sign of x; it is 0 for x = 0.
     """
     highest = jnp.asarray(math.log(float(np.finfo(log_weight.dtype).max) / 2), log_weight.dtype)
     log_weight = jnp.where(log_weight == jnp.inf, highest, log_weight)
-    # The difference is 0 and its slope 1: without that, what is too likely would never be mended.
+    # Straight through: the difference is 0 with a derivative of 1. Without a gradient, a policy
+    # whose ratio is too large would never be driven back.
     clipped = highest + (log_weight - jax.lax.stop_gradient(log_weight))
     return jnp.exp(jnp.where(log_weight > highest, clipped, log_weight)) * x
 
 
 def times(weight: jax.Array, log_prob: jax.Array) -> jax.Array:
-    """weight log_prob, which is 0 where the weight is 0 and the action cannot be."""
-    nothing = (weight == 0) & (log_prob == -jnp.inf)
-    return weight * jnp.where(nothing, jnp.zeros_like(log_prob), log_prob)
+    """weight log_prob, with 0 (-inf) = 0 for an action that is impossible and has no weight."""
+    undefined = (weight == 0) & (log_prob == -jnp.inf)
+    return weight * jnp.where(undefined, jnp.zeros_like(log_prob), log_prob)

@@ -1,12 +1,12 @@
-r"""Advantages: how much better an action was than the policy's average.
+r"""Advantages: how much better an action was than the average action of the policy.
 
-Arrays are [time, ...]; a transition t goes from s_t to s'_t, which is the state before any reset.
-An episode ends in one of two ways. `terminated`: there is nothing after it, so its value is 0.
-`truncated`: a time limit ended it, so it goes on in theory, and V(s'_t) stands for the rest. Where
-both are set, `terminated` wins. `next_values` is V(s'_t) for every t: at a truncation that of the
-final observation, not of the one after the reset.
+Arrays are [time, ...]. Transition t goes from s_t to s'_t, the state before any reset. An episode
+ends in one of two ways: where it is `terminated`, nothing follows and the next value is 0; where it
+is `truncated` by a time limit, it would have gone on, and V(s'_t) stands for the rest. Where both
+are set, `terminated` wins. `next_values` is V(s'_t) for every t; at a truncation it is the value of
+the final observation, not of the one after the reset.
 
-Results are targets: no gradient flows through them.
+The results are targets: no gradient flows through them.
 """
 
 from typing import NamedTuple
@@ -37,25 +37,24 @@ def gae(
                A_{t+1}
 
     Args:
-      rewards: [time, ...] float.
-      values: same shape, V(s_t).
-      next_values: same shape, V(s'_t), of the observation before a reset.
-      terminated: same shape, bool.
-      truncated: same shape, bool.
-      discount: gamma in [0, 1].
-      lambda_: lambda in [0, 1]; 0 is one step of bootstrapping, 1 the whole return.
+      rewards: Rewards r_t, float [time, ...].
+      values: V(s_t), same shape.
+      next_values: V(s'_t) of the observation before a reset, same shape.
+      terminated: Whether the episode terminated at the step, bool, same shape.
+      truncated: Whether a time limit ended the episode at the step, bool, same shape.
+      discount: Discount factor gamma per step, in [0, 1].
+      lambda_: Weight lambda in [0, 1]; 0 bootstraps after one step, 1 takes the whole return.
 
     Returns:
-      [time, ...] float32 at least, constants for gradients. Targets of the value are
-      `gae(...) + values`, which are the `lambda_returns`.
+      Advantages [time, ...] in float32 at least, constants for gradients. The targets of the value
+      are `gae(...) + values`, which equal the `lambda_returns`.
 
     Raises:
-      ValueError: the shapes differ, there is no step, or a number is out of range.
+      ValueError: The shapes differ, there is no step, or a hyperparameter is out of range.
 
     Source: Schulman et al., arXiv:1506.02438, Eq. 16; time limits: Pardo et al., arXiv:1712.00378.
 
     >>> import jax.numpy as jnp
-import numpy as np
     >>> no = jnp.zeros(2, bool)
     >>> print(gae(jnp.ones(2), jnp.zeros(2), jnp.zeros(2), no, no, discount=0.5, lambda_=1.0))
     [1.5 1. ]
@@ -68,8 +67,10 @@ import numpy as np
         truncated=truncated,
     )
     gamma, lambda_ = _checked(discount, lambda_, rewards.dtype)
+    # A truncated episode bootstraps from V(s'_t), a terminated one does not.
     bootstrap = jnp.where(terminated, jnp.zeros_like(next_values), gamma * next_values)
     ended = terminated | truncated
+    # Eq. 16 as a recursion: sum_l (gamma lambda)^l delta_{t+l}, which stops where an episode ends.
     return _accumulate(
         rewards + bootstrap - values,
         jnp.where(ended, jnp.zeros_like(rewards), gamma * lambda_),
@@ -85,29 +86,28 @@ def lambda_returns(
     discount: jax.typing.ArrayLike,
     lambda_: jax.typing.ArrayLike,
 ) -> jax.Array:
-    r"""Returns that trust the values with weight 1 - lambda at every step: TD(lambda).
+    r"""Returns that bootstrap from the values with weight 1 - lambda at every step: TD(lambda).
 
-        .. math:: G_t = r_t + \gamma (1 - \mathrm{terminated}_t)
-                  \left((1 - \lambda) V(s'_t) + \lambda G_{t+1}\right)
+    .. math:: G_t = r_t + \gamma (1 - \mathrm{terminated}_t)
+              \left((1 - \lambda) V(s'_t) + \lambda G_{t+1}\right)
 
-        with V(s'_t) for G_{t+1} at a truncation and after the last step.
+    At a truncation and after the last step, V(s'_t) takes the place of G_{t+1}.
 
-        Args:
-          rewards, next_values, terminated, truncated, discount, lambda_: as in `gae`.
+    Args:
+      rewards, next_values, terminated, truncated, discount, lambda_: As in `gae`.
 
-        Returns:
-          [time, ...] float32 at least, constants for gradients.
+    Returns:
+      Returns [time, ...] in float32 at least, constants for gradients.
 
-        Raises:
-          ValueError: as `gae`.
+    Raises:
+      ValueError: As `gae`.
 
-        Source: Sutton and Barto, Reinforcement Learning, 2nd ed., Eq. 12.18.
+    Source: Sutton and Barto, Reinforcement Learning, 2nd ed., Eq. 12.18.
 
-        >>> import jax.numpy as jnp
-    import numpy as np
-        >>> no = jnp.zeros(2, bool)
-        >>> print(lambda_returns(jnp.ones(2), jnp.full(2, 4.0), no, no, discount=0.5, lambda_=1.0))
-        [2.5 3. ]
+    >>> import jax.numpy as jnp
+    >>> no = jnp.zeros(2, bool)
+    >>> print(lambda_returns(jnp.ones(2), jnp.full(2, 4.0), no, no, discount=0.5, lambda_=1.0))
+    [2.5 3. ]
     """
     rewards, next_values, terminated, truncated = _constants(
         rewards=rewards, next_values=next_values, terminated=terminated, truncated=truncated
@@ -124,11 +124,12 @@ def lambda_returns(
 
 
 class VTrace(NamedTuple):
-    """Result of `vtrace`.
+    """The result of `vtrace`.
 
     Attributes:
-      targets: [time, ...], v_t, what the value is to learn.
-      advantages: [time, ...], the weights of the policy gradient, with rho_t in them.
+      targets: Targets v_t of the value, [time, ...].
+      advantages: Advantages A_t [time, ...], which weight log pi in the policy gradient and include
+        the factor rho_t.
     """
 
     targets: jax.Array
@@ -148,28 +149,29 @@ def vtrace(
     clip_rho: jax.typing.ArrayLike = 1.0,
     clip_c: jax.typing.ArrayLike = 1.0,
 ) -> VTrace:
-    r"""Targets for a policy from the transitions of another one.
+    r"""Off-policy targets: the value and advantages of one policy from transitions of another.
 
     .. math::
         \rho_t &= \min(\bar\rho, \pi / \mu), \quad c_t = \lambda \min(\bar c, \pi / \mu) \\
         v_t - V(s_t) &= \rho_t \delta_t + \gamma c_t (v_{t+1} - V(s_{t+1})) \\
         A_t &= \rho_t (r_t + \gamma v_{t+1} - V(s_t))
 
-    Ends of episodes cut the recursion as in `gae`: v_{t+1} is 0 where terminated, V(s'_t) where
-    truncated and after the last step. With ratios of 1 the targets are the `lambda_returns`.
+    The recursion stops at the ends of episodes as in `gae`: v_{t+1} is 0 where the episode is
+    terminated, and V(s'_t) where it is truncated and after the last step. With ratios of 1 the
+    targets are the `lambda_returns`.
 
     Args:
-      log_ratios: [time, ...] float, log pi(a_t | s_t) - log mu(a_t | s_t); mu is the policy that
-        acted.
-      rewards, values, next_values, terminated, truncated, discount, lambda_: as in `gae`.
-      clip_rho: the largest rho_t, > 0; sets which policy the values belong to.
-      clip_c: the largest c_t before lambda, > 0; sets only how fast they get there.
+      log_ratios: log pi(a_t | s_t) - log mu(a_t | s_t), float [time, ...], where mu is the policy
+        that acted.
+      rewards, values, next_values, terminated, truncated, discount, lambda_: As in `gae`.
+      clip_rho: Bound of rho_t, > 0; it determines the policy whose values the targets estimate.
+      clip_c: Bound of c_t before the factor lambda, > 0; it affects only the speed of convergence.
 
     Returns:
-      `VTrace`, constants for gradients.
+      `VTrace` of constants for gradients.
 
     Raises:
-      ValueError: as `gae`.
+      ValueError: As `gae`.
 
     Source: Espeholt et al., arXiv:1802.01561, Eq. 1 and Section 4.2.
     """
@@ -184,18 +186,21 @@ def vtrace(
         truncated=truncated,
     )
     gamma, lambda_ = _checked(discount, lambda_, rewards.dtype)
-    # No more than the dtype holds: an infinite weight of an error of 0 would be NaN.
+    # Bounded by the largest number of the dtype: an infinite ratio times an error of 0 is NaN.
     largest = jnp.asarray(np.finfo(rewards.dtype).max, rewards.dtype)
     ratios = jnp.minimum(jnp.exp(log_ratios), largest)
+    # The truncated importance weights of Eq. 1, with lambda as an additional factor of c.
     rho = jnp.minimum(jnp.asarray(clip_rho, rewards.dtype), ratios)
     c = lambda_ * jnp.minimum(jnp.asarray(clip_c, rewards.dtype), ratios)
     zeros = jnp.zeros_like(rewards)
+    # Eq. 1 as a recursion from the last step to the first.
     deltas = rho * (rewards + jnp.where(terminated, zeros, gamma * next_values) - values)
     corrections = _accumulate(deltas, jnp.where(terminated | truncated, zeros, gamma * c))
     targets = values + corrections
-    after = jnp.concatenate([targets[1:], next_values[-1:]])
-    after = jnp.where(truncated, next_values, after)
-    bootstrap = jnp.where(terminated, zeros, gamma * after)
+    # Section 4.2: the advantage bootstraps from v_{t+1}, where that belongs to the same episode.
+    next_targets = jnp.concatenate([targets[1:], next_values[-1:]])
+    next_targets = jnp.where(truncated, next_values, next_targets)
+    bootstrap = jnp.where(terminated, zeros, gamma * next_targets)
     return VTrace(targets, rho * (rewards + bootstrap - values))
 
 
@@ -206,33 +211,33 @@ def group_relative(
     epsilon: float = 1e-6,
     axis: int = -1,
 ) -> jax.Array:
-    r"""Rewards against the mean of their group.
+    r"""Rewards relative to the mean of their group, in units of its standard deviation.
 
     .. math:: A_i = \frac{r_i - \bar r}{s + \epsilon}, \qquad
               s^2 = \frac{1}{G - 1} \sum_i (r_i - \bar r)^2
 
-    A group of equal rewards, and a group of one, has advantages of 0.
+    A group of equal rewards and a group of one reward have advantages of 0.
 
     Args:
-      rewards: [..., G] float, G rewards of a group along `axis`.
-      scale: "std", or "none" for A_i = r_i - mean (Dr. GRPO).
-      epsilon: added to s.
-      axis: the axis of the group.
+      rewards: Rewards of each group along `axis`, float [..., G].
+      scale: "std", or "none" for A_i = r_i minus the mean (Dr. GRPO).
+      epsilon: Small number that is added to s.
+      axis: Axis of the group.
 
     Returns:
-      Same shape, float32 at least, constants for gradients.
+      Advantages of the same shape in float32 at least, constants for gradients.
 
     Raises:
-      ValueError: an unknown `scale`, no such axis, or an empty one.
+      ValueError: `scale` is unknown, or the axis does not exist or is empty.
 
     Source: Shao et al., arXiv:2402.03300; "none": Liu et al., arXiv:2503.20783. The papers do not
-    say which s; G - 1 is that of the released codes (verl, TRL).
+    define s; the released codes (verl, TRL) divide by G - 1.
     """
     check_choice("scale", scale, ("std", "none"))
     size = _group_size(rewards, axis, at_least=1)
     rewards = widened(jax.lax.stop_gradient(rewards))
     centred = rewards - jnp.mean(rewards, axis, keepdims=True)
-    # The mean of equal numbers is rounded: what is left of them is noise, which s would blow up.
+    # The mean of equal numbers is rounded, and dividing by s would amplify the difference.
     equal = jnp.min(rewards, axis, keepdims=True) == jnp.max(rewards, axis, keepdims=True)
     centred = jnp.where(equal, jnp.zeros_like(centred), centred)
     if scale == "none":
@@ -242,36 +247,36 @@ def group_relative(
 
 
 def leave_one_out(rewards: jax.Array, *, axis: int = -1) -> jax.Array:
-    r"""Rewards against the mean of the others in their group.
+    r"""Rewards relative to the mean of the other rewards in their group.
 
-        .. math:: A_i = r_i - \frac{1}{G - 1} \sum_{j \ne i} r_j
+    .. math:: A_i = r_i - \frac{1}{G - 1} \sum_{j \ne i} r_j
 
-        Args:
-          rewards: [..., G] float, G >= 2 rewards of a group along `axis`.
-          axis: the axis of the group.
+    Args:
+      rewards: Rewards of each group along `axis`, float [..., G] with G >= 2.
+      axis: Axis of the group.
 
-        Returns:
-          Same shape, float32 at least, constants for gradients.
+    Returns:
+      Advantages of the same shape in float32 at least, constants for gradients.
 
-        Raises:
-          ValueError: a group of one, no such axis, or an empty one.
+    Raises:
+      ValueError: The axis does not exist or has fewer than two entries.
 
-        Source: RLOO, Ahmadian et al., arXiv:2402.14740.
+    Source: RLOO, Ahmadian et al., arXiv:2402.14740.
 
-        >>> import jax.numpy as jnp
-    import numpy as np
-        >>> print(leave_one_out(jnp.array([1.0, 0.0, 0.0])))
-        [ 1.  -0.5 -0.5]
+    >>> import jax.numpy as jnp
+    >>> print(leave_one_out(jnp.array([1.0, 0.0, 0.0])))
+    [ 1.  -0.5 -0.5]
     """
     size = _group_size(rewards, axis, at_least=2)
     rewards = widened(jax.lax.stop_gradient(rewards))
+    # r - (sum - r) / (G - 1) = (r - mean) G / (G - 1).
     return (rewards - jnp.mean(rewards, axis, keepdims=True)) * (size / (size - 1))
 
 
 def _group_size(rewards: jax.Array, axis: int, *, at_least: int) -> int:
     shape = jnp.shape(rewards)
     if not -len(shape) <= axis < len(shape):
-        raise FieldError("axis", f"be one of rewards, whose shape is {shape}", axis)
+        raise FieldError("axis", f"be an axis of rewards, whose shape is {shape}", axis)
     if shape[axis] < at_least:
         raise FieldError(
             "rewards", f"have at least {at_least} entries along axis {axis}", f"shape {shape}"
@@ -280,7 +285,7 @@ def _group_size(rewards: jax.Array, axis: int, *, at_least: int) -> int:
 
 
 def _accumulate(terms: jax.Array, factors: jax.Array) -> jax.Array:
-    """x_t = terms_t + factors_t x_{t+1}, from the last to the first; nothing after the last."""
+    """x_t = terms_t + factors_t x_{t+1} from the last step to the first, with 0 after the last."""
 
     def step(carry: jax.Array, each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         term, factor = each
@@ -292,7 +297,7 @@ def _accumulate(terms: jax.Array, factors: jax.Array) -> jax.Array:
 
 
 def _constants(**arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays without gradients, in float32 at least or bool; their shapes are checked."""
+    """The arrays as constants in float32 at least, flags as bool; raises unless shapes agree."""
     (first, shape), *others = ((name, jnp.shape(array)) for name, array in arrays.items())
     if not shape or shape[0] == 0:
         raise FieldError(first, "have a time axis of at least one step", f"shape {shape}")

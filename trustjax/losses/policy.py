@@ -1,22 +1,22 @@
-r"""Losses of policies inside a trust region, to be minimised; `trpo_surrogate` alone is maximised.
+r"""Losses of policies inside a trust region, to be minimised; only `trpo_surrogate` is maximised.
 
-Here those of a rollout of the old policy; those of replayed transitions are in `off_policy`.
-
-With the ratio r = pi(a | s) / pi_k(a | s), the advantage A of pi_k, and a step size t:
+These losses take transitions of the old policy; the ones for replayed transitions are in
+`off_policy`. With the ratio r = pi(a | s) / pi_k(a | s), the advantage A of pi_k and the step size
+t:
 
     trpo_surrogate   r A                      subject to  mean KL(pi_k || pi) <= delta
     ppo_clip_loss    -min(r A, clip(r, 1 - eps, 1 + eps) A)
     ppo_kl_loss      -r A + beta KL(pi_k || pi)
     mdpo_loss        -r A + KL(pi || pi_k) / t                 the new policy comes first
 
-Everything is [...]: one value per transition, float32 at least; the caller takes the mean. Numbers
-of the old policy and advantages are constants for gradients.
+All arrays are [...] with one value per transition, in float32 at least; the caller takes the mean.
+Log-probabilities of the old policy and advantages are constants for gradients.
 
-No finite argument gives NaN, in value or gradient. Ratios beyond half the largest number of the
-dtype, e^88 in float32, are clipped and keep the slope that they have there, so that a policy that
-went too far is driven back; transitions with A = 0 or a mask of 0 have neither value nor slope. An
-action that neither policy can take, both of whose log-probabilities are -inf, has r = 1 and no
-gradient.
+No finite argument gives NaN, in value or gradient. Ratios above half the largest number of the
+dtype (e^88 in float32) are clipped and keep the gradient that they have at that bound, so that a
+policy that went too far is driven back. Transitions with A = 0 or a mask of 0 have neither value
+nor gradient. An action that is impossible under both policies, with both log-probabilities -inf,
+has r = 1 and no gradient.
 """
 
 import jax
@@ -33,20 +33,20 @@ from trustjax.losses.off_policy import temperature_loss as temperature_loss
 
 
 def trpo_surrogate(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
-    r"""What the old policy's transitions say of the new policy's return; to be maximised.
+    r"""The importance-weighted advantage, TRPO's estimate of the improvement; to be maximised.
 
     .. math:: r A, \qquad r = \exp(\log\pi - \log\pi_k)
 
     Args:
-      log_prob: [...] float, log pi(a | s) of the policy that is trained.
-      old_log_prob: same shape, of the policy that acted; a constant.
-      advantage: same shape, A; a constant.
+      log_prob: log pi(a | s) of the policy that is trained, float [...].
+      old_log_prob: log pi_k(a | s) of the policy that acted, same shape; a constant for gradients.
+      advantage: Advantages A, same shape; a constant for gradients.
 
     Returns:
-      [...] float32 at least.
+      Surrogate [...] in float32 at least.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: The shapes differ.
 
     Source: Schulman et al., arXiv:1502.05477, Eq. 14.
     """
@@ -60,29 +60,29 @@ def ppo_clip_loss(
     *,
     clip: jax.typing.ArrayLike = 0.2,
 ) -> jax.Array:
-    r"""PPO's clipped surrogate.
+    r"""The clipped surrogate of PPO.
 
     .. math:: -\min\left(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A\right)
 
-    The gradient is 0 where A > 0 and r > 1 + eps, and where A < 0 and r < 1 - eps, however far r
-    is; and where A = 0.
+    The gradient is 0 where A > 0 and r > 1 + eps, where A < 0 and r < 1 - eps, and where A = 0.
 
     Args:
-      log_prob, old_log_prob, advantage: as in `trpo_surrogate`.
-      clip: eps, >= 0; a number, which may be traced.
+      log_prob, old_log_prob, advantage: As in `trpo_surrogate`.
+      clip: Half-width eps of the interval around 1, >= 0; it may be traced.
 
     Returns:
-      [...] float32 at least.
+      Losses [...] in float32 at least.
 
     Raises:
-      ValueError: the shapes differ, or `clip` < 0.
+      ValueError: The shapes differ, or `clip` < 0.
 
     Source: Schulman et al., arXiv:1707.06347, Eq. 7, which is maximised.
     """
     check_number("clip", clip, at_least=0.0)
     log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
     width = jnp.asarray(clip, log_r.dtype)
-    # Cut before exp, whose slope is infinite where it overflows: infinity times 0 is NaN.
+    # Eq. 7 clips r only where that lowers the objective: above if A > 0, below if A < 0. Clipping
+    # log r instead avoids the derivative of an exp that overflows, whose product with 0 is NaN.
     highest = jnp.log1p(width)
     lowest = jnp.log(jnp.maximum(1 - width, jnp.zeros_like(width)))
     log_r = jnp.where((advantage > 0) & (log_r > highest), highest, log_r)
@@ -98,20 +98,20 @@ def ppo_kl_loss(
     *,
     coefficient: jax.typing.ArrayLike,
 ) -> jax.Array:
-    r"""PPO's surrogate with a penalty.
+    r"""The surrogate of PPO with a KL penalty.
 
     .. math:: -r A + \beta \, KL(\pi_k \| \pi)
 
     Args:
-      log_prob, old_log_prob, advantage: as in `trpo_surrogate`.
-      kl: same shape, KL of the old policy from the new: `old.kl_divergence(new)`.
-      coefficient: beta, >= 0; see `adapt_kl_coefficient`.
+      log_prob, old_log_prob, advantage: As in `trpo_surrogate`.
+      kl: KL(pi_k || pi) in nats, `old.kl_divergence(new)`, same shape.
+      coefficient: Weight beta of the KL, >= 0; see `adapt_kl_coefficient`.
 
     Returns:
-      [...] float32 at least.
+      Losses [...] in float32 at least.
 
     Raises:
-      ValueError: the shapes differ, or `coefficient` < 0.
+      ValueError: The shapes differ, or `coefficient` < 0.
 
     Source: arXiv:1707.06347, Eq. 8, which is maximised.
     """
@@ -130,12 +130,12 @@ def adapt_kl_coefficient(
               2 \beta \text{ if } d > 1.5 \, d_{targ}, \quad \text{else } \beta
 
     Args:
-      coefficient: beta, [] float.
-      kl: d, [] float, the mean KL that the update made.
-      target: d_targ, > 0.
+      coefficient: Current weight beta, float [].
+      kl: Mean KL d between the policies before and after the update, in nats, float [].
+      target: Target d_targ of the mean KL, in nats, > 0.
 
     Returns:
-      [] in the dtype of `coefficient`.
+      The next weight, [] in the dtype of `coefficient`.
 
     Raises:
       ValueError: `target` is not > 0.
@@ -156,24 +156,24 @@ def mdpo_loss(
     *,
     step_size: jax.typing.ArrayLike,
 ) -> jax.Array:
-    r"""On-policy mirror descent policy optimisation.
+    r"""The policy loss of on-policy mirror descent policy optimisation.
 
     .. math:: -r A + \frac{1}{t} KL(\pi \| \pi_k)
 
-    Minimised by several gradient steps on the same transitions. At the old policy the KL has no
-    slope: one step is one of the vanilla policy gradient. Without limits on pi the minimum is
-    pi_k exp(t A), normalised.
+    It is minimised by several gradient steps on the same transitions. At the old policy the
+    gradient of the KL is 0, so that a single step is a step of the vanilla policy gradient. Without
+    limits on pi the minimum is pi_k exp(t A), normalised.
 
     Args:
-      log_prob, old_log_prob, advantage: as in `trpo_surrogate`.
-      kl: same shape, KL of the new policy from the old: `new.kl_divergence(old)`.
-      step_size: t, > 0; falls from 1 to 0 over training in the paper.
+      log_prob, old_log_prob, advantage: As in `trpo_surrogate`.
+      kl: KL(pi || pi_k) in nats, `new.kl_divergence(old)`, same shape.
+      step_size: Step size t, > 0; the paper lets it fall from 1 to 0 over training.
 
     Returns:
-      [...] float32 at least.
+      Losses [...] in float32 at least.
 
     Raises:
-      ValueError: the shapes differ, or `step_size` is not > 0.
+      ValueError: The shapes differ, or `step_size` is not > 0.
 
     Source: Tomar et al., arXiv:2005.09814, Eq. 5, which is maximised.
     """
@@ -190,23 +190,24 @@ def value_loss(
     *,
     clip: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Squared error of the values, the larger one of two if clipped.
+    r"""The squared error of the values, or the larger of the plain and the clipped one.
 
     .. math:: \max\left((V - R)^2, (V_k + \mathrm{clip}(V - V_k, -\epsilon, \epsilon) - R)^2\right)
 
     Args:
-      values: [...] float, V, of the network that is trained.
-      old_values: same shape, V_k, when the rollout was made; a constant.
-      returns: same shape, R; a constant.
-      clip: eps, >= 0; None for the squared error alone.
+      values: V of the network that is trained, float [...].
+      old_values: V_k at the time of the rollout, same shape; a constant for gradients.
+      returns: Targets R, same shape; a constant for gradients.
+      clip: Largest change eps of the clipped values, in units of the values, >= 0; None for the
+        plain squared error.
 
     Returns:
-      [...] float32 at least, without the factor 1/2 that some codes have.
+      Losses [...] in float32 at least, without the factor 1/2 that some codes have.
 
     Raises:
-      ValueError: the shapes differ, or `clip` < 0.
+      ValueError: The shapes differ, or `clip` < 0.
 
-    Source: in the code of PPO, not in its paper.
+    Source: the authors' code of PPO; it is not in their paper.
     """
     old_values, returns = jax.lax.stop_gradient(
         alike(values, old_values=old_values, returns=returns)
@@ -224,7 +225,7 @@ def value_loss(
 def _weighed(
     log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """log r, and A, which is a constant as log pi_k is."""
+    """log r and A in float32 at least, with A and log pi_k as constants for gradients."""
     old_log_prob, advantage = alike(log_prob, old_log_prob=old_log_prob, advantage=advantage)
     old_log_prob, advantage = jax.lax.stop_gradient((old_log_prob, advantage))
     return log_ratio(log_prob, old_log_prob), advantage
