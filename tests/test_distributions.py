@@ -166,7 +166,7 @@ def test_actions_that_there_are_not(action):
     assert policy.log_prob(jnp.array([2, 2]))[0] == -np.inf
     assert np.isnan(chosen(jnp.ones((2, 3)), actions)[0])
     for wrong in (jnp.array([0.5, 1.0]), jnp.array([True, False])):
-        with pytest.raises(ValueError, match="action must be integers, got"):
+        with pytest.raises(ValueError, match="action must have an integer dtype, got"):
             policy.log_prob(wrong)
 
 

@@ -1,9 +1,9 @@
-r"""The distributions of policies: categorical, diagonal Gaussian, and that squashed by tanh.
+r"""The distributions of policies: categorical, diagonal Gaussian, and tanh-squashed Gaussian.
 
-Each is a NamedTuple of arrays with leading batch axes, so it passes through `jax.jit`, `jax.vmap`
-and `jax.lax.scan`, and `jax.tree.map` stops gradients or picks a row. All numbers are in nats and
-float32 at least. They differ in nothing that an algorithm sees: `sample`, `mode`, `log_prob`,
-`entropy`, `kl_divergence`.
+Each distribution is a NamedTuple of arrays with leading batch axes, so that it passes through
+`jax.jit`, `jax.vmap` and `jax.lax.scan`, and `jax.tree.map` can stop gradients or select a row.
+Results are in nats and in float32 at least. All distributions offer the same methods to an
+algorithm: `sample`, `mode`, `log_prob`, `entropy` and `kl_divergence`.
 """
 
 import math
@@ -17,32 +17,32 @@ from trustjax._dtypes import widened
 from trustjax.geometry.divergence import kl_divergence as categorical_kl
 from trustjax.geometry.gaussian import gaussian_kl, in_units
 
-# Actions squashed by float32 tanh are seen as at most this near to the bounds.
+# Smallest distance of an action to +-1 in `TanhGaussian.log_prob`: float32 tanh rounds to +-1.
 _EDGE = 1e-6
 
 
 class Categorical(NamedTuple):
-    r"""A categorical distribution over A actions.
+    r"""A categorical distribution over A discrete actions.
 
     Attributes:
-      logits: [..., A] float, log-probabilities up to a constant; -inf is an action that cannot be.
+      logits: Log-probabilities up to a constant, float [..., A]; -inf for an impossible action.
     """
 
     logits: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """Draws actions, int32 [...]."""
+        """Samples of the actions, int32 [...]."""
         return jax.random.categorical(key, widened(self.logits)).astype(jnp.int32)
 
     def mode(self) -> jax.Array:
-        """The likeliest action, int32 [...]."""
+        """The most likely action, int32 [...]."""
         return jnp.argmax(self.logits, -1).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """Log-probability of `action`, an integer [...] in 0 ... A - 1; [...].
+        """Log-probability [...] of `action`, an integer [...] in 0 ... A - 1.
 
-        NaN for another integer: there is no such action. -inf for an action that cannot be.
-        Raises ValueError for another shape, or a dtype that is no integer.
+        It is NaN for an integer out of range and -inf for an impossible action. Raises ValueError
+        for another shape or a dtype that is not an integer.
         """
         _check_shape("action", action.shape, self.logits.shape[:-1])
         return chosen(self.log_probs(), action)
@@ -52,8 +52,9 @@ class Categorical(NamedTuple):
         return jax.nn.log_softmax(widened(self.logits))
 
     def entropy(self) -> jax.Array:
-        r""":math:`-\sum_a p_a \log p_a`, [...]; an action that cannot be adds 0."""
+        r"""The entropy :math:`-\sum_a p_a \log p_a`, [...]; an impossible action adds 0."""
         log_probs = self.log_probs()
+        # Both `where` are needed: 0 (-inf) is NaN in the value, and in the gradient of either side.
         possible = log_probs != -jnp.inf
         safe = jnp.where(possible, log_probs, jnp.zeros_like(log_probs))
         return -jnp.sum(jnp.where(possible, jnp.exp(safe) * safe, jnp.zeros_like(safe)), -1)
@@ -64,18 +65,18 @@ class Categorical(NamedTuple):
 
 
 class DiagonalGaussian(NamedTuple):
-    r"""Independent normal actions.
+    r"""A normal distribution of d independent dimensions.
 
     Attributes:
-      mean: [..., d] float.
-      log_std: broadcastable to `mean`, natural logarithm of the standard deviation.
+      mean: Means, float [..., d].
+      log_std: Natural logarithms of the standard deviations, broadcastable to `mean`.
     """
 
     mean: jax.Array
     log_std: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """Draws actions, [..., d], as a function of the parameters: gradients flow through it."""
+        """Samples of the actions, [..., d], reparameterised: gradients flow through them."""
         mean, log_std = _wide(self)
         return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
 
@@ -84,18 +85,18 @@ class DiagonalGaussian(NamedTuple):
         return widened(self.mean)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """Log-density of `action` [..., d], summed over its dimensions; [...]."""
+        """Log-density [...] of `action` [..., d], summed over its dimensions."""
         return jnp.sum(self.log_prob_each(action), -1)
 
     def log_prob_each(self, action: jax.Array) -> jax.Array:
-        """Log-density of every dimension, [..., d]."""
+        """Log-density of each dimension, [..., d]."""
         _check_shape("action", action.shape, self.mean.shape)
         mean, log_std = _wide(self)
         scaled = in_units(widened(action) - mean, log_std)
         return -0.5 * (jnp.square(scaled) + math.log(2 * math.pi)) - log_std
 
     def entropy(self) -> jax.Array:
-        r""":math:`\sum_i \log \sigma_i + \tfrac12 \log 2 \pi e`, [...]."""
+        r"""The entropy :math:`\sum_i \log \sigma_i + \tfrac12 \log 2 \pi e`, [...]."""
         _, log_std = _wide(self)
         return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), -1)
 
@@ -105,42 +106,42 @@ class DiagonalGaussian(NamedTuple):
 
 
 class TanhGaussian(NamedTuple):
-    r"""A diagonal Gaussian squashed into (-1, 1) by tanh.
+    r"""A diagonal Gaussian of u, squashed into (-1, 1): the action is a = tanh(u).
 
     Attributes:
-      mean: [..., d] float, of u, where the action is a = tanh(u).
-      log_std: broadcastable to `mean`, of u.
+      mean: Means of u, float [..., d].
+      log_std: Natural logarithms of the standard deviations of u, broadcastable to `mean`.
     """
 
     mean: jax.Array
     log_std: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """Draws actions, [..., d] in (-1, 1); gradients flow through it."""
+        """Samples of the actions, [..., d] in (-1, 1), reparameterised."""
         return jnp.tanh(DiagonalGaussian(*self).sample(key))
 
     def sample_with_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Actions [..., d] and the log-density of every dimension, [..., d].
+        """Samples of the actions, [..., d], and the log-density of each dimension, [..., d].
 
-        As exact near the bounds as elsewhere, which `log_prob` of a rounded action cannot be.
+        The densities are exact near the bounds too, unlike `log_prob` of a rounded action.
         """
         u = DiagonalGaussian(*self).sample(key)
         return jnp.tanh(u), self.log_prob_before_tanh(u)
 
     def mode(self) -> jax.Array:
-        """tanh of the mean, [..., d]: the median of every dimension."""
+        """tanh of the mean, [..., d]: the median of each dimension, in place of the mode."""
         return jnp.tanh(widened(self.mean))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """Log-density of `action` [..., d], summed over its dimensions; [...]."""
+        """Log-density [...] of `action` [..., d], summed over its dimensions."""
         return jnp.sum(self.log_prob_each(action), -1)
 
     def log_prob_each(self, action: jax.Array) -> jax.Array:
-        r"""Log-density of every dimension, [..., d].
+        r"""Log-density of each dimension, [..., d].
 
         .. math:: \log N(u; \mu, \sigma) - \log(1 - a^2), \qquad u = \mathrm{artanh}(a)
 
-        Actions are taken as at most 1 - 1e-6.
+        Actions are clipped to [-1 + 1e-6, 1 - 1e-6] first.
         """
         _check_shape("action", action.shape, self.mean.shape)
         return self.log_prob_before_tanh(
@@ -148,38 +149,39 @@ class TanhGaussian(NamedTuple):
         )
 
     def log_prob_before_tanh(self, u: jax.Array, *, epsilon: float = 0.0) -> jax.Array:
-        r"""Log-density of every dimension of the action tanh(u), from u [..., d]; [..., d].
+        r"""Log-density of each dimension of the action tanh(u), [..., d], from u [..., d].
 
         .. math:: \log N(u; \mu, \sigma) - \log(1 - \tanh^2 u + \epsilon)
 
-        With epsilon = 0 it is exact, and unbounded: it grows as 2 |u|. Where the density itself is
-        needed, 1e-6 keeps it finite, as most codes of SAC have it.
+        With epsilon = 0 it is exact, and its second term grows without bound, like 2 |u|. Where
+        the density itself is needed, epsilon = 1e-6 keeps it finite, as in most codes of SAC.
         """
-        # log(1 - tanh(u)^2) without cancellation.
+        # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)) has no cancellation for large u.
         log_slope = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
         if epsilon:
             log_slope = jnp.logaddexp(log_slope, math.log(epsilon))
         return DiagonalGaussian(*self).log_prob_each(u) - log_slope
 
     def entropy(self, key: jax.Array) -> jax.Array:
-        """An estimate from one draw, [...]: it has no closed form."""
+        """An estimate of the entropy from one sample, [...]; it has no closed form."""
         return -jnp.sum(self.sample_with_log_prob(key)[1], -1)
 
     def kl_divergence(self, other: "TanhGaussian") -> jax.Array:
-        """KL(self || other), [...]: that of the Gaussians, as tanh is one to one."""
+        """KL(self || other), [...]; it is the one of the Gaussians, as tanh is one to one."""
         return DiagonalGaussian(*self).kl_divergence(DiagonalGaussian(*other))
 
 
 def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
-    """Of `values` [..., A] those at `action`, an integer [...] in 0 ... A - 1; [...].
+    """The entries [...] of `values` [..., A] at `action`, an integer [...] in 0 ... A - 1.
 
-    NaN for another integer; negative ones do not count from the end. Raises ValueError for a dtype
-    that is no integer. A masked sum: on CPU several times as fast as gathering.
+    The result is NaN for an integer out of range; negative ones do not count from the end. Raises
+    ValueError for a dtype that is not an integer.
     """
     action = jnp.asarray(action)
     if not jnp.issubdtype(action.dtype, jnp.integer):
-        raise FieldError("action", "be integers", action.dtype)
+        raise FieldError("action", "have an integer dtype", action.dtype)
     size = values.shape[-1]
+    # A masked sum is several times as fast on CPU as gathering.
     mask = jax.nn.one_hot(action, size, dtype=bool)
     found = jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)), -1)
     known = (action >= 0) & (action < size)

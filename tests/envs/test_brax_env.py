@@ -237,7 +237,7 @@ def test_errors():
         make("brax:hopper?backend=bullet")
     with pytest.raises(ValueError, match="did you mean backend"):
         make("brax:hopper?bakend=spring")
-    with pytest.raises(ValueError, match="env is not for names"):
+    with pytest.raises(ValueError, match="env must not be given with a name"):
         make("brax:hopper", env=Counting())
 
 

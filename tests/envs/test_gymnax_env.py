@@ -185,5 +185,5 @@ def test_scalars(monkeypatch):
 @pytest.mark.parametrize("kind", ["seen", "actions"])
 def test_spaces_in_parts(kind, monkeypatch):
     parts = gymnax.environments.spaces.Dict({})
-    with pytest.raises(ValueError, match="one choice or one box, got Dict"):
+    with pytest.raises(ValueError, match="one discrete space or one box, got Dict"):
         fake(monkeypatch, **{kind: parts})

@@ -64,7 +64,7 @@ def test_make(name):
         ("probe:both?=3", "must be key=value, joined by &; got '=3'"),
         ("probe:both?a=1&a=2", "a is given twice in"),
         ("gymnax:CartPole-v1?gravity=high", "gravity must be a number, got 'high'"),
-        ("gymnax:Acrobot-v1?available_torque=[1, 2]", r"must be of shape \(3,\), got \(2,\)"),
+        ("gymnax:Acrobot-v1?available_torque=[1, 2]", r"must have shape \(3,\), got \(2,\)"),
     ],
 )
 def test_errors(name, message):

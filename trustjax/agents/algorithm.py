@@ -171,9 +171,7 @@ class AgentConfig(abc.ABC):
                 self.total_steps,
             )
         if self.environment.num_actions is None and self.environment.action_low is None:
-            raise FieldError(
-                "env", "have either discrete or continuous actions", self.environment
-            )
+            raise FieldError("env", "have either discrete or continuous actions", self.environment)
 
 
 class Algorithm(abc.ABC, Generic[S]):

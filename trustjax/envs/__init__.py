@@ -1,4 +1,4 @@
-"""Environments behind one interface: gymnax 1.x's."""
+"""Environments of several packages behind one interface, the one of gymnax 1.x."""
 
 from trustjax.envs.environment import Environment as Environment
 from trustjax.envs.registry import make as make

@@ -1,4 +1,4 @@
-"""Names and arguments of environments: read from text and checked before anything is built."""
+"""Names and arguments of environments, which are parsed and checked before anything is built."""
 
 import ast
 import difflib
@@ -15,10 +15,10 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def split_name(name: str) -> tuple[str, str, dict[str, Any]]:
-    """ "source:own?a=1&b=spring" as ("source", "own", {"a": 1, "b": "spring"}).
+    """Splits "source:own?a=1&b=spring" into ("source", "own", {"a": 1, "b": "spring"}).
 
-    Values are Python literals, or words. Raises ValueError if an option is not key=value, or is
-    there twice.
+    Values are Python literals or words. Raises ValueError if an option is not of the form key=value
+    or is given twice.
     """
     source, _, rest = name.partition(":")
     own, mark, text = rest.partition("?")
@@ -40,10 +40,10 @@ def split_name(name: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def check_known(what: str, given: str, known: Collection[str]) -> None:
-    """Raises ValueError with the closest of `known`, or all of them, unless `given` is one."""
+    """Raises ValueError, with the closest names or all of them, unless `given` is in `known`."""
     if given in known:
         return
-    # Also by their lower case: "cartpole" is far from "CartPole-v1" otherwise.
+    # Compared in lower case, because "cartpole" is far from "CartPole-v1" otherwise.
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(given.lower(), lower, n=3, cutoff=0.5)
     close = close or [name for name in lower if given.lower() in name][:3]
@@ -62,9 +62,10 @@ def check_arguments(environment: str, given: Collection[str], known: Collection[
 
 
 def alike(name: str, value: Any, default: Any) -> Any:
-    """`value` where it can stand for `default`: a flag, a whole number, a number or an array.
+    """`value`, if it is of the kind of `default`: a flag, a whole number, a number or an array.
 
-    Arrays of JAX pass for numbers, traced or not. Raises ValueError for another kind or shape.
+    JAX arrays, traced or not, are accepted as numbers, and a value for an array is converted to one
+    of its dtype. Raises ValueError for another kind or shape.
     """
     if not isinstance(default, bool | int | float | jax.Array):
         return value
@@ -74,7 +75,7 @@ def alike(name: str, value: Any, default: Any) -> Any:
         except (TypeError, ValueError) as error:
             raise FieldError(name, "be an array of numbers", repr(value)) from error
         if array.shape != default.shape:
-            raise FieldError(name, f"be of shape {default.shape}", array.shape)
+            raise FieldError(name, f"have shape {default.shape}", array.shape)
         return array
     if isinstance(value, jax.Array):
         return value
@@ -91,7 +92,7 @@ def alike(name: str, value: Any, default: Any) -> Any:
 
 
 def merged(name: str, options: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the name and keyword arguments; raises ValueError if one is in both."""
+    """The options of the name and the keyword arguments; raises ValueError for one in both."""
     for key in options.keys() & kwargs.keys():
         raise ValueError(
             f"{key} is given twice, in {name!r} and as {key}={kwargs[key]!r}: give it once"

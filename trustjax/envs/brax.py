@@ -1,6 +1,6 @@
 """Environments of brax, and of packages with brax's interface.
 
-Brax's own wrappers lose the observation at which an episode ended, and do not take typed keys.
+The wrappers of brax itself lose the last observation of an episode and do not accept typed keys.
 """
 
 import inspect
@@ -20,27 +20,27 @@ _BACKENDS = ("generalized", "positional", "spring", "mjx")
 
 
 def names() -> tuple[str, ...]:
-    """Names of brax's environments, and of those registered with it."""
+    """Names of brax's environments, including those that were registered with it."""
     return tuple(_package()._envs)
 
 
 class BraxParams(NamedTuple):
-    """Numbers of an episode.
+    """The parameters of an environment that may differ between calls.
 
     Attributes:
-      max_steps_in_episode: the time limit, in steps of the agent.
+      max_steps_in_episode: Time limit of an episode, in steps of the agent, >= 1.
     """
 
     max_steps_in_episode: jax.typing.ArrayLike = 1000
 
 
 class BraxState(NamedTuple):
-    """State of an environment.
+    """The state of an environment.
 
     Attributes:
-      now: brax's own state.
-      first: the parts of it to which an episode returns; {} with `fresh_resets`.
-      time: int32 [], steps of the agent since the start.
+      now: Current state of brax.
+      first: Parts of the first state to which a new episode returns; {} with `fresh_resets`.
+      time: Steps of the agent since the start of the episode, int32 [].
     """
 
     now: Any
@@ -51,31 +51,34 @@ class BraxState(NamedTuple):
 class Brax(Environment):
     """An environment with brax's interface.
 
-    Until an episode ends, the numbers are those of brax's EpisodeWrapper. What differs:
-    - `max_steps_in_episode` counts steps of the agent, as everywhere here; brax's episode_length
-      counts those of the simulation, `action_repeat` times as many.
-    - Where an episode terminates among the repeats of an action, it ends there; brax simulates the
-      rest of them, adds their rewards, and forgets the end if the last one is fine again.
-    - With `fresh_resets` the whole state is a new one. Without, as in brax, the physics and the
-      observation go back to where they were first, and the state's `info` stays, in which
-      environments of MuJoCo Playground keep a random key.
+    Until an episode ends, the results are those of brax's EpisodeWrapper. There are three
+    differences:
 
-    Observations are float [n]; of observations in parts it is the one named "state".
-    `info["metrics"]` is what brax's state has under this name.
+    - `max_steps_in_episode` counts steps of the agent, as everywhere in this package; brax's
+      episode_length counts steps of the simulation, which are `action_repeat` times as many.
+    - If an episode terminates during the repeats of an action, it ends there. Brax simulates the
+      remaining repeats, adds their rewards, and forgets the end if the last state is a valid one.
+    - With `fresh_resets` a new episode has a completely new state. Without it, as in brax, the
+      physics and the observation return to their first values, and the state's `info`, in which
+      environments of MuJoCo Playground store a random key, stays as it is.
+
+    Observations are float [n]; if an environment has several, the one named "state" is used.
+    `info["metrics"]` holds the metrics of brax's state.
 
     Args:
-      name: as brax has it, such as "hopper"; with `env`, what it is to be called.
-      env: an environment with brax's interface in place of that of the name.
-      max_steps_in_episode: the time limit in steps of the agent, >= 1.
-      action_repeat: steps of the simulation for one of the agent, >= 1; rewards are summed.
-      fresh_resets: whether every episode starts from a state of its own. That costs a reset in
-        every step; without it an environment always starts where it began.
-      **kwargs: arguments of brax's environment, such as `backend`: "generalized", "positional",
+      name: Name in brax, such as "hopper"; with `env`, the name to give to it.
+      env: Environment with brax's interface that is used in place of the named one.
+      max_steps_in_episode: Time limit in steps of the agent, >= 1.
+      action_repeat: Steps of the simulation for one step of the agent, >= 1; their rewards are
+        summed.
+      fresh_resets: Whether every episode starts from a state of its own, at the cost of a reset in
+        every step. Otherwise every episode of an environment starts from its first state.
+      **kwargs: Arguments of brax's environment, such as `backend`: "generalized", "positional",
         "spring" or "mjx".
 
     Raises:
-      ValueError: a number out of range, or an argument that the environment does not know;
-        observations in parts without "state", or not of one axis.
+      ValueError: A number is out of range, the environment does not take an argument, or it has
+        several observations without one named "state".
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Brax(Environment):
         self.action_low = -np.ones(env.action_size, np.float32)
         self.action_high = np.ones(env.action_size, np.float32)
         self.unwrapped, self._repeats, self._fresh = env, action_repeat, fresh_resets
-        # Compiled, as some environments write into the dicts of the state they are given.
+        # Compiled, because some environments modify the dicts of the state that they are given.
         self._reset = jax.jit(lambda key: strip_weak_types(env.reset(key)))
         self._simulate = jax.jit(self._repeat)
         with default_promotion():
@@ -139,6 +142,7 @@ class Brax(Environment):
             terminated = then.done.astype(bool)
             truncated = (time >= limit) & ~terminated
             ended = terminated | truncated
+            # `vmap` turns a conditional reset into a select, so that its cost arises in every step.
             if self._fresh:
                 now = _where(ended, self._reset(_old_style(key)), then)
             else:
@@ -160,7 +164,10 @@ class Brax(Environment):
             )
 
     def _repeat(self, now: Any, action: jax.Array) -> tuple[Any, jax.Array]:
-        """The state after an action, and the sum of rewards until there or to the end before."""
+        """The state after all repeats of an action, or at the end of the episode before.
+
+        Also returns the sum of the rewards until then, float [].
+        """
 
         def repeat(carry: tuple[Any, jax.Array], _: None) -> tuple[tuple[Any, jax.Array], None]:
             now, total = carry
@@ -169,6 +176,7 @@ class Brax(Environment):
             total = total + jnp.where(alive, then.reward, jnp.zeros_like(then.reward))
             return (_where(alive, then, now), total), None
 
+        # The last step of the previous episode must not stop the first one of the next.
         now = now.replace(done=jnp.zeros_like(now.done))
         if self._repeats == 1:
             now = strip_weak_types(self.unwrapped.step(now, action))
@@ -179,7 +187,7 @@ class Brax(Environment):
 def _build(name: str, kwargs: dict[str, Any]) -> Any:
     package = _package()
     kind = package._envs[name]
-    # Arguments are passed on from class to class.
+    # Constructors pass their keyword arguments on to those of their base classes.
     takes = {
         parameter.name
         for each in getattr(kind, "__mro__", (kind,))
@@ -193,7 +201,7 @@ def _build(name: str, kwargs: dict[str, Any]) -> Any:
         with building():
             return package.get_environment(name, **kwargs)
     except ValueError as error:
-        raise ValueError(f"brax:{name} cannot be made with {kwargs}: {error}") from error
+        raise ValueError(f"brax:{name} cannot be built with {kwargs}: {error}") from error
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:
@@ -209,7 +217,7 @@ def _float(array: jax.Array) -> jax.Array:
 
 
 def _old_style(key: jax.Array) -> jax.Array:
-    """`key` as the kind of array that brax splits: uint32, for JAX's default generator."""
+    """`key` as a uint32 array for JAX's default generator, which is the kind that brax splits."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     default = jax.random.key(0)

@@ -1,4 +1,4 @@
-"""What an environment is here: gymnax 1.x's interface, whatever is behind it."""
+"""The interface of all environments, which is the one of gymnax 1.x."""
 
 import abc
 from typing import Any
@@ -16,14 +16,15 @@ class Environment(abc.ABC):
     """One environment as pure functions; `jax.vmap` over keys and states makes many of them.
 
     Attributes:
-      name: such as "gymnax:CartPole-v1".
-      default_params: pytree of numbers that may differ between calls; its
-        `max_steps_in_episode` is the time limit.
-      observation_shape: of one observation.
-      num_actions: how many there are, if they are discrete, else None.
-      action_low: float32 [d], bounds of continuous actions, else None; may be infinite.
-      action_high: float32 [d].
-      unwrapped: the environment of another package that is behind it, else None.
+      name: Full name, such as "gymnax:CartPole-v1".
+      default_params: Pytree of numbers that may differ between calls. Its `max_steps_in_episode` is
+        the time limit in steps.
+      observation_shape: Shape of one observation.
+      num_actions: Number of discrete actions; None if actions are continuous.
+      action_low: Lower bounds of continuous actions, float32 [d], which may be infinite; None if
+        actions are discrete.
+      action_high: Upper bounds of continuous actions, float32 [d], like `action_low`.
+      unwrapped: The wrapped environment of another package; None if there is none.
     """
 
     name: str
@@ -36,7 +37,11 @@ class Environment(abc.ABC):
 
     @abc.abstractmethod
     def reset(self, key: jax.Array, params: EnvParams = None) -> tuple[Observation, EnvState]:
-        """Starts an episode; keys may be typed or of the old style."""
+        """Starts an episode; keys may be typed or old-style keys.
+
+        Returns:
+          The first observation, and the state.
+        """
 
     @abc.abstractmethod
     def step(
@@ -46,15 +51,17 @@ class Environment(abc.ABC):
         action: jax.Array,
         params: EnvParams = None,
     ) -> Step:
-        """One step, and a new episode if that one ended.
+        """Takes one step, and starts a new episode if the old one ended.
 
         Returns:
-          observation: of the new episode, where one began.
-          state: the same.
-          reward: float [].
-          terminated: bool [], the episode came to its own end.
-          truncated: bool [], the time limit ended the episode; never together with `terminated`.
-          info: "final_observation" is what the step led to, before any reset, in every step.
+          observation: Observation after the step, or the first one of the new episode.
+          state: State after the step, or the first one of the new episode.
+          reward: Reward of the step, float [].
+          terminated: Whether the episode terminated by itself, bool [].
+          truncated: Whether the time limit ended the episode, bool []; never set together with
+            `terminated`.
+          info: Dict whose "final_observation" is the observation after the step and before any
+            reset, in every step.
         """
 
     def __repr__(self) -> str:

@@ -15,24 +15,24 @@ from trustjax.envs.third_party import building, default_promotion, import_extra,
 
 
 def names() -> tuple[str, ...]:
-    """Names of gymnax's environments, and of those registered with it."""
+    """Names of gymnax's environments, including those that were registered with it."""
     return tuple(_package().registered_envs)
 
 
 class Gymnax(Environment):
-    """An environment of gymnax; a step is gymnax's own, to the bit.
+    """An environment of gymnax, whose steps are those of gymnax to the bit.
 
-    Observations are float: numbers and flags are cast, and one of a discrete space of n (that of
-    FrozenLake is the place on the map) is one-hot, float [n].
+    Observations are float. Numbers and flags are cast, and an observation from a discrete space of
+    size n, such as the position in FrozenLake, becomes one-hot, float [n].
 
     Args:
-      name: as gymnax has it, such as "CartPole-v1".
-      **kwargs: fields of the environment's parameters, such as `max_steps_in_episode`, or
-        arguments of its constructor, such as `size` of "DeepSea-bsuite".
+      name: Name in gymnax, such as "CartPole-v1".
+      **kwargs: Fields of the environment's parameters, such as `max_steps_in_episode`, or arguments
+        of its constructor, such as `size` of "DeepSea-bsuite".
 
     Raises:
-      ValueError: an argument that is neither, or of the wrong kind; observations or actions that
-        are neither discrete nor a box.
+      ValueError: An argument is neither of these or is of the wrong kind, or the spaces of
+        observations or actions are neither discrete nor a box.
     """
 
     def __init__(self, name: str, /, **kwargs: Any) -> None:
@@ -62,11 +62,13 @@ class Gymnax(Environment):
         for kind, space in (("observations", seen), ("actions", actions)):
             if not hasattr(space, "n") and not hasattr(space, "low"):
                 raise ValueError(
-                    f"{self.name} must have {kind} that are one choice or one box, "
+                    f"{self.name} must have {kind} in one discrete space or one box, "
                     f"got {type(space).__name__}"
                 )
-        self._choices = int(seen.n) if hasattr(seen, "n") else None
-        self.observation_shape = tuple(seen.shape) if self._choices is None else (self._choices,)
+        self._one_hot_size = int(seen.n) if hasattr(seen, "n") else None
+        self.observation_shape = (
+            tuple(seen.shape) if self._one_hot_size is None else (self._one_hot_size,)
+        )
         self.num_actions = int(actions.n) if hasattr(actions, "n") else None
         self._action_shape = tuple(actions.shape)
         if self.num_actions is None:
@@ -104,8 +106,8 @@ class Gymnax(Environment):
 
     def _seen(self, observation: Any) -> jax.Array:
         dtype = jnp.result_type(float)
-        if self._choices is not None:
-            return jax.nn.one_hot(observation, self._choices, dtype=dtype)
+        if self._one_hot_size is not None:
+            return jax.nn.one_hot(observation, self._one_hot_size, dtype=dtype)
         return jnp.asarray(observation, dtype)
 
 

@@ -1,11 +1,12 @@
 """Probes: tiny environments whose values are known, to find the bugs of an agent.
 
-Each asks for one thing more than those before it. The first that an agent fails says where to look:
-the value network ("constant", "observation"), the discount and the targets ("delayed"), the policy
-("action", "both", "continuous"), what happens at a time limit ("time_limit",
-"final_observation"), the memory ("memory").
+Each probe demands one thing more than the probes before it, so that the first one that an agent
+fails says where to look: at the value network ("constant", "observation"), at the discount and the
+targets ("delayed"), at the policy ("action", "both", "continuous"), at time limits ("time_limit",
+"final_observation"), or at the memory ("memory").
 
-The idea: Andy Jones, Debugging RL, Without the Agonizing Pain (2021); five of them are in rejax.
+The idea is from Andy Jones, Debugging RL, Without the Agonizing Pain (2021); five of the probes are
+in rejax.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,21 +24,21 @@ Numbers = Sequence[Any] | jax.Array  # scalars, or arrays of one shape
 
 
 class ProbeParams(NamedTuple):
-    """Numbers of an episode.
+    """The parameters of a probe that may differ between calls.
 
     Attributes:
-      max_steps_in_episode: the time limit.
+      max_steps_in_episode: Time limit of an episode in steps, >= 1.
     """
 
     max_steps_in_episode: jax.typing.ArrayLike = 5
 
 
 class ProbeState(NamedTuple):
-    """State of a probe.
+    """The state of a probe.
 
     Attributes:
-      time: int32 [], steps since the start.
-      sign: float [], +1 or -1, drawn at the start.
+      time: Steps since the start of the episode, int32 [].
+      sign: +1 or -1, drawn at the start of the episode, float [].
     """
 
     time: jax.Array
@@ -45,14 +46,14 @@ class ProbeState(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """What a probe is, with t its time, s its sign, a the action and x the observation.
+    """The rules of a probe, with its time t, its sign s, the action a and the observation x.
 
     Attributes:
-      length: steps until it terminates, or None if it never does.
-      observe: (t, s) -> the numbers of the observation.
-      reward: (t, s, a) -> of the step taken at time t.
-      value: (x, discount) -> of the best policy.
-      actions: how many, or None for one number in [-1, 1].
+      length: Steps until the episode terminates; None if it never does.
+      observe: Function (t, s) -> entries of the observation.
+      reward: Function (t, s, a) -> reward of the step taken at time t.
+      value: Function (x, discount) -> value of the best policy.
+      actions: Number of discrete actions; None for one continuous action in [-1, 1].
     """
 
     length: int | None
@@ -72,13 +73,13 @@ _PROBES = {
         1, lambda t, s: [1], lambda t, s, a: 1 - (a - 0.5) ** 2, lambda x, g: 1, actions=None
     ),
     "time_limit": _Rules(None, lambda t, s: [1], lambda t, s, a: 1, lambda x, g: 1 / (1 - g)),
-    # Observation and reward are +1 and -1 in turn: the one after an odd limit is -1, that of the
-    # new episode +1.
+    # Observation and reward alternate between +1 and -1: after an odd time limit the final
+    # observation is -1, and the first one of the new episode is +1.
     "final_observation": _Rules(
         None, lambda t, s: [1 - 2 * (t % 2)], lambda t, s, a: 1 - 2 * (t % 2),
         lambda x, g: x[0] / (1 + g),
     ),
-    # The sign is shown at the start and asked for at the fourth step.
+    # The sign is shown at the start, and the fourth step rewards the action that repeats it.
     "memory": _Rules(
         4, lambda t, s: [jnp.where(t == 0, s, 0), t],
         lambda t, s, a: jnp.where(t == 3, s * (2 * a - 1), 0), lambda x, g: g ** (3 - x[1]),
@@ -103,18 +104,19 @@ class Probe(Environment):
     | final_observation | x: 1, -1, 1, ... | no end | x | x / (1 + discount) |
     | memory | s, then 0; t | 4 | as "both", at the fourth | discount^(3 - t) |
 
-    s is +1 or -1, drawn at the start of an episode, t the steps taken so far. Where the action does
-    not matter there are two. Every policy has the value of the table where it does not. Time limits
-    are 5 steps: they cut "time_limit" and "final_observation", which go on in theory. An agent that
-    takes that for an end finds less than the value; one that looks at the observation after the
-    reset finds another value of "final_observation", as the one before it has the other sign.
+    Here s is +1 or -1, drawn at the start of an episode, and t is the number of steps taken so far.
+    Where the action does not matter there are two actions, and every policy has the value in the
+    table. The time limit is 5 steps; it truncates "time_limit" and "final_observation", which would
+    go on forever. An agent that takes a truncation for a termination finds too small a value. An
+    agent that bootstraps from the observation after the reset finds a wrong value of
+    "final_observation", because the final observation has the opposite sign.
 
     Args:
-      name: one of the table.
-      max_steps_in_episode: the time limit, >= 1.
+      name: Name in the table.
+      max_steps_in_episode: Time limit in steps, >= 1.
 
     Raises:
-      ValueError: an unknown name, or a number out of range.
+      ValueError: The name is unknown, or the time limit is out of range.
 
     >>> env = Probe("delayed")
     >>> print(env.value(jnp.array([[0.0], [1.0]]), discount=0.5))
@@ -162,15 +164,16 @@ class Probe(Environment):
         return observation, state, jnp.asarray(reward, _float()), terminated, truncated, info
 
     def value(self, observation: jax.Array, discount: jax.typing.ArrayLike) -> jax.Array:
-        """The discounted rewards of the best policy from where it sees `observation` on.
+        """The value of the best policy: its discounted sum of rewards from `observation` on.
 
         Args:
-          observation: [..., *observation_shape], of steps at which there is something to do; that
-            is no `final_observation` of an episode that terminated.
-          discount: in [0, 1]; below 1 for a finite value of "time_limit".
+          observation: Observations [..., *observation_shape] at which an action is taken, so not
+            the `final_observation` of an episode that terminated.
+          discount: Discount factor per step, in [0, 1]; it must be below 1 for the value of
+            "time_limit" to be finite.
 
         Returns:
-          [...] float.
+          Values, float [...].
 
         Raises:
           ValueError: `discount` is out of range, or the observation has another shape.
@@ -190,5 +193,5 @@ class Probe(Environment):
 
 
 def _float() -> Any:
-    """float32, or float64 where that is on."""
+    """JAX's default float: float32, or float64 if x64 is enabled."""
     return jnp.result_type(float)

@@ -10,18 +10,19 @@ from trustjax.envs.environment import Environment
 
 
 def make(name: str, /, **kwargs: Any) -> Environment:
-    """The environment that `name` says, behind one interface.
+    """Builds the environment with this name, behind the one interface.
 
     Args:
-      name: "SOURCE:NAME" or "SOURCE:NAME?key=value&key=value". Sources: "gymnax", "brax",
-        "playground" (MuJoCo Playground, if it is installed) and "probe". `names` lists the names.
-      **kwargs: the same as keys in the name: `max_steps_in_episode`, the time limit, and what the
-        classes of the sources take, such as brax's `backend`.
+      name: "SOURCE:NAME" or "SOURCE:NAME?key=value&key=value". The sources are "gymnax", "brax",
+        "playground" (MuJoCo Playground, if it is installed) and "probe"; `names` lists the names of
+        a source.
+      **kwargs: Options as in the name: the time limit `max_steps_in_episode`, and the arguments of
+        the classes of the sources, such as brax's `backend`.
 
     Raises:
-      ValueError: an unknown source or name, with the closest ones; an unknown argument, or one that
-        is given twice, is of the wrong kind, or out of range.
-      ModuleNotFoundError: the package is not installed; it says how to.
+      ValueError: The source or the name is unknown, where the message lists the closest ones, or an
+        argument is unknown, given twice, of the wrong kind, or out of range.
+      ModuleNotFoundError: The package is not installed; the message says how to install it.
 
     >>> env = make("gymnax:CartPole-v1", max_steps_in_episode=200)
     >>> env.num_actions, env.observation_shape
@@ -35,7 +36,7 @@ def make(name: str, /, **kwargs: Any) -> Environment:
 
 @functools.cache
 def make_once(name: str) -> Environment:
-    """The same as `make(name)`, but always the same object: it is built at the first call alone."""
+    """The same as `make(name)`, but built only once: every call returns the same object."""
     return make(name)
 
 
@@ -58,7 +59,9 @@ class _Source(NamedTuple):
 
 def _brax(name: str, /, **kwargs: Any) -> Environment:
     if "env" in kwargs:
-        raise ValueError("env is not for names: write trustjax.envs.brax.Brax(name, env=env)")
+        raise ValueError(
+            "env must not be given with a name: write trustjax.envs.brax.Brax(name, env=env)"
+        )
     return brax.Brax(name, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Third-party packages: imported without the messages they print, and called in their own mode."""
+"""Third-party packages: imports without the messages they print, and calls in their own mode."""
 
 import contextlib
 import importlib
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 def import_extra(module: str, *, install: str) -> ModuleType:
-    """Imports `module`; if it is missing, the error says what to `pip install`."""
+    """Imports `module`; if it is missing, the error says which package to `pip install`."""
     try:
         with building():
             return importlib.import_module(module)
@@ -27,9 +27,10 @@ def import_extra(module: str, *, install: str) -> ModuleType:
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """For imports and constructors: as `default_promotion`, silent, with arrays that are concrete.
+    """Context for imports and constructors: `default_promotion`, silence, and concrete arrays.
 
-    An environment may be made while a function is traced, and used after that.
+    Arrays must be concrete because an environment may be built while a function is traced, and used
+    after that.
     """
     with (
         default_promotion(),
@@ -43,9 +44,10 @@ def building() -> Iterator[None]:
 
 @contextlib.contextmanager
 def default_promotion() -> Iterator[None]:
-    """JAX's default promotion of dtypes and ranks, which these packages are written for.
+    """Context with JAX's default promotion of dtypes and ranks, which these packages rely on.
 
-    What they use that is deprecated is not the caller's concern: their warnings are ignored.
+    Their warnings, such as those about deprecated functions, are ignored: the caller cannot act on
+    them.
     """
     with (
         jax.numpy_dtype_promotion("standard"),
@@ -58,7 +60,7 @@ def default_promotion() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_mujoco() -> Iterator[None]:
-    """MuJoCo itself, in C, writes to the standard error and to a file in the working directory."""
+    """Context without MuJoCo's warnings, which C code writes to stderr and to a file."""
     mujoco = sys.modules.get("mujoco")
     if mujoco is None:
         yield
@@ -72,5 +74,5 @@ def _silent_mujoco() -> Iterator[None]:
 
 
 def strip_weak_types(tree: Any) -> Any:
-    """Without weak types, with which a loop that carries the tree is compiled twice or refused."""
+    """The tree without weak types, which make a loop that carries it compile twice or fail."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), tree)

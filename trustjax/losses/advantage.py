@@ -264,8 +264,8 @@ def leave_one_out(rewards: jax.Array, *, axis: int = -1) -> jax.Array:
     Source: RLOO, Ahmadian et al., arXiv:2402.14740.
 
     >>> import jax.numpy as jnp
-    >>> print(leave_one_out(jnp.array([1.0, 0.0, 0.0])))
-    [ 1.  -0.5 -0.5]
+    >>> print(leave_one_out(jnp.array([3.0, 0.0, 0.0])))
+    [ 3.  -1.5 -1.5]
     """
     size = _group_size(rewards, axis, at_least=2)
     rewards = widened(jax.lax.stop_gradient(rewards))

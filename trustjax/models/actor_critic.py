@@ -1,4 +1,4 @@
-"""Policy and value networks: dense layers, a GRU if asked for, and a head for the actions."""
+"""Policy and value networks: dense layers, an optional GRU, and an output layer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,14 +18,15 @@ Carry = Any  # float [..., gru_size], or () without a GRU
 
 
 class Torso(nn.Module):
-    """What actor and critic have in common: hidden layers and a GRU.
+    """The hidden layers and the GRU that actors and critics have in common.
 
     Attributes:
-      hidden: widths of the dense layers.
-      activation: a name in `trustjax.models.mlp.ACTIVATIONS`.
-      gru_size: units of a GRU after them; None for no memory.
-      orthogonal: whether the weights start orthogonal, scaled by sqrt(2), and not by LeCun's rule.
-      dtype: of the computation; None for that of the parameters, which are of JAX's default float.
+      hidden: Widths of the dense layers, each >= 1.
+      activation: Activation after each dense layer, a name in `trustjax.models.mlp.ACTIVATIONS`.
+      gru_size: Units of a GRU after the dense layers, >= 1; None for no GRU.
+      orthogonal: Whether weights are initialised orthogonal and scaled by sqrt(2); otherwise they
+        are initialised by LeCun's rule.
+      dtype: Dtype of the computation; None for the dtype of the parameters, JAX's default float.
     """
 
     hidden: Sequence[int] = (64, 64)
@@ -52,7 +53,7 @@ class Torso(nn.Module):
         return x, carry
 
     def dense(self, width: int, scale: float, name: str) -> nn.Dense:
-        """A dense layer that starts as the torso says, at this scale if orthogonal."""
+        """A dense layer with the torso's dtype and initialisation; `scale` if orthogonal."""
         return nn.Dense(
             width,
             dtype=self.dtype,
@@ -64,16 +65,19 @@ class Torso(nn.Module):
 
 
 class Actor(Torso):
-    """A policy: observations to a distribution of actions.
+    """A policy network, which maps observations to distributions of actions.
+
+    Discrete actions have a `Categorical`. Continuous actions have a `DiagonalGaussian` whose
+    standard deviation is a parameter and does not depend on the observation, or, if `squashed`, a
+    `TanhGaussian` whose standard deviation is an output of the network.
 
     Attributes:
-      num_actions: the number of discrete actions; None if actions are continuous.
-      action_size: dimensions of continuous actions.
-      initial_log_std: where the log standard deviations start; they do not depend on the state
-        unless the actions are squashed.
-      squashed: whether continuous actions are those of a Gaussian squashed by tanh, in (-1, 1); its
-        log standard deviations are outputs of the network.
-      log_std_range: the range that the logarithms of the standard deviation are clipped to.
+      num_actions: Number of discrete actions; None if actions are continuous.
+      action_size: Number of dimensions of continuous actions; None if actions are discrete.
+      initial_log_std: Initial natural logarithm of the standard deviation, before tanh.
+      squashed: Whether continuous actions are squashed into (-1, 1) by tanh.
+      log_std_range: Lowest and highest logarithm of the standard deviation of squashed actions,
+        which are clipped to it.
     """
 
     num_actions: int | None = None
@@ -86,10 +90,11 @@ class Actor(Torso):
     def __call__(  # type: ignore[override]
         self, x: jax.Array, carry: Carry = ()
     ) -> tuple[Distribution, Carry]:
-        """The distribution for observations [..., features], and the next carry."""
+        """The distribution [...] for observations [..., features], and the next carry."""
         x, carry = super().__call__(x, carry)
         size = self.num_actions or self.action_size or 0
         squashed = self.squashed and self.num_actions is None
+        # Scaled by 0.01, the initial policy is nearly the same for all observations.
         output = widened(self.dense(2 * size if squashed else size, 0.01, "head")(x))
         if self.num_actions is not None:
             return Categorical(output), carry
@@ -104,20 +109,27 @@ class Actor(Torso):
 
 
 class Critic(Torso):
-    """A value: observations to a number."""
+    """A state-value network V(s), which maps observations to one number each.
+
+    It has the hidden layers and the GRU of `Torso`, and an output layer of width 1. Its values are
+    in the units of the (normalised) rewards, and in float32 at least.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array, carry: Carry = ()) -> tuple[jax.Array, Carry]:
-        """Values [...] of observations [..., features], and the next carry."""
+        """The values [...] of observations [..., features], and the next carry."""
         x, carry = super().__call__(x, carry)
         return widened(self.dense(1, 1.0, "head")(x))[..., 0], carry
 
 
 class ActionValue(Torso):
-    """A value of observation and action: to one number, or to one for each discrete action.
+    """An action-value network Q(s, a).
+
+    With continuous actions it maps an observation and an action to one number; with discrete
+    actions it maps an observation to one number per action.
 
     Attributes:
-      num_actions: the number of discrete actions; None if actions are continuous.
+      num_actions: Number of discrete actions; None if actions are continuous.
     """
 
     num_actions: int | None = None
@@ -126,9 +138,9 @@ class ActionValue(Torso):
     def __call__(  # type: ignore[override]
         self, x: jax.Array, action: jax.Array | None = None
     ) -> jax.Array:
-        """Values [...] of observations [..., features] and continuous actions [..., d].
+        """The values [...] of observations [..., features] and continuous actions [..., d].
 
-        For discrete actions they are [..., num_actions], and no action is given.
+        With discrete actions the values are [..., num_actions], and `action` must be None.
         """
         if self.num_actions is None:
             x = jnp.concatenate([x, jnp.asarray(action, x.dtype)], -1)
@@ -138,11 +150,11 @@ class ActionValue(Torso):
 
 
 def orthogonal(scale: float) -> nn.initializers.Initializer:
-    """Flax's initializer of orthogonal matrices times `scale`, under vmap one after the other.
+    """Flax's orthogonal initializer times `scale`, which `vmap` calls one matrix after the other.
 
-    LAPACK's factorisation of several matrices waits on CPU, in a thread of XLA, for other threads
-    of XLA. With ten seeds side by side two such, of policy and value, could take all threads and
-    wait for each other for ever (jaxlib 0.10.2).
+    On CPU, a batched LAPACK factorisation occupies a thread of XLA while it waits for other threads
+    of XLA. With ten seeds side by side, the two factorisations of policy and value could occupy all
+    threads and wait for each other forever (jaxlib 0.10.2).
     """
     initializer = nn.initializers.orthogonal(scale)
 
@@ -157,18 +169,18 @@ def orthogonal(scale: float) -> nn.initializers.Initializer:
 def by_columns(
     x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None
 ) -> jax.Array:
-    """`x @ kernel`, [..., outputs], a column at a time; takes the place of `jax.lax.dot_general`.
+    """`x @ kernel` [..., outputs], one column at a time, in place of `jax.lax.dot_general`.
 
-    For a few outputs: on CPU the gradient of a kernel [64, 2] takes five times as long in one
-    product.
+    It is meant for few outputs: on CPU, the gradient of a kernel [64, 2] takes five times as long
+    as one product.
     """
-    del dimension_numbers  # of a dense layer
+    del dimension_numbers  # always those of a dense layer
     columns = jnp.unstack(kernel, axis=1)
     return jnp.stack([jnp.dot(x, column, precision=precision) for column in columns], -1)
 
 
 def check_network(hidden: Sequence[int], activation: str, gru_size: int | None = None) -> None:
-    """Raises ValueError for widths below 1 or an unknown activation."""
+    """Raises ValueError for widths or GRU sizes below 1, and for an unknown activation."""
     check_choice("activation", activation, ACTIVATIONS)
     if not isinstance(hidden, Sequence) or any(width < 1 for width in hidden):
         raise FieldError("hidden", "be widths >= 1", hidden)
@@ -177,14 +189,14 @@ def check_network(hidden: Sequence[int], activation: str, gru_size: int | None =
 
 
 def initial_carry(network: Torso, batch_shape: Sequence[int]) -> Carry:
-    """The carry at the start of an episode: zeros [*batch_shape, gru_size]."""
+    """The carry at the start of an episode: zeros [*batch_shape, gru_size]; () without a GRU."""
     if network.gru_size is None:
         return ()
     return jnp.zeros((*batch_shape, network.gru_size), network.dtype or default_float())
 
 
 def restarted(carry: Carry, is_first: jax.Array) -> Carry:
-    """The carry, zero where an episode begins, `is_first` (bool [...])."""
+    """The carry, set to zero where `is_first` (bool [...]) says that an episode starts."""
     return jax.tree.map(lambda x: jnp.where(is_first[..., None], jnp.zeros_like(x), x), carry)
 
 
@@ -195,21 +207,23 @@ def unroll(
     is_first: jax.Array,
     carry: Carry,
 ) -> tuple[Any, Carry]:
-    """Applies `network` along the leading axis, time.
+    """Applies `network` along the leading axis, which is time.
 
     Args:
-      network: `Actor` or `Critic`.
-      variables: of it.
-      observations: [time, ..., features].
-      is_first: bool [time, ...], where an episode starts and the carry is zero.
-      carry: [..., gru_size], before the first step.
+      network: An `Actor` or a `Critic`.
+      variables: Variables of the network.
+      observations: Observations, float [time, ..., features].
+      is_first: Whether an observation is the first of an episode, where the carry becomes zero,
+        bool [time, ...].
+      carry: Carry before the first step, [..., gru_size]; () without a GRU.
 
     Returns:
-      The outputs, and the carry after every step, each with a leading axis of time.
+      The outputs and the carries after every step, each with a leading axis of time. Without a GRU
+      the carry is returned as it is.
     """
     apply: Callable[..., Any] = network.apply
     if network.gru_size is None:
-        # As a matrix: on CPU, products with a stack of matrices take twice as long.
+        # Reshaped to one matrix: on CPU, products with a stack of matrices take twice as long.
         rows = observations.reshape(-1, observations.shape[-1])
         output, carry = apply(variables, rows)
         shape = observations.shape[:-1]
@@ -224,5 +238,5 @@ def unroll(
 
 
 def default_float() -> DTypeLike:
-    """float32, or float64 where JAX is told to use it."""
+    """JAX's default float: float32, or float64 if x64 is enabled."""
     return jnp.zeros([]).dtype

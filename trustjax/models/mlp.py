@@ -1,4 +1,4 @@
-"""Multilayer perceptron."""
+"""The multilayer perceptron."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,16 +19,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nn.Module):
-    """Dense layers on the flattened input, with dropout after each hidden one.
+    """Dense layers on the flattened input, with dropout after each hidden layer.
 
     Attributes:
-      num_classes: number of logits.
-      hidden: widths of the hidden layers; none gives a linear model.
-      activation: a name in ACTIVATIONS, or a function of an array.
-      dropout: share of hidden units dropped in training; needs the `dropout` key.
-      dtype: of the computation; parameters are float32.
+      num_classes: Number of logits.
+      hidden: Widths of the hidden layers; an empty sequence gives a linear model.
+      activation: Name in `ACTIVATIONS`, or a function of an array.
+      dropout: Fraction of the hidden units that are dropped in training, in [0, 1]; it needs the
+        random key "dropout".
+      dtype: Dtype of the computation; the parameters are float32.
 
-    Raises ValueError for an unknown activation.
+    Raises:
+      ValueError: The activation is unknown.
     """
 
     num_classes: int
@@ -38,7 +40,7 @@ class MLP(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        """Makes the module hashable when its widths come from a config, and checks the names."""
+        """Makes widths from a configuration file a tuple, so that the module can be hashed."""
         self.hidden = tuple(self.hidden)
         if isinstance(self.activation, str):
             check_choice("activation", self.activation, ACTIVATIONS)
@@ -48,10 +50,10 @@ class MLP(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False, return_features: bool = False
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Logits float32 [batch, num_classes] of images [batch, ...].
+        """The logits, float32 [batch, num_classes], of images [batch, ...].
 
-        Images are floats, or uint8 0..255, which are divided by 255.
-        With `return_features` also what enters the head, [batch, hidden[-1]] of `dtype`.
+        Images are floats, or uint8 in 0..255, which are divided by 255. With `return_features` the
+        inputs of the output layer, [batch, hidden[-1]] in `dtype`, are returned as well.
         """
         activation = (
             ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
