@@ -35,7 +35,7 @@ def near(found, rows):
     grouped(GOLDEN["softmax"], lambda row: (row["name"], len(row["p"]))),
 )
 def test_softmax(name, size, rows):
-    """Underflow in p or q at orders from 0.1 to 100; moves of the logits down to 1e-6."""
+    """Orders from 0.1 to 100, underflow in p or q, and moves of the logits down to 1e-6."""
     divergence = getattr(geometry, name)
     p, q = stacked(rows, "p"), stacked(rows, "q")
     if "order" in rows[0]:
@@ -59,7 +59,7 @@ def test_gaussian(order, size, rows):
     grouped(GOLDEN["bregman"], lambda row: (row["name"], row["number"] or 0.0, len(row["x"]))),
 )
 def test_bregman(name, number, size, rows):
-    """From moves of 1e-6 of the numbers to ten times them, through zero and signs."""
+    """Moves from 1e-6 of the numbers to ten times their size, through zero and both signs."""
     mirror_map = getattr(geometry, name)(*([number] if number else []))
     divergence = functools.partial(geometry.bregman_divergence, mirror_map)
     near(jax.jit(jax.vmap(divergence))(stacked(rows, "x"), stacked(rows, "y")), rows)
@@ -99,7 +99,7 @@ def test_mmd_of_large_logits():
 
 @pytest.mark.parametrize("move", [1e-2, 1e-4, 1e-6])
 def test_mmd_of_small_moves(move):
-    """With an example that occurs twice."""
+    """One example occurs twice."""
     random = np.random.default_rng(1)
     x = random.normal(size=(6, 10)).astype(np.float32)
     x[5] = x[4]
@@ -109,7 +109,7 @@ def test_mmd_of_small_moves(move):
 
 
 def mmd_float64(x, y):
-    """By the definition; longdouble, as the kernels of small moves cancel."""
+    """The definition in longdouble, because the kernels of small moves cancel."""
     points = np.concatenate([x, y]).astype(np.longdouble)
     squares = np.array([[np.sum((a - b) ** 2) for b in points] for a in points])
     bandwidths = np.array([0.1, 0.2, 0.5, 1, 2, 5, 10], np.float32).astype(np.longdouble)

@@ -1,4 +1,4 @@
-"""Divergences against SciPy, against integrals, and where floating point is unkind."""
+"""Divergences against SciPy, against integrals, and where numbers cancel or overflow."""
 
 import functools
 
@@ -106,7 +106,7 @@ def test_against_scipy(scale, x64):
 
 
 def test_orders(x64):
-    """Traced orders, both sides of 1, against the definitions; Rényi grows with the order."""
+    """Traced orders on both sides of 1 give the definitions, and Rényi grows with the order."""
     logits_p, logits_q = random_logits(5)
     p, q = scipy.special.softmax(logits_p), scipy.special.softmax(logits_q)
     both = lambda order: (
@@ -164,7 +164,7 @@ def test_l2_distance(x64):
 
 
 def test_axis_and_class_mask(x64):
-    """The mask restricts both distributions to its classes; theirs alone have gradients."""
+    """The mask restricts both distributions to its classes, and only these have gradients."""
     logits_p, logits_q = random_logits(4, 5)
     where = np.array([True, False, True, True, False])
     logits_p[:, 1], logits_q[:, 4] = np.inf, np.nan  # what is masked is not looked at
@@ -191,7 +191,7 @@ def test_axis_and_class_mask(x64):
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.floats(-30, 30, width=32), min_size=16, max_size=16))
 def test_properties(values):
-    """In float32: not negative, bounded, symmetric, blind to constants, ordered."""
+    """In float32 they are >= 0, bounded, symmetric, invariant to constants, and ordered."""
     logits_p, logits_q = np.array(values, np.float32).reshape(2, 2, 4)
     actual, swapped = all_of(logits_p, logits_q), all_of(logits_q, logits_p)
     shifted = all_of(logits_p + np.float32(3), logits_q - np.float32(5))
@@ -211,7 +211,7 @@ def test_properties(values):
 
 
 def test_zero_with_zero_gradient_at_equality():
-    """Both exactly, in float32."""
+    """Value and gradient are exactly 0 in float32."""
     for seed in range(10):
         logits = random_logits(2, 4, seed=seed)[0].astype(np.float32)
         values, gradients = all_of(logits, logits), all_gradients(logits, logits)
@@ -313,7 +313,7 @@ def test_impossible_classes(dtype, x64):
 
 
 def test_nothing_in_common():
-    """Disjoint support: infinite, or the largest value there is; never nan."""
+    """With disjoint support a divergence is infinite or its largest value, never NaN."""
     logits = np.array([[0.0, 0.0, -np.inf, -np.inf], [-np.inf, -np.inf, -np.inf, 0.0]], np.float32)
     logits_p, logits_q = logits, logits[::-1]
     values = all_of(logits_p, logits_q)
@@ -327,7 +327,7 @@ def test_nothing_in_common():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_huge_logits(dtype, x64):
-    """Up to 1e4: no overflow in the value or the gradient."""
+    """Logits up to 1e4 overflow neither the value nor the gradient."""
     logits_p = np.array([[1e4, 0.0, 0.0, -1e4], [1e4, 1.0, 0.0, -1e4]], dtype)
     logits_q = np.array([[0.0, 1e4, 0.0, -1e4], [1e4, 0.0, 1.0, -1e4]], dtype)
     values, gradients = all_of(logits_p, logits_q), all_gradients(logits_p, logits_q)
@@ -453,7 +453,7 @@ def test_gaussian_shapes_and_limits(x64):
 
 
 def test_gaussian_renyi_diverges_where_its_integral_does():
-    """Order 4 with a p much wider than q; the gradient is not nan."""
+    """The order is 4 and p much wider than q; the gradient is not NaN."""
     args = tuple(np.array([x], np.float32) for x in (0.0, 1.0, 0.5, 0.0))
     divergence = functools.partial(gaussian_renyi, order=4.0)
     value, gradients = jax.jit(jax.value_and_grad(divergence, (0, 1, 2, 3)))(*args)
@@ -462,7 +462,7 @@ def test_gaussian_renyi_diverges_where_its_integral_does():
 
 
 def test_gaussians_in_float32():
-    """Small moves, and bfloat16 in."""
+    """Small moves keep their digits, and bfloat16 is computed in float32."""
     mean, log_std = random_logits(100, 4, scale=1.0).astype(np.float32)
     shift = np.float32(1e-3)
     kl = jax.jit(gaussian_kl)(mean, log_std, mean, log_std + shift)
@@ -536,7 +536,7 @@ def test_orders_must_be_positive(order):
 @pytest.mark.parametrize("order", [0.5, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize("log_std", [(50.0, -50.0), (-50.0, 50.0), (-100.0, -100.0), (60.0, 0.0)])
 def test_gaussians_of_very_different_widths(order, log_std):
-    """In float32: the numbers of float64, or infinite; slopes at equal means are not NaN."""
+    """float32 gives the numbers of float64 or infinity; slopes at equal means are not NaN."""
     shift = 0.0 if min(log_std) < -60 else 1e3
 
     def divergence(mean_p, log_std_p, mean_q, log_std_q):

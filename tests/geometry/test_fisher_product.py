@@ -35,7 +35,7 @@ def test_softmax(divergence, x64):
 
 
 def test_product_is_the_hessian_of_a_network(x64):
-    """Against jax.hessian, over a tree of parameters."""
+    """The product agrees with jax.hessian over a tree of parameters."""
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(8, 3)))
     params = {"b": jnp.zeros(4), "w": jnp.asarray(random.normal(size=(3, 4)))}
@@ -50,7 +50,7 @@ def test_product_is_the_hessian_of_a_network(x64):
 
 
 def test_golden_solution(x64):
-    """Two dimensions take two steps; the first is along b."""
+    """Two dimensions take two steps, and the first one is along b."""
     golden = GOLDEN["undamped"]
     one = conjugate_gradient(lambda v: FISHER @ v, jnp.array(ASCENT), steps=1)
     np.testing.assert_allclose(one.x, golden["first"], rtol=1e-9)
@@ -79,7 +79,7 @@ def test_any_positive_definite_matrix(size, seed, steps):
 
 @pytest.mark.parametrize("wrap", [jax.jit, lambda f: jax.jit(jax.vmap(f))], ids=["jit", "vmap"])
 def test_no_nan_after_convergence(wrap):
-    """A hundred steps in two dimensions; zero right-hand sides; lanes that end at other steps."""
+    """A hundred steps in two dimensions, right-hand sides of zero, lanes that end earlier."""
     solve = wrap(
         lambda b: conjugate_gradient(lambda v: jnp.asarray(FISHER, b.dtype) @ v, b, steps=100)
     )

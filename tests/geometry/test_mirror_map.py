@@ -1,4 +1,4 @@
-"""Mirror maps: the identities that make one, the ends of their ranges, numbers at zero."""
+"""Mirror maps: the identities that define one, limits of their parameters, numbers at zero."""
 
 import functools
 import math
@@ -42,7 +42,7 @@ maps = pytest.mark.parametrize("name", MAPS)
 
 
 def points(name, count, seed, size=5):
-    """Points of the map's domain, of both signs where it has them."""
+    """Random points in the domain of the map, of both signs if it has both."""
     random = np.random.default_rng(seed)
     shape = (count, 4, 3) if name == "spectral_hypentropy" else (count, size)
     drawn = random.normal(size=shape)
@@ -108,7 +108,7 @@ def test_inverse_in_float32(name):
     ],
 )
 def test_hessian_of_the_divergence(name, x64):
-    """At x = y it is that of the potential, from both arguments."""
+    """At x = y it is the Hessian of the potential, with respect to either argument."""
     mirror_map = MAPS[name]
     (x,) = points(name, 1, 6)
     expected = jax.jit(jax.hessian(mirror_map.potential))(x)
@@ -129,7 +129,7 @@ def test_move_is_a_step_in_the_dual(name, rate, x64):
 
 @maps
 def test_bound(name, x64):
-    """Of any step for maps that are strongly convex in a norm; of small ones for the others."""
+    """It holds for any step if the map is strongly convex in a norm, otherwise for small ones."""
     mirror_map = MAPS[name]
     for seed in range(20):
         (x,) = points(name, 1, seed)
@@ -191,7 +191,7 @@ def test_hypentropy_does_not_cancel_in_float32():
 
 @maps
 def test_small_divergences_in_float32(name):
-    """Of points a ten-thousandth apart, where psi(x) - psi(y) has no digit left."""
+    """The points are a ten-thousandth apart, where psi(x) - psi(y) has no digit left."""
     mirror_map = MAPS[name]
     x, other = points(name, 2, 4)
     y = x * (1 + 1e-4 * jnp.sin(other))
@@ -227,7 +227,7 @@ def test_zeros(name):
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_p_norm_at_any_size(size):
-    """Powers of such numbers under- or overflow float32."""
+    """Powers of such numbers under- or overflow in float32."""
     x = jnp.array([3.0, -1.0, 0.5], jnp.float32)
     step = jnp.array([0.2, 0.1, -1.0], jnp.float32)
     for p in (1.05, 1.5, 6.0):

@@ -89,7 +89,7 @@ def public(module):
 
 
 def test_the_table_is_complete():
-    """A new function joins it."""
+    """Every public function is in the table, so a new one has to join it."""
     assert set(TABLE) == public(geometry) | public(regularizer)
 
 
@@ -109,7 +109,7 @@ def positive(seed):
     seed=st.integers(0, 99), array=st.integers(0, 3), row=st.integers(0, 2), entry=st.integers(0, 3)
 )
 def test_one_nan_in_nan_out(seed, array, row, entry):
-    """In whatever array and place; what is computed of the array alone is finite without it."""
+    """A NaN in any array and place gives NaN; without it the result is finite."""
     clean = positive(seed)
     broken = clean.copy()
     broken[array, row, entry] = np.nan
@@ -139,7 +139,7 @@ def masked(index):
 
 @pytest.mark.parametrize("index", MASKED)
 def test_what_is_masked_does_not_leak(index):
-    """Into values and gradients; a mask that leaves out everything gives 0."""
+    """Masked NaNs reach neither values nor gradients; a mask that excludes everything gives 0."""
     name = CALLS[index][0]
     where = np.array([True, True, False, True] if name in MASKED_CLASSES else [True, False, True])
     for value in (np.nan, np.inf, -np.inf):

@@ -67,7 +67,7 @@ SIZES = (1e-30, 1e-20, 1e-12, 1.0, 1e12, 1e20, 1e30)
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_norms_at_any_size(wrap, strict):
-    """float32 squares leave its range from 1e-19 down and from 1e19 up."""
+    """In float32, squares underflow below 1e-19 and overflow above 1e19."""
     for size in SIZES:
         x = NUMBERS * np.float32(size)
         np.testing.assert_allclose(wrap(global_norm)({"a": x[0], "b": x[1:]}), 13 * size, rtol=1e-6)
@@ -79,7 +79,7 @@ def test_norms_at_any_size(wrap, strict):
 
 
 def test_one_norm_a_row_whatever_the_other_rows():
-    """Under vmap, and in one array, sizes differ from row to row; half precision too."""
+    """Sizes may differ from row to row, under vmap and in one array, also in half precision."""
     rows = jnp.array([NUMBERS[0] * size for size in (*SIZES, 0.0)], jnp.float32)
     expected = np.array([5 * size for size in (*SIZES, 0.0)])
     mapped = jax.vmap(global_norm)(rows)

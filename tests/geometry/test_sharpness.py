@@ -26,7 +26,7 @@ def test_sharper_minimum_measures_sharper(x64):
 
 
 def test_at_a_maximum_it_is_zero():
-    """The start itself is in the box."""
+    """The sharpness is >= 0, because the start itself is in the box."""
     value = epsilon_sharpness(lambda w: -jnp.sum(jnp.square(w)), jnp.zeros(2))
     assert float(value) == 0.0
 

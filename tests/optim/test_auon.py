@@ -1,4 +1,4 @@
-"""AuON against the worked numbers, its bounds, and what it equals."""
+"""AuON against worked numbers, its bounds, and the optimizers that it is equal to."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ FORMS = {
 
 
 def update_of(matrix, **options):
-    """The update for one matrix, without momentum."""
+    """The update of one matrix without momentum, and the state."""
     tx = scale_by_auon(0.0, **options)
     return tx.update(matrix, tx.init(matrix))
 
@@ -51,7 +51,7 @@ def test_golden_in_float32(form, strict):
 
 
 def test_singular_values_keep_their_ratio(x64):
-    """The direction is that of the gradient, for all that the brake does."""
+    """Whatever the brake does, the direction is that of the gradient."""
     matrix = np.array(GOLDEN["matrix"])
     update, _ = update_of(jnp.array(matrix))
     values = np.linalg.svd(update)[1]
@@ -63,7 +63,7 @@ def test_singular_values_keep_their_ratio(x64):
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_momentum(nesterov, x64):
-    """Without bias correction; read off the un-normalised form without a brake."""
+    """The average has no bias correction; the form without norm and brake shows it."""
     found = GOLDEN["momentum"]
     tx = scale_by_auon(nesterov=nesterov, normalize=False, gamma=0.0, brake_epsilon=0.0)
     state = tx.init(jnp.zeros((1, 1)))
@@ -118,7 +118,7 @@ def test_brake_is_right_where_float32_rounds_it_off():
 
 @pytest.mark.parametrize("kind", ["one_hot", "normal"])
 def test_large_matrices_whose_brake_is_not_measured(kind):
-    """The mean of the bounds of r does where these differ by less than a rounding error."""
+    """The mean of the bounds of r is used where these differ by less than a rounding error."""
     size = 2048
     random = np.random.default_rng(0)
     matrix = random.normal(size=(size, size)) if kind == "normal" else np.zeros((size, size))
@@ -141,7 +141,7 @@ def test_large_matrices_whose_brake_is_not_measured(kind):
 
 
 def test_brake_on_entries_of_size_one():
-    """Ours: tells spread from heavy tails, and does not overflow where cosh does."""
+    """Our brake tells heavy tails from spread entries, and does not overflow where cosh does."""
     normal = jnp.array(np.random.default_rng(0).normal(size=(512, 512)), jnp.float32)
     brake = lambda matrix, gamma: 1 / update_of(matrix, brake="rms", gamma=gamma)[1].distance
     # For normal entries the mean of cosh(gamma z)^2 is (1 + exp(2 gamma^2)) / 2.
@@ -157,7 +157,7 @@ def test_brake_on_entries_of_size_one():
 
 
 def test_without_a_brake_it_is_normalised_momentum():
-    """And the brake of the paper's form is too small to matter: 1 / (2 N)."""
+    """The brake of the paper's form is too small to matter: it changes a share of 1 / (2 N)."""
     gradients = np.random.default_rng(0).normal(size=(5, 64, 64)).astype(np.float32)
 
     def trajectory(gamma):
@@ -221,7 +221,7 @@ def test_dimension_numbers(options):
 
 
 def test_shape_factor():
-    """sqrt(outputs / inputs) where there are more outputs."""
+    """The factor is sqrt(outputs / inputs) if there are more outputs than inputs, else 1."""
     wide, tall = jnp.ones((2, 8)), jnp.ones((8, 2))
     for matrix, factor in ((wide, 2.0), (tall, 1.0)):
         plain, scaled = (update_of(matrix, shape_factor=on)[0] for on in (False, True))
@@ -245,7 +245,7 @@ def test_bfloat16_sums_in_float32():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_momentum_of_half_precision_is_float32(dtype):
-    """Stored in bfloat16 it would stay at the first gradient: 0.05 of the way is no step there."""
+    """Stored in bfloat16 it would stand still: a thousandth of a gradient rounds away."""
     tx = auon(1.0, beta=0.999, nesterov=False, other=optax.sgd(1.0))
     params = {"kernel": jnp.eye(2, dtype=dtype), "bias": jnp.ones(2, dtype)}
     state = tx.init(params)
@@ -271,7 +271,7 @@ def test_momentum_of_half_precision_is_float32(dtype):
 )
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
 def test_squares_that_under_or_overflow(form, size, shape):
-    """In float32, against the same in float64 and for entries of size one."""
+    """In float32, against the update of the same matrix with entries of size one."""
     options = {"brake": "rms"} if form == "rms" else FORMS[form]
     matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     # The epsilon is the paper's: beside it a matrix of 1e-20 counts as zero.
@@ -309,7 +309,7 @@ def test_nan_stays_nan(shape):
 
 
 def test_two_moments_give_the_brake():
-    """Of more entries than this the sums of x^2 and x^4 give r to a rounding error."""
+    """In matrices that are large enough the sums of x^2 and x^4 give r to a rounding error."""
     random = np.random.default_rng(0)
     shape = (240, 256)
     size = math.prod(shape)
@@ -338,7 +338,7 @@ def test_nothing_is_compiled_again_outside_jit():
 
 
 def test_weight_decay_bounds_the_weights():
-    """Under a constant gradient the norm goes to 1 / decay."""
+    """Under a constant gradient the norm of the weights converges to 1 / decay."""
     direction = jnp.array(np.random.default_rng(0).normal(size=(64, 32)), jnp.float32)
     tx = auon(0.1, weight_decay=0.1)
 
@@ -426,7 +426,7 @@ def test_bad_arguments():
 
 
 def test_it_trains():
-    """A quadratic of a matrix; falls to the rate's scale. With the sign of U flipped it rises."""
+    """A quadratic loss of a matrix falls by a factor of 100; with the wrong sign it would rise."""
     target = jnp.array(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
     loss = lambda w: jnp.sum((w["kernel"] - target) ** 2)
     tx = auon(optax.linear_schedule(0.5, 0.0, 200))
@@ -448,7 +448,7 @@ def test_it_trains():
 
 
 def test_leaves_without_a_gradient_stay():
-    """Weight decay moves none of them: AdamW alone makes 6 of an integer 7."""
+    """Weight decay moves none of them, while AdamW alone would turn an integer 7 into 6."""
     params = {
         "w": jnp.ones((2, 2)),
         "empty": jnp.ones((0, 5)),
@@ -486,7 +486,7 @@ def test_complex_leaves_are_refused():
 
 
 def test_filtered_equinox_module():
-    """None leaves are empty subtrees; a tree of labels may be a module, which can be called."""
+    """Leaves of None are empty subtrees; a tree of labels may be a module, which is callable."""
     model = eqx.filter(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)), eqx.is_array)
     labels = jax.tree.map(lambda x: "auon" if x.ndim == 2 else "other", model)
     numbers = jax.tree.map(lambda x: MuonDimensionNumbers(1, 0), model)

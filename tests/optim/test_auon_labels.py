@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 
 
 def shaped(**shapes):
-    """A tree of nested dicts from "path: shape", where the path may have dots."""
+    """A tree of nested dicts made from "path: shape", where the path may have dots."""
     return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
 
 
@@ -52,7 +52,7 @@ class _Linen(nn.Module):
 
 
 def test_linen():
-    """Biases of attention have two axes; a kernel of attention is one matrix."""
+    """The biases of an attention have two axes, and each of its kernels is one matrix."""
     params = jax.eval_shape(_Linen().init, KEY, jnp.zeros((1, 4), int))["params"]
     attention = "MultiHeadDotProductAttention_0"
     assert matrices(params) == {
@@ -106,7 +106,7 @@ class _NNX(nnx.Module):
 
 
 def test_nnx():
-    """The attribute `value` of a variable is no name, the layer `value` is one."""
+    """The attribute `value` of a variable is not a name, but the layer `value` is one."""
     state = nnx.state(nnx.eval_shape(lambda: _NNX(nnx.Rngs(0))), nnx.Param)
     for params in (state, nnx.to_pure_dict(state)):
         found = {path.removesuffix("/value"): axes for path, axes in matrices(params).items()}
@@ -120,7 +120,7 @@ def test_nnx():
 
 
 def test_equinox():
-    """Outputs come first; None leaves are empty subtrees."""
+    """The outputs come first, and leaves of None are empty subtrees."""
     model = eqx.filter(
         {
             "mlp": eqx.nn.MLP(2, 3, 4, 1, key=KEY),
@@ -161,7 +161,7 @@ def test_haiku_names():
 
 
 def test_gpt2_names():
-    """Its layers have inputs first, though they say weight."""
+    """Its layers have their inputs first, although they are called weight."""
     params = shaped(**{
         "transformer.wte.weight": (50, 8), "transformer.wpe.weight": (16, 8),
         "transformer.h.0.ln_1.weight": (8,), "transformer.h.0.ln_1.bias": (8,),
@@ -218,7 +218,7 @@ def test_keras_names():
 
 @pytest.mark.parametrize("plain", ["", "/kernel", "/w"])
 def test_roles(plain):
-    """By the name of the leaf, or of the layer that it is the weight of."""
+    """They are known by the name of the leaf, or of the layer whose weight it is."""
     matrix = {
         "multi_head_attention/anything", "token_mixing", "w_q_head", "overhead", "attn_head_proj",
         "post_attention", "MultiHead_0", "output_proj", "headline", "mixer/tokens_to_channels",
@@ -238,7 +238,7 @@ def test_roles(plain):
 
 
 def test_biases():
-    """By their name, or as the trailing axes of the kernel beside them."""
+    """They are known by their name, or by the trailing axes of the kernel beside them."""
     params = shaped(**{
         "a/kernel": (8, 2, 4), "a/bias": (2, 4), "a/shift": (2, 4), "b/w_q": (8, 2, 4),
         "b/b_q": (2, 4), "c/q_w": (8, 2, 4), "c/q_b": (2, 4), "d/lora_a": (8, 2),
@@ -281,7 +281,7 @@ def test_description():
 
 
 def test_auon_takes_these_matrices():
-    """From the whole tree: the biases are hidden from the transform of the matrices."""
+    """They come from the whole tree: the biases are hidden from the transform of the matrices."""
     params = {
         "query": {"kernel": jnp.ones((6, 2, 3)), "bias": jnp.ones((2, 3))},
         "torch": {"weight": jnp.ones((8, 2)), "bias": jnp.ones(8)},

@@ -35,7 +35,7 @@ def precision(request):
 
 
 def near(actual, expected):
-    """To the ten digits that the sheet prints, in float32 to 1e-5."""
+    """The steps agree to ten digits in float64, and to 1e-5 in float32."""
     rtol = 1e-9 if jax.config.jax_enable_x64 else 1e-5
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.max(np.abs(expected)))
 
@@ -80,7 +80,7 @@ def test_golden_divergence(precision):
 
 
 def test_entropic_descent_of_beck_and_teboulle(precision):
-    """Uniform start, rates sqrt(2 log n / k) as a schedule."""
+    """The start is uniform, and the rates are sqrt(2 log n / k), given as a schedule."""
     golden = GOLDEN["entropic"]
     rate = lambda count: jnp.sqrt(2 * np.log(3) / (count + 1))
     tx, x = mirror_descent(rate, simplex()), array([1 / 3] * 3)
@@ -92,7 +92,7 @@ def test_entropic_descent_of_beck_and_teboulle(precision):
 
 
 def test_exponentiated_gradient_is_its_closed_form(x64):
-    """After k steps: the softmax of the start's logarithm less the sum of the gradients."""
+    """After k steps it is the softmax of log(start) minus the sum of the gradients."""
     random = np.random.default_rng(0)
     gradients = jnp.asarray(random.normal(size=(50, 4, 6)))
     start = jax.nn.softmax(jnp.asarray(random.normal(size=(4, 6))))
@@ -124,7 +124,7 @@ def test_ten_thousand_steps_on_the_simplex_in_float32():
 
 
 def test_two_is_sgd_and_momentum_is_in_the_dual(x64):
-    """Behind a trace the dual point makes heavy-ball steps."""
+    """After a trace the dual point makes heavy-ball steps."""
     random = np.random.default_rng(1)
     gradients = jnp.asarray(random.normal(size=(20, 5)))
     start = jnp.asarray(random.normal(size=5))
@@ -149,7 +149,7 @@ def test_two_is_sgd_and_momentum_is_in_the_dual(x64):
 
 
 def test_state_and_trees():
-    """Sums over leaves; integers stay; bfloat16 is computed in float32."""
+    """The divergence is summed over leaves, integers stay, and bfloat16 is computed in float32."""
     params = {
         "a": jnp.array([1.0, -2.0]), "b": jnp.ones(3, jnp.bfloat16), "n": jnp.array([1, 2])
     }  # fmt: skip

@@ -29,7 +29,7 @@ def quadratic(params):
 
 
 def loss(params):
-    """What TRPO climbs, with its sign turned."""
+    """The surrogate that TRPO climbs, with the opposite sign."""
     return -ASCENT @ (params - START)
 
 
@@ -71,7 +71,7 @@ def bent_divergence(params):
 
 
 def test_golden_line_search(x64):
-    """The full step fails twice over: the surrogate fell, and the divergence is 1.7 delta."""
+    """The full step fails both conditions: the surrogate fell, and the divergence is 1.7 delta."""
     golden = GOLDEN["line_search"]
     tx = natural_gradient(RADIUS, damping=0.0, backtrack=0.5)
     step, state = stepped(tx, loss_fn=bent_loss, divergence_fn=bent_divergence)
@@ -85,7 +85,7 @@ def test_golden_line_search(x64):
 
 
 def test_each_condition_of_the_line_search(x64):
-    """A divergence or a loss alone rejects; slack and accept_ratio move the border."""
+    """The divergence or the loss alone rejects a step; slack and accept_ratio move the border."""
     make = functools.partial(natural_gradient, RADIUS, damping=0.0, backtrack=0.5)
     fraction = lambda tx, *functions: float(stepped(tx, START, *functions)[1].step_fraction)
     assert fraction(make(), loss, bent_divergence) == 0.5
@@ -101,7 +101,7 @@ def test_each_condition_of_the_line_search(x64):
 
 
 def test_no_step_is_accepted(x64):
-    """The weights stay."""
+    """If no step is accepted, the weights stay."""
     rising = lambda params: loss(params) + 100 * jnp.sum(jnp.abs(params - START))
     tx = natural_gradient(RADIUS, max_backtracks=3)
     gradient = jax.grad(loss)(jnp.asarray(START))
@@ -132,7 +132,7 @@ ADVANTAGES = RANDOM.normal(size=(16, 4))
 
 
 def policy_losses(old, states=STATES, advantages=ADVANTAGES):
-    """The surrogate of all actions and the mean divergence, of parameters {"w", "b"}."""
+    """The surrogate of all actions and the mean divergence, as functions of {"w", "b"}."""
     logits = lambda params: states @ params["w"] + params["b"]
     before = jax.lax.stop_gradient(logits(old))
     return (
@@ -190,7 +190,7 @@ def test_does_not_depend_on_the_coordinates(x64):
 
 
 def test_it_climbs_within_the_radius():
-    """Fails with the step's sign flipped: nothing is accepted."""
+    """With the opposite sign of the step nothing would be accepted."""
     params, tx = policy(np.float32), natural_gradient(0.01, damping=1e-3)
     losses, next_step = [policy_losses(params)[0](params)], jax.jit(lambda p: policy_step(tx, p))
     for _ in range(20):
@@ -243,7 +243,7 @@ def test_radius_may_be_a_schedule():
 
 
 def regression(start=(0.0, 0.0, 0.0)):
-    """A loss of three weights, and the divergence of outputs from those at given weights."""
+    """A loss of three weights, and the divergence of the outputs from those at given weights."""
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(32, 3)), jnp.float32)
     y = x @ jnp.array([1.0, -2.0, 0.5])
@@ -252,7 +252,7 @@ def regression(start=(0.0, 0.0, 0.0)):
 
 
 def test_it_converges_with_the_defaults():
-    """With ten tries it stalled at a loss of 6e-5: the full step is as long near the minimum."""
+    """With ten tries it stalls at 6e-5, because the full step is no shorter near the minimum."""
     w, loss_fn, divergence = regression()
     tx = natural_gradient(0.01)
 
@@ -272,7 +272,7 @@ def test_it_converges_with_the_defaults():
 
 @pytest.mark.parametrize("height", [0.0, 1e8])
 def test_an_unchanged_loss_did_not_fall(height):
-    """Also where the fall is less than a rounding error of the loss."""
+    """This holds even if the fall is less than a rounding error of the loss."""
     at = jnp.asarray(START, jnp.float32)
     flat = lambda params: height + 0 * params[0] if height == 0 else height + loss(params)
     step, state = stepped(natural_gradient(RADIUS), at, loss_fn=loss, divergence_fn=quadratic)
@@ -286,7 +286,7 @@ def test_an_unchanged_loss_did_not_fall(height):
 
 
 def test_solver_tolerance(x64):
-    """It reaches the solver; the default is 1e-10."""
+    """It is passed on to the solver; the default is 1e-10."""
     products = lambda **options: int(
         policy_step(natural_gradient(1e-4, damping=1e-3, cg_steps=50, **options), policy())[1][5]
     )
@@ -295,7 +295,7 @@ def test_solver_tolerance(x64):
 
 
 def test_calls_outside_of_jit_do_not_compile_again(compiled):
-    """The same functions, and new ones of the same shapes, which every batch brings."""
+    """Neither the same functions nor new ones of the same shapes, as each batch makes them."""
     w, loss_fn, divergence = regression()
     tx = natural_gradient(0.01)
     gradient, state = jax.grad(loss_fn)(w), tx.init(w)
@@ -356,7 +356,7 @@ def test_gradient_of_another_shape():
 
 
 def on_eight_devices(tx, check_vma=True):
-    """A jitted step on the whole batch, of which each of 8 devices has a part."""
+    """A compiled step on the whole batch, of which each of 8 devices has a part."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     whole, parts = PartitionSpec(), PartitionSpec("data")
 
@@ -414,7 +414,7 @@ def test_vmap_over_an_axis_is_one(x64):
 
 
 def test_one_reduction_a_product():
-    """In the compiled loop of the solver; and none of its dot products crosses the devices."""
+    """The compiled loop of the solver has one reduction, and none for its dot products."""
     step = on_eight_devices(natural_gradient(1.0, accept_ratio=0.8, axis_name="data"))
     text = step.lower(policy(np.float32), STATES, ADVANTAGES).compile().as_text()
     computations = re.split(r"\n\n", text)

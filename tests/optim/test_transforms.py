@@ -1,4 +1,4 @@
-"""One table of transforms, and what every row of it must do. A new transform adds a row."""
+"""One table of transforms with tests for all of its rows. A new transform adds a row."""
 
 import dataclasses
 import functools
@@ -141,7 +141,7 @@ START = jax.tree.map(lambda p, r: p + np.float32(0.2) * r, PARAMS, random_params
 
 
 def compiled(function, **arguments):
-    """`function` compiled, also inside of disable_jit."""
+    """`function` compiled, even inside of disable_jit."""
     return jax.disable_jit(False)(jax.jit(function, **arguments))
 
 
@@ -185,19 +185,19 @@ def extra_args(params, apply=mlp):
 
 
 def itself(params, where=None):
-    """A `grad_fn` that shows where the second gradient is taken."""
+    """A `grad_fn` that returns the weights at which the second gradient is taken."""
     return params
 
 
 def call(tx, params, state, apply=mlp, **changes):
-    """One call of `update` and its application."""
+    """One call of `update`, applied to the parameters."""
     arguments = extra_args(params, apply) | changes
     updates, state = tx.update(gradient_of(params, X, apply=apply), state, params, **arguments)
     return optax.apply_updates(params, updates), state
 
 
 def advance(tx, calls, params=PARAMS, start=START, **changes):
-    """`calls` calls after `init` at another point, so that there is a way to the reference."""
+    """`calls` calls after `init` at another point, so that the weights differ from it."""
     params, state = as_arrays(params), tx.init(as_arrays(start))
     return repeat(tx, calls, params, state, **changes)
 
@@ -211,7 +211,7 @@ def repeat(tx, calls, params, state, **changes):
 
 
 def as_arrays(tree):
-    """New arrays, which may be donated."""
+    """The tree as new arrays, which may be donated."""
     return jax.tree.map(jnp.array, tree)
 
 
@@ -233,7 +233,7 @@ def largest_difference(actual, expected):
 
 @rows
 def test_compiled_scan_under_vmap_equals_eager_loops(row):
-    """For two values of the number, which make a difference; unknown arguments are ignored."""
+    """The two values of the number differ in their results; unknown arguments are ignored."""
     make = lambda value: row.with_base(row.make(value), optax.sgd(0.1))
 
     def run(value):
@@ -251,7 +251,7 @@ def test_compiled_scan_under_vmap_equals_eager_loops(row):
 
 @rows
 def test_parameters_and_state_can_be_donated(row):
-    """No buffer is shared between them, nor used twice in the state."""
+    """They share no buffer, and the state uses none twice."""
     params = as_arrays(PARAMS)
     state = row.with_base(row.make(), optax.sgd(0.1)).init(params)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state))]
@@ -260,7 +260,7 @@ def test_parameters_and_state_can_be_donated(row):
 
 @rows
 def test_mixed_dtypes(row):
-    """bfloat16 leaves beside float32 ones: each keeps its dtype."""
+    """Each leaf keeps its dtype, where some are bfloat16 and some float32."""
     params = as_arrays(PARAMS)
     params["hidden"] = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params["hidden"])
     tx = row.with_base(row.make(row.values[1]), optax.sgd(0.1))
@@ -273,7 +273,7 @@ def test_mixed_dtypes(row):
 @rows
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 def test_dtypes_of_updates_and_state(row, dtype, x64):
-    """Leaf by leaf those of the parameters; the same before and after a call, for scan."""
+    """Updates have the dtypes of the parameters; a call does not change the dtypes of the state."""
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
     tx = row.with_base(row.make(), optax.identity())
     state = jax.eval_shape(tx.init, params)
@@ -302,7 +302,7 @@ def test_strict_promotion(row, strict):
 
 @attacks
 def test_integer_leaf_is_left_alone(row):
-    """A step counter among the parameters, whose gradient under allow_int is a float0."""
+    """An example is a step counter, whose gradient under allow_int is a float0."""
     with_count = lambda tree, count: {**as_arrays(tree), "count": count}
     without_count = lambda tree: {name: tree[name] for name in PARAMS}
     gradient_with_float0 = lambda tree: with_count(tree, np.zeros([], jax.dtypes.float0))
@@ -351,7 +351,7 @@ GRADIENTS_OF_OTHERS = {
 @rows
 @pytest.mark.parametrize("kind", GRADIENTS_OF_OTHERS)
 def test_leaves_without_a_gradient_stay(row, kind):
-    """As if they were not there: integers, bools, keys, empty arrays, None."""
+    """Integers, bools, keys, empty arrays and None change nothing for the other leaves."""
     others = OTHER_LEAVES | {"key": jax.random.key(3)}
     of_other = GRADIENTS_OF_OTHERS[kind]
     rest = jax.tree.map(of_other, OTHER_LEAVES) | {"key": None}
@@ -387,7 +387,7 @@ def test_leaves_without_a_gradient_stay(row, kind):
 
 @rows
 def test_complex_leaves_are_refused(row):
-    """Attacks take them where their mask leaves them alone."""
+    """They are only accepted outside of the mask of an attack, as the next test shows."""
     tx = row.with_base(row.make(), optax.sgd(0.1))
     params = {"model": PARAMS, "z": np.ones((2, 2), np.complex64)}
     with pytest.raises(ValueError, match=r"params\['z'\] is complex64.*two leaves"):
@@ -414,7 +414,7 @@ def test_complex_leaf_outside_of_the_mask(row):
 
 @rows
 def test_python_numbers_are_parameters(row):
-    """They move as arrays do."""
+    """They move as arrays with the same numbers do."""
     tx = row.with_base(row.make(), optax.identity())
     arguments = {
         "grad_fn": lambda p, **where: p,
@@ -440,13 +440,13 @@ def test_python_numbers_are_parameters(row):
 
 
 def eager(tx, params, **arguments):
-    """`init` and one `update` of an attack, whose result shows the attacked weights."""
+    """The attacked weights, from `init` and one `update` of an attack."""
     return tx.update(params, tx.init(params), params, grad_fn=itself, **arguments)[0]
 
 
 @pytest.mark.parametrize("name", ["mask", "adaptive"])
 def test_mask_is_a_module_that_can_be_called(name):
-    """An Equinox model of bools is a tree; a function is what has callable leaves alone."""
+    """An Equinox model of bools is a tree; only a tree with callable leaves is a function."""
     model = eqx.filter(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)), eqx.is_array)
     is_matrix = lambda tree: jax.tree.map(lambda x: x.ndim == 2, tree)
     trees = [eager(sam(**{name: mask}), model) for mask in (is_matrix(model), is_matrix)]
@@ -478,7 +478,7 @@ def test_masks_that_are_none_are_refused(row, mask, words, traced):
 
 @attacks
 def test_mask_under_inject_hyperparams(row):
-    """A function is called as a schedule, unless it is static."""
+    """A function is called as a schedule unless static_args names it."""
     by_path = lambda tree: jax.tree.map_with_path(lambda path, _: "bias" not in str(path), tree)
     make = lambda static: optax.inject_hyperparams(row.factory, static_args=static)(
         **{row.number: row.values[0]}, mask=by_path
@@ -508,7 +508,7 @@ def test_example_of_static_args_in_the_docs():
 
 @rows
 def test_chain_with_clipping_and_adamw(row):
-    """The clip sees the gradient of the second pass; the loss falls."""
+    """The clipping acts on the gradient of the second pass, and the loss falls."""
     base = optax.chain(optax.clip_by_global_norm(1e-3), optax.adamw(0.05))
     tx = row.with_base(row.make(), base)
     params, state = advance(tx, row.calls)
@@ -551,7 +551,7 @@ def test_apply_if_finite(row):
 
 @rows
 def test_accumulation_around_the_base(row):
-    """Every micro-batch attacks on its own; the base steps with the mean of their gradients."""
+    """Each micro-batch attacks on its own, and the base steps with the mean of their gradients."""
     # A base that returns the gradient as its update shows the gradient.
     tx = row.with_base(row.make(), optax.identity())
     state, gradients = tx.init(as_arrays(START)), []
@@ -570,7 +570,7 @@ def test_accumulation_around_the_base(row):
 
 
 def test_states_survive_a_checkpoint(tmp_path):
-    """Written and read by Orbax, into the state of a fresh `init`; no pickle."""
+    """Orbax writes them and reads them into the state of a new `init`, without pickle."""
     optimizers = {n: r.with_base(r.make(), optax.adamw(0.1)) for n, r in TRANSFORMS.items()}
     states = {name: advance(tx, 3)[1] for name, tx in optimizers.items()}
     fresh = {name: tx.init(PARAMS) for name, tx in optimizers.items()}
@@ -642,7 +642,7 @@ def step_on_a_dict(name):
 
 @pytest.mark.parametrize("make_tree", [linen_tree, nnx_tree, equinox_tree])
 def test_trees_of_other_libraries(make_tree):
-    """The same step as on a dict, for all rows."""
+    """All rows make the same step on them as on a dict."""
     params, apply, to_dict = make_tree(PARAMS)
     start, _, _ = make_tree(START)
     apply = compiled(apply)
@@ -676,7 +676,7 @@ def nnx_step(model, optimizer, x):
 
 
 def test_nnx_optimizer():
-    """One key for both passes, batch statistics from the first alone."""
+    """Both passes share a random key, and the batch statistics come from the first pass alone."""
     models = {}
     for name, transform in {"plain": optax.identity(), "at_0": sam(0.0), "at_1": sam(1.0)}.items():
         models[name] = model = NNXNoisyMLP(nnx.Rngs(0))
@@ -728,7 +728,7 @@ def shifted_gradient(shift):
 
 
 def test_attacks_at_zero_gradient_need_a_reason():
-    """The reason excuses a row from the test of it, and must be true."""
+    """A row that gives a reason may attack at zero gradient, and then it has to."""
     attacking = Row(shifted_gradient, "shift")
     with pytest.raises(AssertionError, match="not equal"):
         check_zero_gradient(attacking)
@@ -740,7 +740,7 @@ def test_attacks_at_zero_gradient_need_a_reason():
 
 @attacks
 def test_zero_weights_are_finite(row):
-    """An adaptive ball has no extent there."""
+    """An adaptive ball has no extent at zero weights."""
     tx, zeros = row.make(), jax.tree.map(jnp.zeros_like, PARAMS)
     direction = jax.tree.map(jnp.ones_like, PARAMS)
     arguments = extra_args(zeros) | {"grad_fn": itself}
@@ -780,12 +780,12 @@ def test_no_divergence_is_a_step_of_the_base_optimizer(name):
 
 
 def broken(tree, value=np.nan):
-    """`tree` with one number of it replaced."""
+    """`tree` with one of its numbers replaced."""
     return {**tree, "out": {**tree["out"], "bias": jnp.array([0.5, value, 1.0], jnp.float32)}}
 
 
 def with_second_gradient(row, gradient, updates=None, **options):
-    """The result and the state where the gradient at the attacked weights is `gradient`."""
+    """The update and the state if the gradient at the attacked weights is `gradient`."""
     tx = row.factory(**{row.number: row.values[0]}, **options)
     arguments = extra_args(PARAMS) | {"grad_fn": lambda params, where=None: gradient}
     updates = gradient_of(PARAMS, X) if updates is None else updates
@@ -795,7 +795,7 @@ def with_second_gradient(row, gradient, updates=None, **options):
 @attacks
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_broken_second_pass_falls_back_to_the_first_gradient(row, value):
-    """Bit for bit, and counted; or it is passed on, and counted as well."""
+    """The first gradient returns bit for bit, or the broken one is passed on; both are counted."""
     first, second = gradient_of(PARAMS, X), broken(gradient_of(START, X), value)
     gradient, state = with_second_gradient(row, second)
     jax.tree.map(np.testing.assert_array_equal, gradient, first)
@@ -819,7 +819,7 @@ def test_a_broken_first_gradient_stays_broken(row, value):
 
 @attacks
 def test_a_radius_that_is_not_a_number_stays_so(row):
-    """It makes an attack that is not, at a zero gradient as well."""
+    """It makes an attack that is not a number, even at a zero gradient."""
     tx = row.factory(**{row.number: lambda count: jnp.float32(np.nan)})
 
     def update(first):
@@ -845,7 +845,7 @@ def test_an_unknown_choice_is_refused(row):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_per_shard_cannot_alternate(name):
-    """The attacked weights are the trainer's, one for all shards."""
+    """In `alternating` the trainer holds the attacked weights, one set for all shards."""
     tx = alternating(TRANSFORMS[name].factory(axis_name="data"), optax.sgd(0.1))
     arguments = extra_args(PARAMS)
     del arguments["grad_fn"]
@@ -856,7 +856,7 @@ def test_an_attack_per_shard_cannot_alternate(name):
 
 @pytest.mark.parametrize("name", [*ATTACKS, "alternating"])
 def test_hidden_leaves_raise(name):
-    """masked and partition would let the transform see a part of the model."""
+    """optax.masked and optax.partition would hide a part of the model from the transform."""
     row = TRANSFORMS[name]
     tx = row.with_base(row.make(), optax.sgd(0.1))
     labels = {"hidden": "a", "out": "b"}
@@ -878,7 +878,7 @@ def test_missing_params_raise(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_missing_grad_fn_raises(name):
-    """The error tells of `alternating` to those that can stand in it."""
+    """The error names `alternating` for the transforms that can stand in it."""
     tx = optax.chain(TRANSFORMS[name].make(), optax.sgd(0.1))
     arguments = extra_args(PARAMS)
     del arguments["grad_fn"]

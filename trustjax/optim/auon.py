@@ -151,8 +151,9 @@ def _scale_by(
         for path, leaf in jax.tree.leaves_with_path(params):
             if np.ndim(leaf) < 2:
                 raise ValueError(
-                    f"scale_by_auon takes matrices; {jax.tree_util.keystr(path)} has shape "
-                    f"{np.shape(leaf)}: use auon, or optax.partition"
+                    f"scale_by_auon takes matrices, but params{jax.tree_util.keystr(path)} has "
+                    f"shape {np.shape(leaf)}: use auon, which gives such leaves to another "
+                    "optimizer, or optax.partition"
                 )
         dtype = reduction_dtype(params)
         momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, stored_dtype(leaf)), params)

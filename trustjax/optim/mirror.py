@@ -91,7 +91,7 @@ def mirror_descent(
             if concrete and not mirror_map.contains(np.asarray(leaf)):
                 raise ValueError(
                     f"{mirror_map.name} takes {mirror_map.domain}; "
-                    f"params{jax.tree_util.keystr(path)} does not hold such"
+                    f"params{jax.tree_util.keystr(path)} holds other values"
                 )
         zero = jnp.zeros([], reduction_dtype(params))
         return MirrorState(jnp.zeros([], jnp.int32), zero, jnp.copy(zero))
