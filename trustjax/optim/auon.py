@@ -237,7 +237,7 @@ def auon(
     >>> tx = auon(0.1, other=optax.sgd(0.5))
     >>> updates, _ = tx.update(params, tx.init(params), params)
     >>> print(updates["kernel"][0], updates["bias"])
-    [-0.0442685 -0.0442685] [-0.5 -0.5]
+    [-0.04434093 -0.04434093] [-0.5 -0.5]
     """
     rule = MatrixRule(
         beta,
