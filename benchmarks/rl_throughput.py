@@ -174,9 +174,9 @@ def target(programs: Programs, rounds: int) -> Numbers:
 def seeds(programs: Programs, rounds: int) -> Numbers:
     """16 seeds side by side, and one alone."""
     few = [argument if argument != "1000000" else "200000" for argument in OUR_CARTPOLE]
-    place = few.index("--set")
+    options = few.index("--set")
     return rows(take_turns({
-        "16 in one program": programs.ours(*few[:place], "--num-seeds", "16", *few[place:]),
+        "16 in one program": programs.ours(*few[:options], "--num-seeds", "16", *few[options:]),
         "one": programs.ours(*few),
     }, rounds))  # fmt: skip
 

@@ -47,13 +47,13 @@ def main() -> None:
     given = parser.parse_args()
     unroll, reward_scaling = SETTINGS[given.environment]
     num_steps = 80  # of every environment in an iteration
-    told: list[tuple[int, float, float]] = []
+    reports: list[tuple[int, float, float]] = []
     started = time.perf_counter()
 
     def progress(steps: int, metrics: dict[str, Any]) -> None:
         speed = float(metrics.get("training/sps", math.nan))
-        told.append((int(steps), float(metrics["eval/episode_reward"]), speed))
-        if given.target is not None and told[-1][1] >= given.target and len(told) > 3:
+        reports.append((int(steps), float(metrics["eval/episode_reward"]), speed))
+        if given.target is not None and reports[-1][1] >= given.target and len(reports) > 3:
             raise StopIteration  # there is no other way out of brax's loop
 
     train = functools.partial(
@@ -75,27 +75,27 @@ def main() -> None:
     )
     with contextlib.suppress(StopIteration):
         train(num_timesteps=given.steps, seed=given.seed, progress_fn=progress)
-    speeds = [speed for _, _, speed in told if math.isfinite(speed)]
+    speeds = [speed for _, _, speed in reports if math.isfinite(speed)]
     typical = float(np.median(speeds[1:]))
-    first = (told[1][0] - told[0][0]) / speeds[0]
+    first = (reports[1][0] - reports[0][0]) / speeds[0]
     found = {
         "peer": "brax",
         "versions": {name: importlib.metadata.version(name) for name in ("brax", "jax")},
         "environment": given.environment,
         "num_seeds": 1,
-        "steps": told[-1][0],
+        "steps": reports[-1][0],
         "per_update": {
             "num_steps": num_steps, "num_minibatches": MINIBATCHES, "num_epochs": EPOCHS,
         },
-        "compile_seconds": first - (told[1][0] - told[0][0]) / typical,
+        "compile_seconds": first - (reports[1][0] - reports[0][0]) / typical,
         "seconds": [time.perf_counter() - started],
         "steps_per_second": speeds[1:],
-        "returns": [[steps, reached] for steps, reached, _ in told],
+        "returns": [[steps, reached] for steps, reached, _ in reports],
     }  # fmt: skip
     if given.target is not None:
-        reached_at = [steps for steps, reached, _ in told if reached >= given.target]
+        reached_at = [steps for steps, reached, _ in reports if reached >= given.target]
         found["seconds_to_target"] = reached_at[0] / typical if reached_at else None
-        found["seen"] = [reached for _, reached, _ in told]
+        found["seen"] = [reached for _, reached, _ in reports]
     print(json.dumps(found))
 
 

@@ -38,12 +38,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=6, help="evaluations, at least 3")
     given = parser.parse_args()
-    told: list[tuple[int, float, float]] = []
+    reports: list[tuple[int, float, float]] = []
     started = time.perf_counter()
 
     def progress(steps: int, metrics: dict[str, Any]) -> None:
         speed = float(metrics.get("training/sps", math.nan))
-        told.append((int(steps), float(metrics["eval/episode_reward"]), speed))
+        reports.append((int(steps), float(metrics["eval/episode_reward"]), speed))
 
     sac.train(
         environment=envs.get_environment(given.environment, backend="spring"),
@@ -63,18 +63,18 @@ def main() -> None:
         network_factory=functools.partial(networks.make_sac_networks, hidden_layer_sizes=(64, 64)),
         progress_fn=progress,
     )
-    speeds = [speed for _, _, speed in told if math.isfinite(speed)]
+    speeds = [speed for _, _, speed in reports if math.isfinite(speed)]
     typical = float(np.median(speeds[1:]))
     found = {
         "peer": "brax",
         "versions": {name: importlib.metadata.version(name) for name in ("brax", "jax")},
         "environment": given.environment,
-        "steps": told[-1][0],
-        "compile_seconds": (told[1][0] - told[0][0]) * (1 / speeds[0] - 1 / typical),
+        "steps": reports[-1][0],
+        "compile_seconds": (reports[1][0] - reports[0][0]) * (1 / speeds[0] - 1 / typical),
         "seconds": [time.perf_counter() - started],
         "steps_per_second": speeds[1:],
-        "returns": [[steps, reached] for steps, reached, _ in told],
-        "evaluations": [told[-1][1]],
+        "returns": [[steps, reached] for steps, reached, _ in reports],
+        "evaluations": [reports[-1][1]],
     }
     print(json.dumps(found))
 

@@ -34,7 +34,7 @@ _METHODS = (
     ("tram_fisher", "mdpo_tsallis_1_4", "muon_matched", "esam", "auon_released", "asam_mesa"),
     ("sgd", "mdpo_forward", "newton_schulz_5", "tram_released", "mesa", "pretrain"),
 )
-_PLACES = {name: (row, i) for row, names in enumerate(_METHODS) for i, name in enumerate(names)}
+_INDICES = {name: (row, i) for row, names in enumerate(_METHODS) for i, name in enumerate(names)}
 
 # Metrics whose titles are not their names, and those that need a logarithmic axis.
 _TITLES = {
@@ -149,16 +149,17 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     taken: set[tuple[int, int]] = set()
     names = list(names)
-    for name in sorted(names, key=lambda name: name not in _PLACES):  # stable: known ones first
-        place = _PLACES.get(name) or divmod(zlib.crc32(name.encode()) % 64, 8)
-        while place in taken and len(taken) < 64:
-            place = ((place[0] + 1) % 8, (place[1] + (place[0] == 7)) % 8)
-        taken.add(place)
-        row, index = place
+    for name in sorted(names, key=lambda name: name not in _INDICES):  # stable: known ones first
+        # By CRC, as Python's own hash of a text differs from run to run.
+        index = _INDICES.get(name) or divmod(zlib.crc32(name.encode()) % 64, 8)
+        while index in taken and len(taken) < 64:
+            index = ((index[0] + 1) % 8, (index[1] + (index[0] == 7)) % 8)
+        taken.add(index)
+        row, column = index
         found[name] = {
             "color": COLORS[row],
-            "marker": MARKERS[(row + index) % 8],
-            "linestyle": LINES[index % 4],
+            "marker": MARKERS[(row + column) % 8],
+            "linestyle": LINES[column % 4],
         }
     return {name: found[name] for name in names}
 
@@ -200,13 +201,13 @@ def plot_bars(
     axis: Axes, style: Mapping[str, Mapping[str, str]], found: Mapping[str, Interval]
 ) -> None:
     """Draws a bar for each method in `found`, from top to bottom in the order of `style`."""
-    for place, method in enumerate(style):
+    for y, method in enumerate(style):
         if method in found and np.isfinite(found[method].mean):
             mean, low, high = found[method]
             color = style[method]["color"]
             if np.isfinite(high):
-                axis.barh(place, high - low, left=low, height=0.7, color=color, alpha=0.35)
-            axis.plot([mean, mean], [place - 0.35, place + 0.35], color=color, linewidth=2.5)
+                axis.barh(y, high - low, left=low, height=0.7, color=color, alpha=0.35)
+            axis.plot([mean, mean], [y - 0.35, y + 0.35], color=color, linewidth=2.5)
     axis.use_sticky_edges = False  # room beside the outer bars
     axis.set_yticks(range(len(style)), list(style), fontsize=8)
     axis.set_ylim(len(style) - 0.5, -0.5)

@@ -119,25 +119,25 @@ class _Canvas:
 
     def line(self, points: Sequence[Point], color: str, width: float) -> None:
         """Draws a line through points, `width` pixels wide, with round ends if it is wide."""
-        places = [self._place(point) for point in points]
-        self._draw.line(places, color, round(_SMOOTH * width), joint="curve")
+        pixels = [self._to_pixels(point) for point in points]
+        self._draw.line(pixels, color, round(_SMOOTH * width), joint="curve")
         if width > 4:
-            for x, y in (places[0], places[-1]):
+            for x, y in (pixels[0], pixels[-1]):
                 self._round(x, y, _SMOOTH * width / 2, color)
 
     def disc(self, center: Point, radius: float, color: str) -> None:
         """Draws a filled circle; `radius` is a length in the plane."""
-        self._round(*self._place(center), radius * self._scale, color)
+        self._round(*self._to_pixels(center), radius * self._scale, color)
 
     def polygon(self, points: Sequence[Point], color: str) -> None:
         """Draws a filled polygon."""
-        self._draw.polygon([self._place(point) for point in points], color)
+        self._draw.polygon([self._to_pixels(point) for point in points], color)
 
     def finish(self) -> Image.Image:
         """The picture at its final size."""
         return self._image.reduce(_SMOOTH)
 
-    def _place(self, point: Point) -> Point:
+    def _to_pixels(self, point: Point) -> Point:
         return (point[0] - self._left) * self._scale, (self._top - point[1]) * self._scale
 
     def _round(self, x: float, y: float, radius: float, color: str) -> None:

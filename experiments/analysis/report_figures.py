@@ -48,10 +48,10 @@ def plot_scores(
     figure, axes = plots.bar_panels(len(scores), len(style))
     for axis, (metric, of_methods) in zip(axes, scores.items(), strict=True):
         plots.plot_bars(axis, style, {method: each.mean for method, each in of_methods.items()})
-        for place, method in enumerate(style):
+        for y, method in enumerate(style):
             if method in of_methods:
                 seeds = np.concatenate(of_methods[method].values)
-                axis.plot(seeds, np.full(len(seeds), place), "|", color="black", alpha=0.5)
+                axis.plot(seeds, np.full(len(seeds), y), "|", color="black", alpha=0.5)
         title = plots.metric_title(metric)
         axis.set_title(f"{title}, scaled" if len(collection.tasks) > 1 else title)
     figure.suptitle(f"Mean, {METHOD}, single seeds", fontsize="medium")

@@ -76,6 +76,17 @@ def mean_over_tasks(tasks: Sequence[ArrayLike]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def mean_entry(seeds: Sequence[float]) -> dict[str, float | list[float]]:
+    """`mean_interval` and the values of all seeds, as an entry of summary.json."""
+    return {**mean_interval(seeds)._asdict(), "seeds": list(seeds)}
+
+
+def mean_cell(seeds: Sequence[float], *, factor: float = 1, digits: int = 1) -> str:
+    """`mean_interval` as a cell of a table, in two lines; values are multiplied by `factor`."""
+    mean, low, high = (f"{factor * value:.{digits}f}" for value in mean_interval(seeds))
+    return f"{mean}\n{low} to {high}"
+
+
 def seeds_label(num_seeds: int) -> str:
     """The number of seeds in words for a header, with a warning if it is small."""
     if num_seeds == 1:

@@ -129,7 +129,7 @@ class Adaptation:
         return Search(methods, self.grid, self.num_seeds)
 
     def stages(self) -> list[Training]:
-        """Pre-training, if it has steps, then one stage a method."""
+        """Pre-training, if it has steps, then one stage per method."""
         stages = [self._pretraining()] if self.pretrain_steps else []
         earlier = {stage.name: stage.shapes() for stage in stages}
         stages += [self._finetuning(name, self.methods[name], earlier) for name in self._names()]

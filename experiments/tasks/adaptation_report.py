@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.analysis import plots
-from experiments.analysis.statistics import METHOD, Interval, mean_interval, seeds_label
+from experiments.analysis.statistics import (
+    METHOD,
+    Interval,
+    mean_cell,
+    mean_entry,
+    mean_interval,
+    seeds_label,
+)
 from experiments.runtime.task import Summary, Table
 from experiments.trackers import Row
 
@@ -29,17 +36,18 @@ def summarize(rows: Sequence[Row], names: Sequence[str]) -> Summary:
     stages = [name for name in ("pretrain", *names) if _finals(rows, name)]
     finals = {name: _finals(rows, name) for name in stages}
     values = {
-        name: {measure: _entry(seeds) for measure, seeds in final.items()}
+        name: {measure: mean_entry(seeds) for measure, seeds in final.items()}
         for name, final in finals.items()
     }
     for name in names[1:]:
         for measure in ("final/target", "final/unseen"):
             pairs = zip(finals[name][measure], finals[names[0]][measure], strict=True)
-            values[name][f"difference/{measure}"] = _entry([a - b for a, b in pairs])
+            values[name][f"difference/{measure}"] = mean_entry([a - b for a, b in pairs])
     cells = [
-        [name, *(_cell(finals[name][m], factor, digits) for m, _, factor, digits in COLUMNS)]
+        [name, *(mean_cell(finals[name][measure], factor=factor, digits=digits)
+                 for measure, _, factor, digits in COLUMNS)]
         for name in stages
-    ]
+    ]  # fmt: skip
     seeds = len(next(iter(finals[names[0]].values())))
     title = f"Mean and {METHOD} over {seeds_label(seeds)}"
     return Summary(values, Table(title, ("method", *(c[1] for c in COLUMNS)), cells))
@@ -151,12 +159,3 @@ def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
     found = {key: None for row in own for key in row if key.startswith("final/")}
     measures = [*found, *(key for key, *_ in COLUMNS if key not in found)] if own else []
     return {key: [float(row.get(key, math.nan)) for row in own] for key in measures}
-
-
-def _entry(seeds: Sequence[float]) -> dict[str, float | list[float]]:
-    return {**mean_interval(seeds)._asdict(), "seeds": list(seeds)}
-
-
-def _cell(seeds: Sequence[float], factor: float, digits: int) -> str:
-    mean, low, high = (f"{factor * value:.{digits}f}" for value in mean_interval(seeds))
-    return f"{mean}\n{low} to {high}"

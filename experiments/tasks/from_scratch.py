@@ -123,7 +123,7 @@ class FromScratch:
         return Search(methods, self.grid, self.num_seeds)
 
     def stages(self) -> list[Training]:
-        """One stage a method: all noise levels and seeds side by side."""
+        """One stage per method, with all noise levels and seeds side by side."""
         return [self._training(name, self.methods[name]) for name in self._names()]
 
     def summarize(self, rows: list[Row]) -> Summary:
@@ -210,9 +210,9 @@ class FromScratch:
             del final
             image = jnp.zeros((1, *self._dataset.images.shape[1:]), jnp.float32)
             keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
-            begun = initial_variables(self._network, keys, image)
+            initial = initial_variables(self._network, keys, image)
             seeds = jnp.tile(jnp.arange(self.num_seeds), len(self.noise_levels))
-            networks: tuple[Any, Any] = jax.tree.map(lambda leaf: leaf[seeds], begun)
+            networks: tuple[Any, Any] = jax.tree.map(lambda leaf: leaf[seeds], initial)
             return networks
 
         if self.search is None:

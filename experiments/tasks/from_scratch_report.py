@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.analysis import plots
-from experiments.analysis.statistics import METHOD, mean_interval, seeds_label
+from experiments.analysis.statistics import METHOD, mean_cell, mean_entry, seeds_label
 from experiments.runtime.task import Summary, Table
 from experiments.trackers import Row
 
@@ -23,9 +23,9 @@ def summarize(rows: Sequence[Row], names: Sequence[str], levels: Sequence[float]
     values: dict[str, Any] = {
         name: {
             f"{level:g}": {
-                "test": _entry(seeds),
-                "train": _entry(trained[name][level]),
-                "gain": _entry(gains[name][level]),
+                "test": mean_entry(seeds),
+                "train": mean_entry(trained[name][level]),
+                "gain": mean_entry(gains[name][level]),
             }
             for level, seeds in tests[name].items()
         }
@@ -35,8 +35,8 @@ def summarize(rows: Sequence[Row], names: Sequence[str], levels: Sequence[float]
     cells = [
         [
             name,
-            *(_percent(seeds) for seeds in tests[name].values()),
-            *([_percent(gains[name][highest])] if name != names[0] else [""]),
+            *(mean_cell(seeds, factor=100) for seeds in tests[name].values()),
+            *([mean_cell(gains[name][highest], factor=100)] if name != names[0] else [""]),
         ]
         for name in names
     ]
@@ -87,11 +87,3 @@ def _gains(
     title = f"Test accuracy: gain over {names[0]},\npaired by seed"
     settings = {"xlabel": xlabel, "ylabel": "points"}
     return [plots.Panel(title, gains, settings, scale=100)] if gains else []
-
-
-def _entry(seeds: Sequence[float]) -> dict[str, float | list[float]]:
-    return {**mean_interval(seeds)._asdict(), "seeds": list(seeds)}
-
-
-def _percent(seeds: Sequence[float]) -> str:
-    return "{:.1f}\n{:.1f} to {:.1f}".format(*(100 * value for value in mean_interval(seeds)))

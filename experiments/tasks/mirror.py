@@ -153,21 +153,20 @@ class Mirror:
     def summarize(self, rows: list[Row]) -> Summary:
         """Means with intervals: the final regrets, and the solutions of the regression by map."""
         from experiments.analysis import plots
-        from experiments.analysis.statistics import mean_interval
+        from experiments.analysis.statistics import mean_entry
 
-        def interval(stage: str, metric: str) -> dict[str, Any]:
-            seeds = plots.last(plots.curve(rows, stage, metric))
-            return {**mean_interval(seeds)._asdict(), "seeds": seeds}
+        def entry(stage: str, metric: str) -> dict[str, Any]:
+            return mean_entry(plots.last(plots.curve(rows, stage, metric)))
 
         values: dict[str, Any] = {
-            "portfolio": {name: interval("portfolio", f"regret/{name}") for name in PLAYERS},
+            "portfolio": {name: entry("portfolio", f"regret/{name}") for name in PLAYERS},
             "games": {
-                str(n): {name: interval(f"game_{n}", f"regret/{name}") for name in ON_SIMPLEX}
+                str(n): {name: entry(f"game_{n}", f"regret/{name}") for name in ON_SIMPLEX}
                 for n in self.sizes
             },
             "regression": {
                 name: {
-                    metric: interval(f"regression_{name}", metric)
+                    metric: entry(f"regression_{name}", metric)
                     for metric in ("residual", "error", "support", "norm_1", "norm_max")
                 }
                 for name in self.solvers

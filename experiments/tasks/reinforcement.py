@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.optimizers import Optimizer
-from experiments.runtime.task import Diverged, Summary, Table
+from experiments.runtime.task import Diverged, Summary
 from experiments.trackers import Row
 from trustjax._checks import FieldError, InputError
 from trustjax.agents import AgentConfig, data_parallel, select_seed
@@ -101,62 +101,16 @@ class Reinforcement:
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Final returns by agent, in training and without noise, compared with the first agent."""
-        from experiments.analysis.statistics import (
-            METHOD,
-            interquartile_mean,
-            mean_interval,
-            probability_of_improvement,
-            seeds_label,
-        )
+        from experiments.tasks import reinforcement_report
 
-        names = list(self.only or self.agents)
-        finals = {name: _finals(rows, name) for name in names}
-        versus = [f"above {names[0]}"] if len(names) > 1 else []
-        values: dict[str, Any] = {}
-        cells = []
-        for name, found in finals.items():
-            training = found["final/training_return"]
-            means = {key: mean_interval(each) for key, each in found.items()}
-            middle = interquartile_mean([training])
-            better = probability_of_improvement(
-                [(training, finals[names[0]]["final/training_return"])]
-            )
-            values[name] = {
-                **{key: {**mean._asdict(), "seeds": found[key]} for key, mean in means.items()},
-                "interquartile_mean": middle._asdict(),
-                f"probability_of_improvement_over_{names[0]}": better._asdict(),
-            }
-            of_training, of_policy = means["final/training_return"], means["final/return"]
-            cells.append([
-                name,
-                f"{of_training.mean:.1f}\n{of_training.low:.1f} to {of_training.high:.1f}",
-                f"{of_policy.mean:.1f}\n{of_policy.low:.1f} to {of_policy.high:.1f}",
-                *(f"{better.mean:.2f}" if name != names[0] else "" for _ in versus),
-                f"{_seconds(rows, name):.0f}",
-            ])  # fmt: skip
-        title = (
-            f"{self.env}, {self.total_steps} steps, mean and {METHOD} over "
-            f"{seeds_label(self.num_seeds)}"
-        )
-        columns = ("agent", "return in training", "return without noise", *versus, "seconds")
-        return Summary(values, Table(title, columns, cells))
+        title = f"{self.env}, {self.total_steps} steps"
+        return reinforcement_report.summarize(rows, list(self.only or self.agents), title)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """Writes learning_curves.png (returns) and trust_region.png (the size of iterations)."""
-        from experiments.analysis import plots
+        from experiments.tasks import reinforcement_report
 
-        names = list(self.only or self.agents)
-
-        def panel(metric: str, title: str) -> plots.Panel:
-            settings = {"xlabel": "steps", **plots.metric_settings(metric)}
-            return plots.Panel(title, plots.curves(rows, names, metric), settings)
-
-        returns = panel("episode/return", f"{self.env}: return in training")
-        plots.plot_bands([returns], names, folder / "learning_curves.png")
-        known = {name for row in rows for name in row}  # SAC has no radius
-        metrics = [m for m in ("kl/new_old", "trust/used", "entropy") if m in known]
-        contents = [panel(metric, plots.metric_title(metric)) for metric in metrics]
-        plots.plot_bands(contents, names, folder / "trust_region.png")
+        reinforcement_report.plot(rows, list(self.only or self.agents), self.env, folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,14 +253,3 @@ def _means(columns: Mapping[str, np.ndarray], seed: int, iterations: slice) -> R
         if len(defined):
             means[name] = float(defined.mean())
     return means_of_trust(means)
-
-
-def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
-    """Metrics of the final evaluation by name: the values of all seeds, NaN where undefined."""
-    own = [row for row in rows if row["stage"] == stage and "final/return" in row]
-    names = ("final/return", "final/length", "final/training_return")
-    return {name: [float(row.get(name, math.nan)) for row in own] for name in names}
-
-
-def _seconds(rows: Sequence[Row], stage: str) -> float:
-    return max(float(row.get("time/seconds", 0)) for row in rows if row["stage"] == stage)

@@ -85,6 +85,7 @@ class Search:
             if not whole:
                 raise Diverged(f"{name}: of every trial a seed diverged; see metrics.csv")
             trials[name] = tried
+            # Few validation examples make equal accuracies likely, which the loss tells apart.
             best[name] = max(whole, key=lambda each: (each["accuracy"], -each["loss"]))
         cells = []
         for name, found in best.items():

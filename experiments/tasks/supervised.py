@@ -168,6 +168,7 @@ def classification_step(
         params, opt_state, _, aux = train_step(
             state.params, state.opt_state, state.model_state, state.reference, batch, key
         )
+        # MESA's average takes in the weights before their update, and TRPO compares with them.
         reference = penalty and penalty.refreshed(state.reference, state.params)
         new_state = TrainState(params, aux["model_state"], opt_state, reference, state.step + 1)
         broke = broken_passes(state.opt_state, opt_state)
@@ -293,6 +294,7 @@ class Training:
             def body(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
                 # Batches have an axis of seeds; lanes of the same seed see the same examples.
                 batch = jax.tree.map(lambda x: x[lane.seed_index], batch)
+                # The key of a step depends on its number alone, so that a resumed run has the same.
                 return step(state, batch, jax.random.fold_in(key, state.step))
 
             state, metrics = jax.lax.scan(body, state, batches)
@@ -301,7 +303,7 @@ class Training:
         whole = replicated(self.mesh)
         return jax.jit(
             jax.vmap(advance_lane, in_axes=(0, 0, None)),
-            donate_argnums=0,
+            donate_argnums=0,  # only one copy of all parameters and optimizer states
             # Batches are [steps, seeds, examples, ...].
             in_shardings=(whole, whole, batch_sharding(self.mesh, axis=2)),
             out_shardings=whole,
@@ -317,7 +319,7 @@ class Training:
         rows = []
         for lane, label in enumerate(self.label):
             measured: Row = {name: float(values[lane]) for name, values in columns.items()}
-            if self.lanes_compete and finite.any() and not finite[lane]:
+            if self.lanes_compete and finite.any() and not finite[lane]:  # NaN would end the run
                 measured = {"diverged": 1}
             # Columns keep the order of their first appearance: seed, metrics, then the rest of the
             # label, as the loop shows the first metric behind the seed.

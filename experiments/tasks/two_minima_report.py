@@ -111,8 +111,8 @@ def _plot_profile(axis: Axes, landscape: Landscape) -> None:
     x = np.linspace(-1.15 * CORNER[0], 1.15 * CORNER[0], 300)
     axis.plot(x, _heights(landscape, x, np.zeros(1))[0], color="black")
     axis.set(title="loss along w[1] = 0", xlabel="w[0]", ylabel="loss", ylim=(-0.3, None))
-    for (place, _), (name, color) in zip((SHARP, FLAT), WELLS.items(), strict=True):
-        axis.text(place, -0.22, name, color=color, ha="center", weight="bold")
+    for (x_of_well, _), (name, color) in zip((SHARP, FLAT), WELLS.items(), strict=True):
+        axis.text(x_of_well, -0.22, name, color=color, ha="center", weight="bold")
 
 
 def _plot_paths(axis: Axes, name: str, paths: np.ndarray, landscape: Landscape) -> None:

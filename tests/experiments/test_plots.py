@@ -38,7 +38,7 @@ def test_no_two_methods_of_a_figure_look_the_same() -> None:
 @pytest.mark.parametrize("path", sorted((CONF / "methods").glob("*.yaml")), ids=lambda p: p.stem)
 def test_methods_of_an_experiment_have_a_style_of_their_own(path: Path) -> None:
     names = [name for name in yaml.safe_load(path.read_text()) if name != "defaults"]
-    assert set(names) <= set(plots._PLACES)
+    assert set(names) <= set(plots._INDICES)
     if len(names) <= plots.MOST_TOGETHER:
         assert len({style["color"] for style in plots.styles(names).values()}) == len(names)
 
@@ -48,7 +48,7 @@ def test_agents_of_an_experiment_have_colours_of_their_own() -> None:
         ["mdpo", "trpo", "ppo"],
         ["mdpo", "mdpo_tsallis_1_4", "mdpo_tsallis", "mdpo_one_step", "mdpo_forward", "sac"],
     ):
-        assert set(names) <= set(plots._PLACES)
+        assert set(names) <= set(plots._INDICES)
         assert len({style["color"] for style in plots.styles(names).values()}) == len(names)
 
 
