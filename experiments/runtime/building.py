@@ -12,10 +12,10 @@ from experiments.runtime.targets import ConfigError, check_nodes, is_node, locat
 
 
 def build(node: Mapping[str, Any], key: str) -> Any:
-    """Calls the targets in `node`, innermost first, after `check_nodes`.
+    """Checks the nodes with `check_nodes`, then calls their targets, the innermost first.
 
-    Raises ConfigError with the node's key where a target raises ValueError or TypeError; with the
-    full key of the argument where the target names it in an `InputError`.
+    Raises ConfigError, with the key of the node, if a target raises ValueError or TypeError. If
+    that is an `InputError` that names an argument, it is the full key of the argument.
     """
     check_nodes(node, key)
     try:

@@ -21,12 +21,12 @@ class CheckpointMetadata(NamedTuple):
     """What a checkpoint holds beside the state, as JSON.
 
     Attributes:
-      step: steps of the stage done.
-      num_rows: rows of metrics.csv at that moment; a resumed run truncates the file to them.
-      seconds: time spent on the stage.
-      finished: whether the rows of the final evaluation are among `num_rows`.
-      began_from: for each earlier stage whose final state this one began from, its step.
-      batches: state of the iterator over batches, or None.
+      step: Number of steps of the stage that are done.
+      num_rows: Number of rows that metrics.csv had. A resumed run truncates the file to them.
+      seconds: Seconds spent on the stage.
+      finished: Whether the rows of the final evaluation are among the `num_rows`.
+      began_from: Length of each earlier stage whose final state this stage began from.
+      batches: State of the iterator over batches, or None if the stage has none.
     """
 
     step: int = 0
@@ -38,15 +38,15 @@ class CheckpointMetadata(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one stage, `folder/<step>`; the newest `keep` stay.
+    """The checkpoints of one stage, in folders `folder/<step>`; the newest `keep` stay.
 
-    Each holds the digests of its files. One that is damaged is passed over, and replaced by the
-    next that is written. `about` gives JSON-able facts about the rest of the run at the time of a
-    save, which `facts` returns later.
+    Every checkpoint holds the digests of its files. A damaged checkpoint is skipped, and replaced
+    by the next one that is written. `about` gives facts about the rest of the run at the time of a
+    save, as JSON, which `facts` returns later.
 
     Attributes:
-      folder: where they are.
-      damaged: what is wrong with each checkpoint that was found damaged, by its step.
+      folder: Folder of the stage's checkpoints, an absolute path.
+      damaged: What is wrong with each damaged checkpoint, by its step.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Checkpoints:
                 self.damaged[step] = _first_line(error)
 
     def all_metadata(self) -> list[CheckpointMetadata]:
-        """The marks of all whole checkpoints, oldest first."""
+        """The metadata of all whole checkpoints, oldest first."""
         return list(self._whole.values())
 
     def latest(self) -> CheckpointMetadata:
-        """The metadata of the newest whole checkpoint, or those of step 0 if there is none."""
+        """The metadata of the newest whole checkpoint, or of step 0 if there is none."""
         return max(
             self._whole.values(), key=lambda metadata: metadata.step, default=CheckpointMetadata()
         )
@@ -86,16 +86,18 @@ class Checkpoints:
         return self._content(step)["about"]  # type: ignore[no-any-return]
 
     def save(self, state: Any, metadata: CheckpointMetadata) -> None:
-        """Writes a checkpoint at `metadata.step`, then deletes those that are too many.
+        """Writes a checkpoint at `metadata.step`, then deletes all but the newest `keep`.
 
-        Raises SaveError, which names the folder and the newest checkpoint that is whole.
+        Raises SaveError, which names the folder and the newest whole checkpoint.
         """
         new = self.folder / f"{metadata.step}.new"
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
+            # This is the name of the folder on disk, which checkpoints of any age share.
             mark=ocp.args.JsonSave({**metadata._asdict(), "began_from": dict(metadata.began_from)}),
         )
         try:
+            # A checkpoint is written beside its place and renamed: it is whole or absent.
             self._clear(new)  # else Orbax warns about what a killed process left
             self._checkpointer.save(new, args=arguments, force=True)
             self._write_digests(new, metadata.step)
@@ -115,7 +117,7 @@ class Checkpoints:
     def restore(self, like: Any) -> Any:
         """The state of the newest whole checkpoint, with the structure and placement of `like`.
 
-        Raises SaveError where that is not the structure of what was saved.
+        Raises SaveError if what was saved has another structure.
         """
         path = self.folder / str(self.latest().step)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
@@ -140,7 +142,7 @@ class Checkpoints:
     def _verified(self, step: int) -> CheckpointMetadata:
         """The metadata of the checkpoint at `step`.
 
-        Raises ValueError if anything in the checkpoint was changed.
+        Raises ValueError if any file of the checkpoint was changed, added or removed.
         """
         path, content = self.folder / str(step), self._content(step)
         if (content["stage"], content["step"]) != (self.folder.name, step):
@@ -169,23 +171,23 @@ class Checkpoints:
         (path / DIGESTS).write_text(sealed(json.dumps(content, indent=1) + "\n"))
 
     def _clear(self, new: Path) -> None:
-        """Deletes what a save to `new` left that did not end, Orbax's own folders included."""
+        """Deletes what an unfinished save to `new` left, Orbax's own folders included."""
         for rest in self.folder.glob(f"{new.name}*"):
             _remove(rest)
 
     def _clean_up(self) -> None:
-        """Deletes what was being written or deleted when a process ended, and what is too old."""
+        """Deletes old checkpoints, and what was half written or deleted when a process ended."""
         for path in self.folder.iterdir():
             step, _, rest = path.name.partition(".")
             if not step.isdecimal() or (not rest and int(step) in self._whole):
                 continue
-            if not rest:  # so that it is never taken for a damaged one
+            if not rest:  # a half-deleted checkpoint must not be taken for a damaged one
                 path = path.rename(path.with_name(f"{step}.aside"))
             _remove(path)
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """All that is not a folder below `path`, without the digests, by its name relative to it."""
+    """All files below `path` but the digests, by their names relative to it."""
     found = []
     for folder, folders, names in os.walk(path, onerror=_raise):  # rglob hides what it may not read
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]

@@ -1,4 +1,4 @@
-"""The root of every experiment's configuration, and the checks of what the user gave."""
+"""The root of every experiment's configuration, and the checks of its values."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ from experiments.runtime.targets import (
 from experiments.trackers.rows import Tracker
 
 CONF = Path(__file__).parents[2] / "conf"
-MOST_SEEDS = 10_000  # of one run, trained together
+MOST_SEEDS = 10_000  # the most seeds that one run trains together
 
 
 class Precision(StrEnum):
@@ -42,11 +42,12 @@ class Precision(StrEnum):
 
 @dataclass
 class Checkpoint:
-    """When checkpoints are written.
+    """When checkpoints are written, and how many are kept.
 
     Attributes:
-      every: steps between two checkpoints of a stage, rounded up to the end of a chunk.
-      keep: how many of a stage stay on disk, the newest.
+      every: Number of steps between two checkpoints of a stage, at least 1. Checkpoints are
+        written at the end of a chunk.
+      keep: Number of checkpoints per stage that stay on disk, the newest, at least 1.
     """
 
     every: int = 1000
@@ -58,14 +59,15 @@ class Root:
     """The keys that every experiment has.
 
     Attributes:
-      task: `_target_`, a dataclass with the methods of `runtime.task.Task`, and its fields.
-      exp: name of the experiment, a file in conf/exp.
-      seed: root of all randomness, 0 to 2**32 - 1.
-      num_seeds: number of seeds trained together, from 1 to 10,000.
-      precision: the dtype that the task computes in.
-      deterministic: let XLA use only deterministic operations on GPU.
-      tracker: what records the metrics beside metrics.csv: name to `folder -> Tracker`.
-      checkpoint: when checkpoints are written.
+      task: The task: `_target_`, a dataclass with the methods of `runtime.task.Task`, and its
+        fields.
+      exp: Name of the experiment, a file in conf/exp.
+      seed: Seed of all random numbers, from 0 to 2**32 - 1.
+      num_seeds: Number of seeds that are trained together, from 1 to 10,000.
+      precision: Dtype of the computation.
+      deterministic: Whether XLA may use only deterministic operations on GPU.
+      tracker: Functions `folder -> Tracker` by name, which record metrics beside metrics.csv.
+      checkpoint: When checkpoints are written.
     """
 
     task: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +86,7 @@ ConfigStore.instance().store(name="root", node=dataclasses.asdict(Root()))
 
 
 def experiments() -> dict[str, str]:
-    """The experiments in conf/exp: name to the first comment line that says something."""
+    """The experiments in conf/exp by name, each with the first comment line that describes it."""
     found = {}
     for path in sorted((CONF / "exp").glob("*.yaml")):
         comments = re.findall(r"^#\s*(?!@package)(\S.*)$", path.read_text(), re.MULTILINE)
@@ -98,9 +100,9 @@ def groups() -> list[str]:
 
 
 def check_values(value: Any, annotation: Any, key: str = "", *, whole: bool = False) -> None:
-    """Checks the values below a key of the root, whose type is `annotation`.
+    """Raises ConfigError unless the value of a key of the root fits its type, `annotation`.
 
-    With `whole` none of its keys may be missing. Raises ConfigError.
+    With `whole`, no key of a dataclass may be missing.
     """
     if isinstance(value, str) and "${" in value:
         return
@@ -130,10 +132,10 @@ def check_values(value: Any, annotation: Any, key: str = "", *, whole: bool = Fa
 
 
 def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks a composed config (plain data) and returns what a run needs of it.
+    """Checks a composed config (plain data), and returns the part that a run needs.
 
-    Nodes from config groups are left out, as the task has taken them; defaults of the task's plain
-    fields are added. Targets are imported, so this may import JAX. Raises ConfigError.
+    The nodes of config groups are left out, as the task holds them by now; the defaults of the
+    task's plain fields are added. This imports the targets, and JAX with them. Raises ConfigError.
     """
     check_values(config, Root, whole=True)
     for key, value, least in (
@@ -193,7 +195,7 @@ def _is_plain(value: Any) -> bool:
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config by their full keys, such as `task.optimizer.learning_rate`.
 
-    Lists and empty nodes are values.
+    Lists and empty nodes count as values.
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
@@ -205,7 +207,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_config(config: Mapping[str, Any], path: Path) -> None:
-    """Writes `config` as YAML, whole or not at all, with its digest in a last comment."""
+    """Writes `config` as YAML, whole or not at all, and its digest in a comment at the end."""
     write_text(path, sealed(OmegaConf.to_yaml(OmegaConf.create(dict(config)))))
 
 
@@ -215,7 +217,7 @@ _DEEPEST = 40
 
 
 class Saved(NamedTuple):
-    """The config.yaml of a run folder, as plain data, and the line of each of its keys."""
+    """The config.yaml of a run folder as plain data, and the line number of each full key."""
 
     path: Path
     config: dict[str, Any]
@@ -231,11 +233,11 @@ class Saved(NamedTuple):
 
 
 def read_config(path: Path) -> Saved:
-    """Reads a config.yaml that a run has written, or that somebody has made of it.
+    """Reads a config.yaml that a run has written, and that a user may have edited.
 
-    Raises ConfigError, naming the file and the line, for anything but one mapping of plain values:
-    anchors, aliases and tags, interpolations, names given twice, names that are not text, more than
-    40 levels or 512 KiB. Its keys are checked later, by `check_config`.
+    Raises ConfigError, with the file and the line, unless it is one mapping of plain values. Not
+    allowed are anchors, aliases, tags, interpolations, duplicate names, names that are not text,
+    more than 40 levels, and more than 512 KiB. `check_config` checks the keys later.
     """
     try:
         if not path.is_file():
@@ -260,7 +262,10 @@ def read_config(path: Path) -> Saved:
 
 
 def _check_events(text: str, path: Path) -> None:
-    """Refuses, before anything is composed, what could make it large, deep, or more than data."""
+    """Raises ConfigError for YAML that could grow large or deep, or that is more than data.
+
+    It reads events alone: nothing is composed before it is known to be harmless.
+    """
     depth = 0
     for event in yaml.parse(text, _LOADER):
         line = f"{path}, line {event.start_mark.line + 1}"
@@ -283,7 +288,7 @@ def _check_events(text: str, path: Path) -> None:
 
 
 def _lines(node: yaml.Node | None, key: str = "") -> dict[str, int]:
-    """The line of every full key below `key`, such as `task.radii[0]`."""
+    """The line number of every full key below `key`, such as `task.radii[0]`."""
     found = {key: node.start_mark.line + 1} if node and key else {}
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
@@ -296,6 +301,9 @@ def _lines(node: yaml.Node | None, key: str = "") -> dict[str, int]:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A composed config as plain data, interpolations resolved. Raises where a value is missing."""
+    """A composed config as plain data with interpolations resolved.
+
+    Raises OmegaConfBaseException if a value is missing.
+    """
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True, enum_to_str=True)
     return typing.cast("dict[str, Any]", plain)

@@ -1,4 +1,4 @@
-"""SHA-256 digests, by which a resumed run knows that it reads what was written."""
+"""SHA-256 digests, which tell a resumed run that its files are as they were written."""
 
 import hashlib
 from pathlib import Path
@@ -13,14 +13,17 @@ def file_digest(path: Path) -> str:
 
 
 def sealed(text: str) -> str:
-    """`text`, which ends with a line end, and a last line with the digest of its UTF-8 bytes."""
+    """`text` with a last line that holds the digest of its UTF-8 bytes.
+
+    The text must end with a newline.
+    """
     return (text.encode() + _seal(text.encode())).decode()
 
 
 def unsealed(path: Path) -> bytes:
     """The content of a sealed file without its last line.
 
-    Raises ValueError where that line is missing or does not fit, OSError where there is no file.
+    Raises ValueError if that line is missing or wrong, OSError if there is no file.
     """
     content = path.read_bytes()
     body, mark, _ = content.rpartition(_SEAL.partition(b"%")[0])

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the error where they cannot be."""
+"""Files that are written whole or not at all, and the error if that fails."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class SaveError(RuntimeError):
-    """The run folder cannot be written or read. Its text is the one line that the user sees."""
+    """The run folder cannot be written or read. The text is the one line that the user sees."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; the file is renamed to `path` at a clean end.
+    """Yields a path beside `path`; at the end the file there is renamed to `path`.
 
-    Where that fails, what was written is deleted.
+    After an error the new file is deleted, and `path` stays as it was.
     """
     beside = path.with_name(f"{path.name}.new")
     try:
@@ -26,6 +26,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8, line ends as they are."""
+    """Writes `text` as UTF-8, without changing its newlines."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="")

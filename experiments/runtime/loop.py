@@ -1,9 +1,9 @@
-"""The run loop: how the stages of a task are trained, logged and resumed.
+"""The training loop: how the stages of a task are trained, logged and resumed.
 
-The order of writes makes a run resumable after a kill at any moment. Within a stage, each chunk
-writes its rows first; a checkpoint that follows remembers how many rows there are. A resumed run
-truncates metrics.csv to the rows of the newest checkpoint and computes the lost chunks again, on
-the same grid of steps, so with the same programs on the same batches.
+The order of writes makes a run resumable after a kill at any moment. Each chunk of a stage writes
+its rows first, and the checkpoint that follows stores how many rows there are. A resumed run
+truncates metrics.csv to the rows of the newest checkpoint and computes the lost chunks again. They
+end at the same steps as before, so the same programs see the same batches.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from experiments.trackers import Row, Tracker, read_rows
 
 
 class Planned(NamedTuple):
-    """A stage, its checkpoints, and how far it has come."""
+    """A stage, its checkpoints, and the metadata of the newest one, which says how far it is."""
 
     stage: Stage
     checkpoints: Checkpoints
@@ -39,10 +39,10 @@ def plan(
     open_checkpoints: Callable[[str], Checkpoints],
     recover: Callable[[Mapping[str, Checkpoints]], None] = lambda opened: None,
 ) -> list[Planned]:
-    """Finds how far each stage has come; `open_checkpoints` takes the name of a stage.
+    """Finds out how far each stage is; `open_checkpoints` takes the name of a stage.
 
-    `recover` gets the checkpoints of all stages before they are looked at, and may set some aside.
-    Raises ConfigError for bad names or lengths, and for lengths that do not fit what is saved.
+    `recover` gets the checkpoints of all stages before they are read, and may set some aside.
+    Raises ConfigError for invalid names or lengths, and for lengths that contradict a checkpoint.
     """
     names = [stage.name for stage in stages]
     lengths = {stage.name: stage.num_steps for stage in stages}
@@ -80,9 +80,10 @@ def _is_done(stage: Stage, metadata: CheckpointMetadata) -> bool:
 
 
 class FinalStates(Mapping[str, State]):
-    """Final states of the stages that are done, each read from its last checkpoint when asked for.
+    """The final states of the finished stages, read from their last checkpoints on demand.
 
-    `asked` maps the stages that were asked for to their steps.
+    Attributes:
+      asked: Length of every stage whose state was asked for.
     """
 
     def __init__(self) -> None:
@@ -143,12 +144,20 @@ def train(
     every: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Trains what is left of the stages; returns whether all are done.
+    """Trains what is left of the stages, and returns whether all are done.
 
-    Writes a checkpoint every `every` steps at the end of a chunk, at the end of every stage, and
-    when `should_stop()` is true after a chunk, where it ends. `metrics` is the metrics.csv that one
-    of the trackers writes. Raises SaveError where the folder cannot be written, Diverged where a
-    stage did, with the last checkpoint.
+    Args:
+      stages: The stages with their checkpoints, from `plan`.
+      metrics: Path of metrics.csv, which one of the trackers writes.
+      trackers: Get the rows of metrics, in this order.
+      every: Number of steps between two checkpoints, which are written at the end of a chunk.
+        There is always one at the end of a stage.
+      should_stop: Asked after every chunk; if it says yes, a checkpoint is written and training
+        ends.
+
+    Raises:
+      SaveError: The folder of the run cannot be written.
+      Diverged: A stage diverged. The message names its last checkpoint.
     """
     log = _Log(trackers, num_rows=max((metadata.num_rows for _, _, metadata in stages), default=0))
     log.resume_from(metrics)
@@ -223,10 +232,10 @@ def _train_stage(
     compiler.start_after(stage)
     stage = compiler.result(stage)
     step = saved = metadata.step
-    compiled: set[int] = set()  # lengths of chunks that were run before
+    compiled: set[int] = set()  # lengths of the chunks that have been trained
     while step < stage.num_steps:
         chunk_started = time.perf_counter()
-        # Chunks end at multiples of their size, from wherever they start.
+        # Chunks end at multiples of their size, also after a resume in the middle of one.
         end = min((step // stage.steps_per_chunk + 1) * stage.steps_per_chunk, stage.num_steps)
         labels: Row = {"stage": stage.name, "step": end}
         with _naming(stage, saved, checkpoints):
@@ -237,7 +246,7 @@ def _train_stage(
         if end - step in compiled:  # the first chunk of a length spends its time on compilation
             times["time/steps_per_second"] = (end - step) / (now - chunk_started)
         compiled.add(end - step)
-        log([row | times for row in rows])
+        log([row | times for row in rows])  # before the checkpoint, which counts these rows
         finished, stop = end == stage.num_steps, should_stop()
         saves = finished or stop or end // every > saved // every
         with _naming(stage, saved, checkpoints):
@@ -263,7 +272,7 @@ def _train_stage(
 
 @contextlib.contextmanager
 def _naming(stage: Stage, saved: int, checkpoints: Checkpoints) -> Iterator[None]:
-    """Adds to what has diverged the stage and its last checkpoint."""
+    """Adds the stage and its last checkpoint to the message of `Diverged`."""
     try:
         yield
     except Diverged as error:
@@ -272,7 +281,7 @@ def _naming(stage: Stage, saved: int, checkpoints: Checkpoints) -> Iterator[None
 
 
 def _finite_rows(labels: Row, rows: Sequence[Row]) -> list[Row]:
-    """The rows with their labels, as plain numbers; raises Diverged if one is not finite."""
+    """The rows with their labels, as plain numbers. Raises Diverged if one is not finite."""
     labelled = [labels | _plain(row) for row in rows]
     for row in labelled:
         for metric, value in row.items():
@@ -299,7 +308,7 @@ def _save(stage: Stage, state: State, folder: Path) -> None:
 
 
 def _abstract(state: State) -> State:
-    """Shapes, dtypes and shardings without the memory."""
+    """The shapes, dtypes and shardings of a state, without its memory."""
 
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):
@@ -310,6 +319,6 @@ def _abstract(state: State) -> State:
 
 
 def _plain(row: Mapping[str, Any]) -> Row:
-    """Array scalars as numbers of Python, so that trackers and JSON can write them."""
+    """A row with Python numbers in place of array scalars, for trackers and JSON."""
     items = ((key, value.item() if hasattr(value, "item") else value) for key, value in row.items())
     return {key: int(value) if isinstance(value, bool) else value for key, value in items}

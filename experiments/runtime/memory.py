@@ -1,4 +1,4 @@
-"""How much memory a training will take, before anything is compiled."""
+"""An estimate of the memory that a training takes, before anything is compiled."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,22 +18,22 @@ def memory_estimate(
     images: jax.ShapeDtypeStruct,
     num_networks: int,
 ) -> dict[str, float]:
-    """GiB that training takes in its largest step, by what they hold.
+    """Memory in GiB that the largest step of a training takes, by purpose.
 
-    Counts arrays by their shapes, so it is the same on every device. The compiler may need somewhat
-    more (scratch space), or less (it fuses operations). Batches, the evaluation and the forward
-    passes of a penalty are not counted.
+    Arrays are counted by their shapes, so the estimate is the same on every device. The compiler
+    may need somewhat more (scratch space), or less (it fuses operations). Batches, the evaluation
+    and the forward passes of a penalty are not counted.
 
     Args:
-      model: Flax module; frozen parameters have neither gradient nor state.
-      methods: those that will be used one after another; the largest counts.
-      images: float [examples, height, width, channels], the most that one gradient is taken of.
-      num_networks: trained side by side.
+      model: Flax module. Its frozen parameters have neither gradients nor optimizer state.
+      methods: The methods that are trained one after another; the one with most memory counts.
+      images: Shape of the largest batch, float [examples, height, width, channels].
+      num_networks: Number of networks that are trained side by side.
 
     Returns:
-      "parameters"; "gradients"; "optimizer state" with the parameters of a reference; "attack
-      copies", the attacked parameters of a second pass; "activations", what the forward pass keeps
-      for the backward pass; and their sum, "total".
+      GiB of "parameters"; "gradients"; "optimizer state", with the reference parameters of a
+      penalty; "attack copies", the attacked parameters of a second pass; "activations", which the
+      forward pass keeps for the backward pass; and their sum, "total".
     """
     key = jax.random.key(0)
     variables = jax.eval_shape(lambda: model.init({"params": key, "dropout": key}, _zeros(images)))
@@ -70,7 +70,7 @@ def describe(estimate: Mapping[str, float]) -> str:
 
 
 def _residual_bytes(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> int:
-    """What the forward pass computes for the backward pass to read."""
+    """Bytes that the forward pass computes and keeps for the backward pass."""
 
     def residuals(variables: Any, images: jax.Array) -> list[jax.Array]:
         rest = {name: value for name, value in variables.items() if name != "params"}
@@ -86,7 +86,7 @@ def _residual_bytes(model: nn.Module, variables: Any, images: jax.ShapeDtypeStru
         return jax.tree.leaves(jax.vjp(apply, variables["params"])[1])
 
     jaxpr = jax.make_jaxpr(residuals)(variables, images).jaxpr
-    inputs = set(jaxpr.invars)  # parameters are kept too, but are there already
+    inputs = set(jaxpr.invars)  # parameters are kept as well, but counted already
     kept = {v for v in jaxpr.outvars if not hasattr(v, "val") and v not in inputs}
     return _bytes(variable.aval for variable in kept)
 

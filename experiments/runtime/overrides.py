@@ -1,4 +1,4 @@
-"""Overrides on the command line: what they say, whether anything reads them, what they compose."""
+"""Overrides on the command line: they are parsed, checked and composed to a configuration."""
 
 import contextlib
 import math
@@ -52,7 +52,7 @@ def parse(text: str) -> Override:
 
 
 def quoted(key: str, value: str) -> str:
-    """The override that gives `key` exactly the text `value`, as one types it in a shell."""
+    """The override that gives `key` exactly the text `value`, quoted for a shell."""
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)  # a backslash counts before a quote alone
     escaped += "\\" * (len(value) - len(value.rstrip("\\")))
     return shlex.quote(f'{key}="{escaped}"')
@@ -63,7 +63,7 @@ def _first_line(error: Exception) -> str:
 
 
 def values(override: Override) -> list[Any]:
-    """What an override gives its key, one after the other in a sweep. Raises ConfigError."""
+    """The values that an override gives its key: several in a sweep. Raises ConfigError."""
     if not override.is_discrete_sweep():
         return [override.value()]
     found = list(islice(override.sweep_iterator(), MOST_JOBS + 1))
@@ -73,10 +73,10 @@ def values(override: Override) -> list[Any]:
 
 
 def check_overrides(texts: Sequence[str]) -> list[str]:
-    """Checks overrides before Hydra composes them, and returns them for Hydra.
+    """Checks overrides before Hydra composes them, and returns them in Hydra's form.
 
-    Of a key that is given twice Hydra takes the last. Beside what `check_override` raises:
-    ConfigError for a sweep of more than 10,000 jobs.
+    If a key is given twice, Hydra takes the last value. Raises ConfigError as `check_override`
+    does, and for a sweep of more than 10,000 jobs.
     """
     checked = [check_override(text) for text in texts]
     jobs = math.prod(len(values(parse(text))) for text in texts)
@@ -86,12 +86,12 @@ def check_overrides(texts: Sequence[str]) -> list[str]:
 
 
 def check_override(text: str) -> str:
-    """Checks one override `key=value` before Hydra composes it, and returns it for Hydra.
+    """Checks one override `key=value` before Hydra composes it, and returns it in Hydra's form.
 
-    Keys within nodes (`task.x`, `data.x`) are checked later, against what their `_target_` takes;
-    Hydra may add them without a plus. Raises ConfigError for text that cannot be read, for a key
-    that the root does not have, for a value that does not fit it, and for a `_target_` within
-    Hydra's own configuration.
+    Keys inside nodes (`task.x`, `data.x`) are checked later, against the arguments of their
+    `_target_`; Hydra may add them without a plus. Raises ConfigError if the text cannot be parsed,
+    if the root has no such key, if the value does not fit the key, and for a `_target_` in Hydra's
+    own configuration.
     """
     override = parse(text)
     key = override.key_or_group
@@ -128,9 +128,9 @@ def check_choice(group: str, choice: str) -> None:
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """The config of a run with these overrides, checked before and composed, not yet its nodes.
+    """The config of a run with these overrides; its nodes are not checked yet.
 
-    Raises ConfigError for what `check_overrides` and `check_read` refuse, and what Hydra raises.
+    Raises ConfigError for overrides that `check_overrides`, Hydra or `check_read` refuse.
     """
     checked = check_overrides(overrides)
     try:
@@ -143,7 +143,7 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def compose(checked: Sequence[str]) -> tuple[DictConfig, Mapping[str, str]]:
-    """What Hydra composes of checked overrides, and its choices: the file of each group."""
+    """The config that Hydra composes of checked overrides, and the file chosen in each group."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("config", list(checked), return_hydra_config=True)
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
@@ -153,7 +153,7 @@ def compose(checked: Sequence[str]) -> tuple[DictConfig, Mapping[str, str]]:
 
 
 def explained(error: Exception, checked: Sequence[str]) -> ConfigError:
-    """What Hydra raised when it composed, as an error that names the override."""
+    """An error that Hydra raised in composing, as one that names the override."""
     found = re.match(r"Could not override '([\w/]+)(@[\w.]*)?'", str(error.__cause__ or error))
     if found:
         group = found[1]
@@ -213,7 +213,7 @@ def _where(group: str, choices: Mapping[str, str]) -> str:
 
 
 def _references(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """The full keys that the interpolations in `value` name, such as `env.name`."""
+    """The full keys that interpolations in `value` refer to, such as `env.name`."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _references(item, (*path, str(name)))
@@ -231,16 +231,16 @@ _MAY_CHANGE = re.compile(r"task\.\w*steps|(task\.)?mesh(\..+)?|tracker(\..+)?")
 
 
 def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, by their full keys, that a resumed run must keep."""
+    """The values that a resumed run must keep, by their full keys."""
     return {key: value for key, value in flat(config).items() if not _MAY_CHANGE.fullmatch(key)}
 
 
 def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """The config of the run in `folder` (plain data), with the few overrides that a resume allows.
+    """The config of the run in `folder` (plain data), with the overrides that a resume allows.
 
     Allowed are `tracker`, `mesh` (the task's) and lengths: fields of the task itself whose names
-    end in "steps". Raises ConfigError for any other, where `folder` holds no run, and where its
-    config.yaml cannot be read or has keys that no run has.
+    end in "steps". Raises ConfigError for other overrides, if `folder` holds no run, and if its
+    config.yaml cannot be read or has unknown keys.
     """
     try:
         here = (folder / "config.yaml").exists()
@@ -276,7 +276,7 @@ def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """An error of ours, of Hydra or of OmegaConf as one line that begins with the key."""
+    """An error of this package, Hydra or OmegaConf as one line that begins with the key."""
     if isinstance(error, OmegaConfBaseException):  # its other lines tell of types inside OmegaConf
         return f"{error.full_key}: {_first_line(error)}"
     if isinstance(error.__cause__, OmegaConfBaseException):

@@ -1,4 +1,4 @@
-"""How far a run is: bars on a terminal, lines elsewhere."""
+"""The progress of a run: bars on a terminal, lines elsewhere."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from experiments.trackers import Row, Tracker
 
 
 def make_progress(lengths: Mapping[str, int], console: Console) -> Tracker:
-    """A tracker that shows the stages, with their `lengths` in steps, on `console`."""
+    """A tracker that shows the progress of the stages; `lengths` are their numbers of steps."""
     return Bars(lengths, console) if console.is_terminal else Lines(lengths, console)
 
 
 class Bars:
-    """One bar a stage; the next stage's bar appears when one is full."""
+    """One bar per stage; the bar of the next stage appears when one is full."""
 
     def __init__(self, lengths: Mapping[str, int], console: Console) -> None:
         self._lengths = lengths
@@ -40,7 +40,7 @@ class Bars:
         )
 
     def resume_from(self, rows: Sequence[Row]) -> None:
-        """Shows what is done already and starts to draw."""
+        """Starts to draw, from what is done already."""
         steps = dict(_position(row, self._lengths) for row in rows)
         self._progress.start()
         for stage in self._lengths:
@@ -78,7 +78,7 @@ class Bars:
 
 
 class Lines:
-    """One line when a stage begins and ends, and at most one in `seconds` between."""
+    """One line when a stage begins and one when it ends; between them one per `seconds` at most."""
 
     def __init__(self, lengths: Mapping[str, int], console: Console, seconds: float = 30.0) -> None:
         self._lengths = lengths
@@ -120,24 +120,27 @@ _COMPILING = "compiling ..."
 
 
 def _position(row: Row, lengths: Mapping[str, int]) -> tuple[str, int]:
-    """The stage of a row and its step there; some stages count days or rounds in their rows."""
+    """The stage of a row, and its step, at most the stage's length.
+
+    Some stages count days or rounds in their rows.
+    """
     stage = str(row["stage"])
     return stage, min(int(row["step"]), lengths.get(stage, 0))
 
 
 def _is_timed(rows: Sequence[Row]) -> bool:
-    """Whether the rows are of training; those of the final evaluation come without times."""
+    """Whether the rows are from training: those of the final evaluation have no times."""
     return "time/seconds" in rows[-1]
 
 
 def _clock(rows: Sequence[Row]) -> str:
-    """The time spent on the stage, compilation included."""
+    """The time spent on the stage as minutes:seconds, compilation included."""
     minutes, seconds = divmod(round(float(rows[-1]["time/seconds"])), 60)
     return f"{minutes}:{seconds:02d}"
 
 
 def _speed(rows: Sequence[Row]) -> str:
-    """Steps a second, without exponents; nothing where compilation was part of the time."""
+    """Steps per second, without an exponent; empty if the time includes compilation."""
     speed = rows[-1].get("time/steps_per_second", "")
     if speed == "":
         return ""
@@ -146,7 +149,7 @@ def _speed(rows: Sequence[Row]) -> str:
 
 
 def _metric(rows: Sequence[Row]) -> str:
-    """The first metric of the rows, as its mean over those of the last step."""
+    """The first metric of the rows, averaged over the rows of the last step."""
     last = [row for row in rows if row["step"] == rows[-1]["step"]]
     for column, value in last[0].items():
         if column in ("stage", "step", "seed") or column.startswith("time/"):

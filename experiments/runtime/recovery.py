@@ -1,4 +1,4 @@
-"""What a resumed run may start from: whole checkpoints of one moment, with the rows up to it."""
+"""What a resumed run starts from: whole checkpoints of one moment, and the rows up to it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,12 @@ from experiments.trackers import Row, RowsDigest, read_rows
 
 
 class Record:
-    """What every checkpoint remembers of its run, and a resumed run is compared with.
+    """The facts about a run that every checkpoint stores, and that a resumed run must match.
 
     Attributes:
-      folder: of the run.
-      config: its configuration, without what may change, by full keys.
-      edited: whether the user says that the configuration was changed on purpose.
+      folder: Folder of the run.
+      config: Values of the configuration that must not change, as JSON, by their full keys.
+      edited: Whether the user says that the configuration was changed on purpose.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, edited: bool) -> None:
@@ -26,38 +26,42 @@ class Record:
         self.edited = edited
 
     def facts(self, rows: RowsDigest) -> dict[str, Any]:
-        """What a checkpoint is to remember; `rows` is the digest of those written so far."""
+        """The facts that a checkpoint stores; `rows` is the digest of the rows written so far."""
         return {"config": self.config, "rows": str(rows)}
 
     def recover(
         self, stages: Mapping[str, Checkpoints], say: Callable[[str], None] = print
     ) -> None:
-        """Sets aside what is newer than the newest moment that all stages can go on from.
+        """Finds the newest moment that all stages can continue from, and drops what came later.
 
-        `say` gets one line if a checkpoint is damaged. Raises SaveError if none can be used, or if
-        metrics.csv is not what it was; ConfigError if config.yaml is not.
+        Newer checkpoints are set aside. `say` gets one line if a checkpoint is damaged.
+
+        Raises:
+          SaveError: No checkpoint can be used, or metrics.csv was changed.
+          ConfigError: config.yaml was changed.
         """
         damaged = [
             f"{checkpoints.folder / str(step)} ({reason})"
             for checkpoints in stages.values()
             for step, reason in checkpoints.damaged.items()
         ]
-        marks = [
+        saved = [
             (metadata.num_rows, metadata.step, name)
             for name, checkpoints in stages.items()
             for metadata in checkpoints.all_metadata()
         ]
         rows = self._rows()
-        if marks:
-            num_rows, step, name = max(marks)
+        if saved:
+            num_rows, step, name = max(saved)
             self._compare(stages[name].facts(step), rows[:num_rows], num_rows)
-        for moment in sorted({num_rows for num_rows, _, _ in marks}, reverse=True):
+        for moment in sorted({num_rows for num_rows, _, _ in saved}, reverse=True):
+            # A moment is a number of rows: the stages at it must have written these and no more.
             chosen = {name: _newest(each, moment) for name, each in stages.items()}
             if _belong_together(chosen, rows[:moment]):
                 break
         else:
             if damaged:
-                raise SaveError(f"no checkpoint to go on from; damaged: {', '.join(damaged)}")
+                raise SaveError(f"no checkpoint to continue from; damaged: {', '.join(damaged)}")
             return
         for name, checkpoints in reversed(list(stages.items())):
             for step in (
@@ -68,7 +72,7 @@ class Record:
                     checkpoints.set_aside(step)
         if damaged:
             used = ", ".join(f"step {metadata.step} of {name}" for name, metadata in chosen.items())
-            say(f"damaged: {', '.join(damaged)}; going on from {used}")
+            say(f"damaged: {', '.join(damaged)}; continuing from {used}")
 
     def _rows(self) -> list[Row]:
         try:
@@ -100,7 +104,7 @@ def edited(folder: Path, what: str) -> ConfigError:
 
 
 def _newest(checkpoints: Checkpoints, num_rows: int) -> CheckpointMetadata:
-    """The newest metadata that knows of `num_rows` rows at most."""
+    """The metadata of the newest checkpoint that was written after at most `num_rows` rows."""
     return max(
         (metadata for metadata in checkpoints.all_metadata() if metadata.num_rows <= num_rows),
         key=lambda metadata: metadata.step,
@@ -109,7 +113,7 @@ def _newest(checkpoints: Checkpoints, num_rows: int) -> CheckpointMetadata:
 
 
 def _belong_together(chosen: Mapping[str, CheckpointMetadata], rows: Sequence[Row]) -> bool:
-    """Whether no stage wrote some of `rows` after its metadata: it would write them twice."""
+    """Whether no stage wrote any of `rows` after its checkpoint; it would write them twice."""
     return all(
         row["stage"] != name
         for name, metadata in chosen.items()

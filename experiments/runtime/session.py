@@ -1,4 +1,4 @@
-"""One run in its folder, from a checked configuration to the table at its end."""
+"""One run in its folder: from a checked configuration to the final table."""
 
 import contextlib
 import datetime
@@ -46,12 +46,16 @@ _LIBRARIES = ("optax", "flax")  # what they refuse is a value of the configurati
 def train_in_folder(
     folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool = False
 ) -> int:
-    """Trains what `config` says in `folder`, or goes on with it; returns the exit code.
+    """Trains the task of `config` in `folder`, or continues to; returns the exit code.
 
-    0 when all is done, 128 + the signal's number when stopped by SIGINT or SIGTERM. Raises
-    ConfigError for bad values, a folder in use, one that holds a run already, or a config.yaml that
-    was changed, unless `edited` says that this is meant; SaveError where the folder cannot be
-    written, or holds no checkpoint that is what was written; Diverged where training did.
+    The exit code is 0 when all is done, and 128 plus the number of the signal after SIGINT or
+    SIGTERM.
+
+    Raises:
+      ConfigError: The configuration has invalid values; the folder is in use or holds a run
+        already; or config.yaml was changed, unless `edited` says that this is meant.
+      SaveError: The folder cannot be written, or none of its checkpoints is intact.
+      Diverged: The training diverged.
     """
     if resumed and not edited:
         try:
@@ -72,7 +76,8 @@ def train_in_folder(
                 _claim(folder)
         try:
             stages = task.stages()
-        except ValueError as error:  # a number that does not fit the data; else a fault of ours
+        # A value that does not fit the data is one line; any other error keeps its traceback.
+        except ValueError as error:
             if not isinstance(error, InputError) and _raised_in(error) not in _LIBRARIES:
                 raise
             raise _wrong_argument(error, config, resumed=resumed) from error
@@ -114,7 +119,7 @@ def train_in_folder(
 
 @contextlib.contextmanager
 def _input_errors(config: Mapping[str, Any], *, resumed: bool) -> Iterator[None]:
-    """One line for data and checkpoints that cannot be used, whenever a stage reads them."""
+    """Makes one line of errors about data and checkpoints, whenever a stage reads them."""
     try:
         yield
     except (DataError, CheckpointError) as error:
@@ -122,9 +127,10 @@ def _input_errors(config: Mapping[str, Any], *, resumed: bool) -> Iterator[None]
 
 
 def _wrong_argument(error: Exception, config: Mapping[str, Any], *, resumed: bool) -> ConfigError:
-    """What the task raised about an argument of its own or of one of its nodes.
+    """The error for an argument that the task, or an object that it holds, refused.
 
-    It names the key to override: what a task takes from a config group stands in the root then.
+    It names the key to override. For a value from a config group that key is in the root, unless
+    the run is resumed from its own config.yaml.
     """
     key = key_of_argument(error, config["task"], "task")
     _, _, below = key.partition(".")
@@ -158,7 +164,7 @@ def _set_up_jax(precision: str) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = platformdirs.user_cache_path("trustjax") / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # An entry of the cache whose writing was cut off is compiled again each time, and works.
+    # JAX compiles a program again if its cache entry was written only in part.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -204,7 +210,7 @@ def _claim(folder: Path) -> None:
 
 
 def _commit() -> dict[str, str | bool] | None:
-    """The commit of the code, and whether files differ from it; None outside of a git checkout."""
+    """The commit of the code, and whether files were changed since; None without a checkout."""
     root = Path(__file__).parents[2]
     answers = []
     for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
@@ -227,7 +233,7 @@ def _versions() -> dict[str, str]:
 
 
 def _conclude(task: Task, folder: Path, name: str, seconds: float, console: Console) -> None:
-    """Writes summary.json and the plots, prints the table."""
+    """Writes summary.json and the plots, and prints the table."""
     rows = read_rows(folder / "metrics.csv")
     summary = task.summarize(rows)
     plots = folder / "plots"
@@ -251,7 +257,7 @@ def _conclude(task: Task, folder: Path, name: str, seconds: float, console: Cons
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null."""
+    """The value with null for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

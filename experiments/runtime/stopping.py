@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish: stop after the current chunk."""
+"""Ctrl-C and SIGTERM as a request to stop after the current chunk."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Within this context the first signal only sets `received`; the second ends the process.
+    """A context in which the first signal only sets `received`, and the second ends the process.
 
-    Python runs a signal handler after the current call into XLA, which may take minutes. The
-    signals are therefore read by a thread, from the file descriptor that the C handler writes to.
+    Python runs a signal handler after the current call into XLA, which may take minutes. A thread
+    therefore reads the signals from the file descriptor that the C handler writes to.
 
     Attributes:
-      received: the number of the first signal, or None.
+      received: Number of the first signal; None before it.
     """
 
     def __init__(self) -> None:

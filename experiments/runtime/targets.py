@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-# The modules whose public functions and classes a config may name; * stands for one name.
+# Modules whose public functions and classes a config may name; * stands for any one name.
 ROOMS = (
     "trustjax.optim",
     "trustjax.geometry",
@@ -34,7 +34,7 @@ ROOMS = (
     "optax.schedules",
     "flax.linen",
 )
-# Modules whose functions and classes read or write files that they are given: none is a factory.
+# Modules whose functions and classes read or write a file by its path: a config may name none.
 _CLOSED = (
     "trustjax.agents.policy",
     "trustjax.models.checkpoint",
@@ -80,12 +80,12 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
 
 
 def locate(name: Any, key: str) -> Any:
-    """The factory called `name`, such as `optax.sgd`; `key` is that of the name in the config.
+    """The factory called `name`, such as `optax.sgd`; `key` is the key that holds the name.
 
-    A factory is a public function or class of a module in `ROOMS`, defined in that module or below
-    it, which returns something and neither reads nor writes a file of its own. Nothing is reached
-    through a class or through a module that is not a room, and no other module is imported.
-    Raises ConfigError.
+    A factory is a public function or class of a module in `ROOMS`. It is defined in that module or
+    below it, returns something, and neither reads nor writes a file of its own. No name leads
+    through a class, or through a module outside `ROOMS`, and no other module is imported. Raises
+    ConfigError if there is no such factory.
     """
     allowed = f"allowed: factories of {', '.join(ROOMS)}"
     if not (isinstance(name, str) and re.fullmatch(r"[a-z]\w*(\.[A-Za-z]\w*)+", name, re.ASCII)):
@@ -109,7 +109,7 @@ def locate(name: Any, key: str) -> Any:
 
 
 def _is_factory(found: Any, room: str) -> bool:
-    """Whether what a room offers may be called for a config."""
+    """Whether `found`, from the module `room`, is a factory that a config may name."""
     function = found.func if isinstance(found, functools.partial) else found
     if not (inspect.isfunction(function) or inspect.isclass(function)):
         return False
@@ -131,7 +131,7 @@ def _ancestors(found: type) -> list[str]:
 
 
 def made_by(target: Any) -> Any:
-    """The type of what a call of `target` returns; Any where that is not known."""
+    """The type that a call of `target` returns; Any if it is not known."""
     if isinstance(target, functools.partial):
         return made_by(target.func)
     if inspect.isclass(target):
@@ -141,12 +141,12 @@ def made_by(target: Any) -> Any:
 
 
 def check_nodes(value: Any, key: str, *, depth: int = 0) -> None:
-    """Checks every node in `value` (plain data, interpolations resolved) that has a `_target_`.
+    """Checks every node with `_target_` in `value` (plain data, interpolations resolved).
 
-    Raises ConfigError for a target that is no factory, for an argument that its signature does not
-    have, lacks, or that does not fit its annotation, be it plain data or what another target makes;
-    for names of Hydra's beside no `_target_`, a name that is not text, an integer beyond 64 bits,
-    and deep nesting. Nothing is called.
+    Raises ConfigError for a target that is no factory, and for an argument that is unknown, missing
+    or does not fit its annotation, whether it is plain data or made by another target. Also for
+    Hydra's own names without a `_target_`, names that are not text, integers beyond 64 bits, and
+    deep nesting. Nothing is called.
     """
     if depth > _DEEPEST:
         raise ConfigError.at(f"{key[:60]}...", f"nested more than {_DEEPEST} levels deep")
@@ -215,7 +215,7 @@ def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_fits(value: Any, annotation: Any, key: str) -> None:
-    """Raises ConfigError, naming the `key`, for a value that does not fit its annotation."""
+    """Raises ConfigError, which names `key`, unless the value fits its annotation."""
     if not fits(value, annotation):
         raise wrong_value(key, value, annotation)
 
@@ -233,7 +233,7 @@ def wrong_value(key: str, value: Any, annotation: Any) -> ConfigError:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message, its middle left out where it is long."""
+    """The repr of a value for an error message; if it is long, without its middle."""
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python writes
@@ -245,10 +245,10 @@ _PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "tex
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether plain data may be given where `annotation` stands; True where that is not known.
+    """Whether plain data may be given for an argument of type `annotation`; True if in doubt.
 
-    A node with `_target_` fits if what it makes does: its class or the return annotation of its
-    function, with `_partial_` a function that returns that.
+    A node with `_target_` fits if the object that it makes fits: an instance of its class, or of
+    the return annotation of its function; with `_partial_`, a function that returns it.
     """
     if annotation in (Any, object):
         return True
@@ -307,7 +307,7 @@ def _node_fits(node: Mapping[str, Any], annotation: Any) -> bool:
 
 
 def makes(made: Any, annotation: Any) -> bool:
-    """Whether an object of the type `made` may stand where `annotation` does."""
+    """Whether an object of type `made` may be given for an argument of type `annotation`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return makes(made, arguments[0])
@@ -336,7 +336,7 @@ def makes(made: Any, annotation: Any) -> bool:
 
 
 def _members(annotation: Any) -> set[str]:
-    """The names that a protocol asks for; none for any other type."""
+    """The names of a protocol's members; none for any other type."""
     if not getattr(annotation, "_is_protocol", False):
         return set()
     names = {*vars(annotation), *getattr(annotation, "__annotations__", {})}

@@ -1,4 +1,4 @@
-"""What an experiment must offer: a task, and the stages that it consists of."""
+"""The protocols of an experiment: a task, and the stages that it consists of."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ State = Any  # a pytree of arrays
 
 
 class Stage(Protocol):
-    """A resumable piece of an experiment: pre-training, or one method's training, seeds at once.
+    """A resumable part of an experiment, such as the training of one method from all seeds.
 
     Attributes:
-      name: the `stage` column of metrics.csv and the folder below checkpoints/.
-      num_steps: its length, at least 1.
-      steps_per_chunk: steps of one call of `advance`; the last chunk may be shorter.
+      name: Name of the stage in metrics.csv, and of its folder below checkpoints/.
+      num_steps: Number of steps, at least 1.
+      steps_per_chunk: Number of steps in one call of `advance`; the last chunk may be shorter.
     """
 
     name: str
@@ -23,23 +23,27 @@ class Stage(Protocol):
     steps_per_chunk: int
 
     def init(self, final: Mapping[str, State]) -> State:
-        """The state before the first step.
+        """The state before the first step; `final[name]` is the final state of an earlier stage.
 
-        `final[name]` is the final state of an earlier stage. Called on resume too, where its result
-        gives the structure and the placement of the restored state.
+        A resumed run calls it too: the result gives the structure, the shapes and the shardings of
+        the state to restore.
         """
 
     def batches(self) -> Iterator[Any] | None:
-        """A new iterator, whose `get_state()` is JSON-able and undone by `set_state`, or None."""
+        """A new iterator over batches, or None if the stage needs none.
+
+        Its `get_state()` returns JSON, and `set_state` continues from there.
+        """
 
     def advance(
         self, state: State, batches: Any, step: int, num_steps: int
     ) -> tuple[State, list[Row]]:
-        """Trains `num_steps` further, after `step`.
+        """Trains `num_steps` steps from `step` on; returns the new state and rows of metrics.
 
-        All that changes is in `state` and `batches`. Rows hold `seed` and metrics, the main one
-        first; they get `stage`, `step` (that of the end of the chunk unless given) and `time/*`. A
-        row leaves out a metric that is undefined: one that is NaN or infinite ends the run.
+        Everything that changes is in `state` and `batches`. A row holds `seed` and metrics, the
+        main metric first. The loop adds `stage`, `time/*` and, unless the row has a `step`, the
+        step at the end of the chunk. A metric that is undefined is left out: NaN or infinity ends
+        the run.
         """
 
     def finish(self, state: State) -> list[Row]:
@@ -55,7 +59,7 @@ class Table(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What an experiment found: `values` are JSON-able and go to summary.json."""
+    """The result of an experiment: `values`, which go to summary.json, and a table."""
 
     values: dict[str, Any]
     table: Table
@@ -65,10 +69,10 @@ class Task(Protocol):
     """An experiment: a dataclass whose fields are its configuration."""
 
     def validate(self) -> None:
-        """Raises ValueError ("NAME must be ..., got ...") before data is loaded or compiled."""
+        """Raises `FieldError` for an invalid value, before data is loaded or compiled."""
 
     def stages(self) -> Sequence[Stage]:
-        """The stages in the order in which they are trained; data is loaded here or later."""
+        """The stages in the order of training; data is loaded here or later."""
 
     def summarize(self, rows: list[Row]) -> Summary:
         """The result, from all rows of metrics.csv."""
@@ -87,10 +91,10 @@ class Compiles(Protocol):
 
 @runtime_checkable
 class Saves(Protocol):
-    """A stage that leaves more behind than rows, such as trained policies."""
+    """A stage that saves more than rows, such as trained policies."""
 
     def save(self, state: State, folder: Path) -> None:
-        """Writes below the run's `folder`, at the end of the stage."""
+        """Writes files below the run's `folder`, at the end of the stage."""
 
 
 @runtime_checkable
@@ -98,8 +102,8 @@ class Learns(Protocol):
     """A stage whose state holds arrays that must stay finite, such as parameters."""
 
     def learned(self, state: State) -> Any:
-        """These arrays, a pytree; looked at before every checkpoint."""
+        """These arrays as a pytree, which is checked before every checkpoint."""
 
 
 class Diverged(RuntimeError):  # noqa: N818
-    """Training came to numbers that are not finite; says what, and at which step."""
+    """Training led to a number that is not finite. The message says which, and at which step."""

@@ -1,7 +1,7 @@
-"""What becomes of the rows of metrics: metrics.csv, TensorBoard, and services beside them.
+"""Trackers, which record the rows of metrics: metrics.csv, TensorBoard, and online services.
 
 `wandb`, `mlflow` and `trackio` are modules of their own, which need packages of the extra
-`trackers`; nothing here imports them.
+`trackers`. This package does not import them.
 """
 
 from experiments.trackers.csv import Csv as Csv

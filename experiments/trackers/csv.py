@@ -1,4 +1,4 @@
-"""metrics.csv, the record that a resumed run starts from."""
+"""metrics.csv, the record from which a resumed run continues."""
 
 import csv
 import hashlib
@@ -13,10 +13,10 @@ from experiments.trackers.rows import Row
 
 
 class Csv:
-    """metrics.csv: one line a row, columns in the order in which they first appear.
+    """The tracker that writes metrics.csv: one line per row, columns in order of appearance.
 
-    Numbers are written with `repr`, which reads back as the same number. A new column extends the
-    header: the file is written anew beside the old one and renamed.
+    Numbers are written with `repr`, so that the same numbers are read back. A new column extends
+    the header: a new file is written beside the old one and renamed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,14 +32,14 @@ class Csv:
         self.digest.update(rows)
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Appends rows, all or, if that raises OSError, none."""
+        """Appends the rows: all of them, or none if that raises OSError."""
         if all(column in self._columns for row in rows for column in row):
             size = self.path.stat().st_size
             try:
                 with self.path.open("a", encoding="utf-8", newline="") as file:
                     file.write(self._lines(rows))
             except OSError:
-                os.truncate(self.path, size)
+                os.truncate(self.path, size)  # a part of the rows may have been written
                 raise
         else:
             self._write_anew([*read_rows(self.path), *rows])
@@ -62,13 +62,13 @@ class Csv:
 
 
 class RowsDigest:
-    """SHA-256 of rows, the same for those that are written and for those that are read again."""
+    """SHA-256 of rows, the same whether they come from training or are read from a file."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
 
     def update(self, rows: Iterable[Row]) -> None:
-        """Adds rows."""
+        """Adds rows to the digest."""
         for row in rows:
             cells = sorted((column, _text(value)) for column, value in row.items())
             text = json.dumps([cell for cell in cells if cell[1]])
@@ -79,10 +79,10 @@ class RowsDigest:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.csv, numbers as numbers; empty cells are left out.
+    """The rows of a metrics.csv, with numbers as Python numbers and without empty cells.
 
-    A last line that lacks its end, as while a run writes it, is left out too. Raises ValueError,
-    which names the file, for what is not such a file.
+    A last line without a newline, which a run is still writing, is left out. Raises ValueError,
+    which names the file, if it is not a metrics.csv.
     """
     if not path.is_file():
         return []

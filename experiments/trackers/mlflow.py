@@ -1,4 +1,4 @@
-"""MLflow."""
+"""The tracker that writes to MLflow."""
 
 import contextlib
 import logging
@@ -12,25 +12,25 @@ from experiments.trackers.rows import Row, seed_means
 from experiments.trackers.services import Starts, quiet, read_config, require
 
 require("mlflow", "sqlalchemy", "alembic")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report every use to its makers
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports every use to its makers
 with quiet():
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 
-_MOST_METRICS, _MOST_PARAMS = 1000, 100  # of one request
+_MOST_METRICS, _MOST_PARAMS = 1000, 100  # the most that MLflow takes in one request
 
 
 class Mlflow:
-    """A run of MLflow in the store MLFLOW_TRACKING_URI, else in `folder/mlflow/mlflow.db`.
+    """A run of MLflow in the store MLFLOW_TRACKING_URI, or else in `folder/mlflow/mlflow.db`.
 
-    Metrics are `stage/metric`, means over seeds, at the steps of the stage; the configuration is in
-    the parameters, `task.seed` and so on. A resumed run is logged anew with all rows from the first
-    one on, then the run of the earlier start goes to MLflow's trash. MLflow has no infinity: it
+    Metrics are called `stage/metric` and are means over seeds, at the steps of the stage. The
+    configuration becomes parameters such as `task.seed`. A resumed run is logged again from its
+    first row, and MLflow's run of the earlier start goes to the trash. MLflow has no infinity: it
     stores the largest number instead.
 
-    `experiment` is the name of ours unless given.
+    The MLflow experiment is `experiment`, by default the name of the experiment in conf/exp.
     """
 
     def __init__(self, folder: Path, *, experiment: str | None = None) -> None:
@@ -39,7 +39,7 @@ class Mlflow:
         self._run_id = ""
 
     def resume_from(self, rows: Sequence[Row]) -> None:
-        """Begins a run of MLflow, logs the configuration and `rows`, deletes earlier ones."""
+        """Begins a run of MLflow, logs the configuration and `rows`, and deletes earlier runs."""
         home = self._folder.absolute() / "mlflow"
         home.mkdir(exist_ok=True)
         store = os.environ.get("MLFLOW_TRACKING_URI")

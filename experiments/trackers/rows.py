@@ -1,4 +1,4 @@
-"""Rows of metrics, and what a tracker of them must offer."""
+"""Rows of metrics, and the protocol of a tracker that records them."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -10,13 +10,13 @@ class Tracker(Protocol):
     """Records the rows of a run."""
 
     def resume_from(self, rows: Sequence[Row]) -> None:
-        """Called once, before any `log`: the run goes on after `rows`; forget what came later."""
+        """Called once, before `log`: the run continues after `rows`, and later ones are void."""
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Records rows. Those of `Csv`, the record, outlive the process when it returns."""
+        """Records rows. `Csv` has them on disk when this returns; other trackers may lag."""
 
     def close(self) -> None:
-        """Frees what is held."""
+        """Writes what is left, and frees files and connections."""
 
 
 class Point(NamedTuple):
@@ -27,12 +27,12 @@ class Point(NamedTuple):
     means: dict[str, float]
 
     def prefixed(self) -> dict[str, float]:
-        """The means by `stage/metric`."""
+        """The means under the names `stage/metric`."""
         return {f"{self.stage}/{metric}": mean for metric, mean in self.means.items()}
 
 
 def seed_means(rows: Sequence[Row]) -> Iterator[Point]:
-    """Averages rows of the same stage and step, which differ in the seed; text is left out."""
+    """The means over the rows of each stage and step, which differ in the seed; without text."""
     groups: dict[tuple[str, int], dict[str, list[float]]] = {}
     for row in rows:
         values = groups.setdefault((str(row["stage"]), int(row["step"])), {})

@@ -1,9 +1,9 @@
-"""What the trackers of other services share.
+"""Functions that the trackers of online services share.
 
-Services only append, and none of them can drop rows that it has. So `resume_from` begins a new run
-of the service and logs all rows that the run goes on after. A run of an earlier start, which may
-lack its last rows and have rows that are computed again, is deleted where the service can do that,
-and has another name.
+A service only appends rows and cannot remove any. So `resume_from` begins a new run of the service,
+and logs all rows up to the point from which training continues. The service's run of an earlier
+start may lack its last rows, or have rows that are computed again. It has another name, and is
+deleted if the service can do that.
 """
 
 import contextlib
@@ -19,22 +19,25 @@ import yaml
 
 
 def require(*packages: str) -> None:
-    """Raises ImportError, which names the extra, unless all `packages` are installed."""
+    """Raises ImportError, which names the extra to install, unless all `packages` are there."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'needs {package}: pip install "trustjax[trackers]"')
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in `folder`, which it wrote before its trackers were made."""
+    """The configuration of the run in `folder`, which is written before trackers are made."""
     config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return config
 
 
 class Starts:
-    """The starts of a run that a service has seen: for each the id of the service's run.
+    """The starts of a run that a service has seen, as the ids of the service's runs.
 
-    They are kept in a file of the run's folder, so that a folder may be moved.
+    A file in the run's folder lists them, so that the folder may be moved.
+
+    Attributes:
+      earlier: Ids of the starts before this one, the oldest first.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,11 +45,11 @@ class Starts:
         self.earlier = self._file.read_text().split() if self._file.exists() else []
 
     def name(self, folder: Path) -> str:
-        """A name for the next one: that of the run's folder, with a number from the second on."""
+        """A name for this start: the folder's name, with a number from the second start on."""
         return f"{folder.name}-{len(self.earlier) + 1}" if self.earlier else folder.name
 
     def add(self, identity: str) -> None:
-        """Remembers the id of this start."""
+        """Writes down the id of this start."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a") as file:
             file.write(f"{identity}\n")
@@ -54,7 +57,7 @@ class Starts:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what a package prints or warns of from the user."""
+    """Hides what a package prints, and its warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -62,7 +65,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def environment_default(name: str, value: Path) -> Iterator[None]:
-    """Sets an environment variable meanwhile, unless the user has."""
+    """A context in which an environment variable has this value, unless the user has set it."""
     if name in os.environ:
         yield
         return

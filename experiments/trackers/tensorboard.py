@@ -13,10 +13,10 @@ from experiments.trackers.rows import Row, seed_means
 
 
 class TensorBoard:
-    """TensorBoard events below `folder/tensorboard`, one run a stage so that methods overlay.
+    """TensorBoard events below `folder/tensorboard`: one run per stage, so that curves overlay.
 
-    Rows of the same step, which differ in the seed, are averaged. Events are on disk when `log`
-    returns; tensorboardX's SummaryWriter would keep them for minutes in a thread of its own.
+    Rows of the same step are averaged over the seeds. Events are on disk when `log` returns;
+    tensorboardX's SummaryWriter would keep them in a thread for minutes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,11 +25,11 @@ class TensorBoard:
         self._last_steps: dict[str, int] = {}
 
     def resume_from(self, rows: Sequence[Row]) -> None:
-        """Remembers the last step of each stage: events after it will be purged."""
+        """Stores the last step of each stage: TensorBoard drops the events after it."""
         self._last_steps = {str(row["stage"]): int(row["step"]) for row in rows}
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Writes the mean over the seeds for every step."""
+        """Writes the mean over seeds of every step."""
         points = list(seed_means(rows))
         for stage, step, means in points:
             values = [Summary.Value(tag=k, simple_value=v) for k, v in means.items()]

@@ -1,4 +1,4 @@
-"""trackio."""
+"""The tracker that writes to trackio."""
 
 import contextlib
 import importlib
@@ -20,14 +20,12 @@ require("trackio")
 
 
 class Trackio:
-    """A run of trackio in the folder TRACKIO_DIR, else in `folder/trackio`; metrics `stage/metric`.
+    """A run of trackio in the folder TRACKIO_DIR, or else in `folder/trackio`.
 
-    Values are means over seeds at the steps of the stage. A resumed run is logged anew with all
-    rows from the first one on, and the run of the earlier start is deleted where it is on this
-    machine. trackio writes twice a second in a thread of its own: the rows of the last moments
-    before a kill can be missing until the run is resumed.
-
-    `project` is "trustjax" unless given.
+    Metrics are called `stage/metric` and are means over seeds, at the steps of the stage. A resumed
+    run is logged again from its first row, and trackio's run of the earlier start is deleted if it
+    is on this machine. trackio writes twice a second in a thread: after a kill the last rows may be
+    missing until the run is resumed.
     """
 
     def __init__(self, folder: Path, *, project: str = "trustjax") -> None:
@@ -36,7 +34,7 @@ class Trackio:
         self._trackio: ModuleType | None = None
 
     def resume_from(self, rows: Sequence[Row]) -> None:
-        """Begins a run of trackio, logs `rows`, deletes the runs of earlier starts."""
+        """Begins a run of trackio, logs `rows`, and deletes the runs of earlier starts."""
         config = read_config(self._folder)
         home = self._folder.absolute() / "trackio"
         starts = Starts(home)
@@ -71,7 +69,10 @@ class Trackio:
 
 
 def _import_trackio(home: Path) -> ModuleType:
-    """trackio reads TRACKIO_DIR when it is imported, and the runs of a sweep have other folders."""
+    """Imports trackio for the folder `home`.
+
+    It reads TRACKIO_DIR when it is imported, so the next run of a sweep must import it again.
+    """
     for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
         del sys.modules[name]
     with environment_default("TRACKIO_DIR", home):

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""The tracker that writes to Weights & Biases."""
 
 import os
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ with quiet():
 
 
 class Wandb:
-    """A run of Weights & Biases with its files in `folder/wandb`; metrics are `stage/metric`.
+    """A run of Weights & Biases with its files in `folder/wandb`.
 
-    Values are means over seeds; the x axis is `step`, that of the stage. Online, offline or
-    disabled as the environment says (WANDB_MODE, `wandb login`). Every start of the run is a run of
-    W&B with all rows from the first one on; those of one experiment are a group, and the last of
-    FOLDER, FOLDER-2, ... is the whole one. W&B writes in a process of its own: the rows of the last
-    moments before a kill can be missing until the run is resumed.
+    Metrics are called `stage/metric` and are means over seeds; the x axis is the `step` of the
+    stage. The environment decides whether the run is online, offline or disabled (WANDB_MODE,
+    `wandb login`). Every start of a run is a run of W&B with all rows from the first: of FOLDER,
+    FOLDER-2, ... the last one is complete. The runs of one experiment are a group. W&B writes in
+    another process: after a kill the last rows may be missing until the run is resumed.
 
-    `project` is WANDB_PROJECT or "trustjax" unless given.
+    `project` is by default WANDB_PROJECT or else "trustjax".
     """
 
     def __init__(self, folder: Path, *, project: str | None = None) -> None:
@@ -39,7 +39,7 @@ class Wandb:
         """Begins a run of W&B and logs `rows`."""
         config = read_config(self._folder)
         starts = Starts(self._folder / "wandb")
-        cache = self._folder.absolute() / "wandb" / "cache"  # for logs of W&B's own process
+        cache = self._folder.absolute() / "wandb" / "cache"  # for the logs of its process
         try:
             with quiet(), environment_default("WANDB_CACHE_DIR", cache):
                 self._run = wandb.init(
@@ -67,7 +67,7 @@ class Wandb:
             self._run.log({"step": point.step, **point.prefixed()})
 
     def close(self) -> None:
-        """Waits until W&B has everything, and ends its process."""
+        """Waits until W&B has all rows, and ends its process."""
         if self._run is not None:
             self._run.finish()
             wandb.teardown()  # the next run of a sweep starts one that writes to its own folder

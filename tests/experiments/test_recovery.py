@@ -179,7 +179,7 @@ def test_goes_on_from_the_newest_whole_one(
     first, *_ = (output := capsys.readouterr()).out.splitlines()
     assert re.fullmatch(
         r"damaged: \S+/sam_0.5/6 \(mark/metadata differs from its digest\); "
-        r"going on from step 6 of sgd, step 4 of sam_0.5",
+        r"continuing from step 6 of sgd, step 4 of sam_0.5",
         first,
     )
     assert output.err == ""
@@ -192,7 +192,7 @@ def test_later_stages_are_trained_again(
 ) -> None:
     _truncated(folder / "checkpoints" / "sgd" / "6")
     assert call(f"resume={folder}") == 0
-    assert "going on from step 4 of sgd, step 0 of sam_0.5\n" in capsys.readouterr().out
+    assert "continuing from step 4 of sgd, step 0 of sam_0.5\n" in capsys.readouterr().out
     killing.assert_same_runs(finished, folder)
 
 
@@ -202,7 +202,7 @@ def test_a_stage_without_a_whole_one_begins_anew(
     for step in "46":
         _truncated(folder / "checkpoints" / "sam_0.5" / step)
     assert call(f"resume={folder}") == 0
-    assert "going on from step 6 of sgd, step 0 of sam_0.5\n" in capsys.readouterr().out
+    assert "continuing from step 6 of sgd, step 0 of sam_0.5\n" in capsys.readouterr().out
     killing.assert_same_runs(finished, folder)
 
 
@@ -212,7 +212,7 @@ def test_no_whole_checkpoint(call: Call, folder: Path, capsys: pytest.CaptureFix
     before = sorted(folder.rglob("*"))
     assert call(f"resume={folder}") == 1
     error = one_error_line(capsys)
-    assert "no checkpoint to go on from; damaged: " in error
+    assert "no checkpoint to continue from; damaged: " in error
     assert "sgd/4 (" in error
     assert sorted(folder.rglob("*")) == before
 
