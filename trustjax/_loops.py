@@ -1,4 +1,4 @@
-"""Loops over functions that are new at every call."""
+"""Loops that do not compile again at every call outside of `jax.jit`."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,22 +9,22 @@ Carry = TypeVar("Carry")
 
 
 def while_loop(
-    going_on: Callable[[Carry], jax.Array], step: Callable[[Carry], Carry], start: Carry
+    condition_fn: Callable[[Carry], jax.Array], step: Callable[[Carry], Carry], start: Carry
 ) -> Carry:
-    """`jax.lax.while_loop`, but a loop of Python over numbers that are known.
+    """`jax.lax.while_loop`, or a loop in Python if its condition is not traced.
 
-    Outside of `jax.jit` JAX compiles the loop again at every call, as it cannot know that
-    `going_on` and `step` are those of the call before.
+    Outside of `jax.jit` JAX would compile the loop at every call, since `condition_fn` and `step`
+    are new functions each time.
     """
     state = start
-    while is_known(condition := going_on(state)):
+    while is_known(condition := condition_fn(state)):
         if not condition:
             return state
         state = step(state)
-    found: Any = jax.lax.while_loop(going_on, step, state)
-    return found  # type: ignore[no-any-return]
+    result: Any = jax.lax.while_loop(condition_fn, step, state)
+    return result  # type: ignore[no-any-return]
 
 
 def is_known(value: Any) -> bool:
-    """Whether `value` is a number and not traced."""
+    """Whether `value` is known now, which means that it is not traced."""
     return not isinstance(value, jax.core.Tracer)

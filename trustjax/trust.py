@@ -1,9 +1,9 @@
-"""How far a method was allowed to go and how far it went, under the same names for all methods.
+"""Metrics of a trust region, under the same names for all methods.
 
-- `trust/radius`: the allowed distance, in the geometry of the method.
-- `trust/distance`: the distance of the last step.
-- `trust/used`: distance / radius, which has no unit, so that methods can be compared by it.
-- `trust/nonfinite`: 1 where the second gradient of an attack was not finite, else 0.
+- `trust/radius`: the distance that a step was allowed, in the geometry of the method.
+- `trust/distance`: the distance that it went.
+- `trust/used`: distance / radius, which has no unit, so methods can be compared by it.
+- `trust/nonfinite`: 1 if the second gradient of an attack was not finite, else 0.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ import optax
 
 
 def trust_metrics(radius: jax.Array, distance: jax.Array) -> dict[str, jax.Array]:
-    """The three metrics of a trust region; `trust/used` is 0 where nothing was allowed.
+    """The metrics `trust/radius`, `trust/distance` and `trust/used`, which is 0 at radius 0.
 
-    `radius` and `distance` have any shape, the same one. NaN stays NaN.
+    `radius` and `distance` have the same shape, whatever it is. NaN stays NaN.
     """
     # The inner `where` keeps the derivative finite at a radius of 0.
     used = jnp.where(radius == 0, 0, distance / jnp.where(radius == 0, 1, radius))
@@ -25,9 +25,9 @@ def trust_metrics(radius: jax.Array, distance: jax.Array) -> dict[str, jax.Array
 
 
 def trust_metrics_of(opt_state: Any) -> dict[str, jax.Array]:
-    """`trust_metrics` of the last step of an optimizer; empty if it has no trust region.
+    """`trust_metrics` of the last step of an optimizer, or {} if it has no trust region.
 
-    `opt_state` is the state of any chain or wrapper around a transform of `trustjax.optim`.
+    `opt_state` is the state of a transform of `trustjax.optim`, or of a chain or wrapper around it.
 
     >>> import jax.numpy as jnp, optax
     >>> from trustjax.optim import scale_by_auon
@@ -60,7 +60,12 @@ def means_of_trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def broken_passes(before: optax.OptState, after: optax.OptState) -> dict[str, jax.Array]:
-    """1 for a step whose second gradient was not finite (`on_nonfinite` of `sam`), else 0."""
+    """The metric `trust/nonfinite` of a step, or {} if the optimizer has no attack.
+
+    It is 1, a float32 [], if the second gradient was not finite although the first gradient and the
+    attack were (`on_nonfinite` of `sam`). `before` and `after` are the optimizer states around the
+    step.
+    """
     count, new_count = (optax.tree.get(each, "nonfinite_count") for each in (before, after))
     if count is None:
         return {}

@@ -1,18 +1,18 @@
 r"""Penalties that keep a network's function close to another one: a trust region in the loss.
 
-TRPO-style, R3F and MESA are the baselines of TRAM (Sherborne et al., arXiv:2310.03646, B.2), which
-adds 0.1 of each to the loss; with p the present distribution of an example:
+TRPO-style, R3F and MESA are baselines of TRAM (Sherborne et al., arXiv:2310.03646, B.2), which adds
+0.1 times one of them to the loss. With p the present distribution of an example, they are:
 
     trpo     KL(p_previous || p)                  p_previous: the weights before the last update
     r3f      KL(p_noised || p)                    p_noised: the present weights on noised inputs
-    mesa     T^2 KL(p_ema || p), both at temperature T         p_ema: the average of past weights
-    smart    KL(p || p_worst) + KL(p_worst || p)  p_worst: on the worst inputs nearby
+    mesa     T^2 KL(p_ema || p), at temperature T p_ema: the moving average of the weights
+    smart    KL(p || p_worst) + KL(p_worst || p)  p_worst: the worst inputs near the given ones
     bregman  KL(p || p_previous) + KL(p_previous || p)
 
-R3F: Aghajanyan et al., arXiv:2008.03156. MESA: Du et al., arXiv:2205.14083. The last two are those
-of SMART: Jiang et al., arXiv:1911.03437. All return one value per example, in nats and float32 at
-least. The previous and the averaged function are targets: no gradient flows into them. R3F and
-SMART pull at both sides.
+R3F is by Aghajanyan et al., arXiv:2008.03156, and MESA by Du et al., arXiv:2205.14083. The last two
+belong to SMART, Jiang et al., arXiv:1911.03437. All return one value per example, in nats and in
+float32 at least. The previous and the averaged function are targets, into which no gradient flows.
+The gradients of R3F and SMART flow into both distributions.
 """
 
 from collections.abc import Callable
@@ -33,19 +33,20 @@ def trpo_penalty(
 
     .. math:: KL(p_{previous} \| p)
 
-    A penalty, not the constraint of TRPO.
+    It is a penalty, not the constraint of TRPO.
 
     Args:
-      logits: [..., classes] float, of the present weights.
-      previous_logits: same shape, of the weights before the last update; a target.
-      where: bool, broadcastable to [...], examples or tokens to include. Elsewhere the penalty and
-        its gradient are 0, whatever the logits.
+      logits: Logits of the present weights, float [..., classes].
+      previous_logits: Logits of the weights before the last update, same shape; a target.
+      where: Examples or tokens to include, bool, broadcastable to [...]. The penalty of the others
+        and its gradient are 0, whatever their logits.
 
     Returns:
-      [...] in nats, float32 at least, >= 0; value and gradient are 0 where the logits agree.
+      Penalty per example in nats, [...], float32 at least, >= 0. Its value and its gradient are 0
+      if the logits agree.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: The shapes differ.
 
     Source: arXiv:2310.03646, B.2.
     """
@@ -60,24 +61,24 @@ def r3f_penalty(
     symmetric: bool = False,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Divergence of the function on clean inputs from that on noised ones.
+    r"""Divergence of the function on clean inputs from the function on noised inputs.
 
     .. math:: KL(p_{noised} \| p)
 
     Gradients flow through both logits.
 
     Args:
-      logits: [..., classes] float, on clean inputs.
-      noised_logits: same shape, on inputs plus noise (TRAM: normal of deviation 0.1 on token
-        embeddings), same weights.
-      symmetric: add the other direction, as the authors' code in fairseq does.
-      where: as in `trpo_penalty`.
+      logits: Logits on clean inputs, float [..., classes].
+      noised_logits: Logits of the same weights on inputs plus noise, same shape. The noise of TRAM
+        is normal, with standard deviation 0.1, on token embeddings.
+      symmetric: Whether to add the other direction, as the authors' code in fairseq does.
+      where: Examples or tokens to include, as in `trpo_penalty`.
 
     Returns:
-      [...] in nats, float32 at least, >= 0.
+      Penalty per example in nats, [...], float32 at least, >= 0.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: The shapes differ.
 
     Source: arXiv:2310.03646, Eq. 5; R3F, arXiv:2008.03156, whose code has `symmetric=True` and
     weight 1.
@@ -94,21 +95,22 @@ def mesa_penalty(
     temperature: jax.typing.ArrayLike = 1.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Divergence of the present function from that of the averaged weights.
+    r"""Divergence of the present function from the function of the averaged weights.
 
     .. math:: T^2 \, KL\left(\mathrm{softmax}(z_{ema} / T) \,\|\, \mathrm{softmax}(z / T)\right)
 
     Args:
-      logits: [..., classes] float, z, of the present weights.
-      average_logits: same shape, of the moving average of the weights (decay 0.999); a target.
-      temperature: T > 0; 1 in TRAM's experiments, 5 in the authors' code, with weight 0.3.
-      where: as in `trpo_penalty`.
+      logits: Logits z of the present weights, float [..., classes].
+      average_logits: Logits of the moving average of the weights (decay 0.999), same shape; a
+        target.
+      temperature: T, > 0; 1 in TRAM's experiments, 5 in the authors' code, with weight 0.3.
+      where: Examples or tokens to include, as in `trpo_penalty`.
 
     Returns:
-      [...] in nats, float32 at least, >= 0.
+      Penalty per example in nats, [...], float32 at least, >= 0.
 
     Raises:
-      ValueError: the shapes differ, or `temperature` is not > 0.
+      ValueError: The shapes differ, or `temperature` is not > 0.
 
     Source: arXiv:2310.03646, B.2; MESA, arXiv:2205.14083.
     """
@@ -121,22 +123,22 @@ def mesa_penalty(
 def smart_penalty(
     logits: jax.Array, perturbed_logits: jax.Array, *, where: jax.Array | None = None
 ) -> jax.Array:
-    r"""How far the function moves under the worst perturbation of its inputs.
+    r"""Symmetric divergence of the function under the worst perturbation of its inputs.
 
     .. math:: KL(p \| p_{worst}) + KL(p_{worst} \| p)
 
-    Gradients flow through both logits, not through the perturbation.
+    Gradients flow through both logits, but not through the perturbation.
 
     Args:
-      logits: [..., classes] float, on clean inputs.
-      perturbed_logits: same shape, on the inputs that `smart_perturbation` returns.
-      where: as in `trpo_penalty`.
+      logits: Logits on clean inputs, float [..., classes].
+      perturbed_logits: Logits on the inputs that `smart_perturbation` returns, same shape.
+      where: Examples or tokens to include, as in `trpo_penalty`.
 
     Returns:
-      [...] in nats, float32 at least, >= 0.
+      Penalty per example in nats, [...], float32 at least, >= 0.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: The shapes differ.
 
     Source: SMART, arXiv:1911.03437, the term R_s.
     """
@@ -146,11 +148,11 @@ def smart_penalty(
 def bregman_penalty(
     logits: jax.Array, previous_logits: jax.Array, *, where: jax.Array | None = None
 ) -> jax.Array:
-    r"""SMART's proximal term: divergence of the present function from the previous one, both ways.
+    r"""SMART's proximal term: the symmetric divergence of the present and the previous function.
 
     .. math:: KL(p \| p_{previous}) + KL(p_{previous} \| p)
 
-    Arguments, result and errors as in `trpo_penalty`.
+    Arguments, result and errors are those of `trpo_penalty`.
 
     Source: SMART, arXiv:1911.03437, the term D_Breg.
     """
@@ -171,36 +173,38 @@ def smart_perturbation(
     form: Literal["paper", "released"] = "paper",
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Inputs within a box around the given ones where the function differs most: SMART's attack.
+    r"""SMART's attack: the inputs, in a box around the given ones, where the function differs most.
 
     .. math:: \tilde x \approx \arg\max_{\|\tilde x - x\|_\infty \le \epsilon}
               KL(p_x \| p_{\tilde x}) + KL(p_{\tilde x} \| p_x)
 
-    From :math:`x + \sigma z`, z normal, `steps` times a step :math:`\eta g / \|g\|_\infty` along
-    the gradient g, then the projection into the box.
+    It starts at :math:`x + \sigma z` with z normal, and `steps` times takes a step
+    :math:`\eta g / \|g\|_\infty` along the gradient g and projects the result into the box.
 
     Args:
-      output_fn: `output_fn(inputs) -> logits` [..., classes], any randomness held constant.
-      inputs: float array, images or embeddings; a small radius rounds away on bfloat16 ones.
-      key: random key of the start.
-      radius: epsilon, half the width of the box, > 0, in units of the inputs.
-      step_size: eta, > 0.
-      noise: sigma, > 0; at the clean inputs the gradient would be 0.
-      steps: number of steps, >= 1.
-      axis: axes of the inputs over which the norm of g is taken.
-      form: "paper", or "released" for mt-dnn's: the gradient of :math:`KL(p_x \| p_{\tilde x})`,
-        averaged over the batch, divided by its norm + 1e-6; one step from the clean inputs, not
-        from the start; no projection.
-      where: as in `trpo_penalty`, for logits that do not count.
+      output_fn: `output_fn(inputs) -> logits` [..., classes], with all randomness held constant.
+      inputs: Images or embeddings, a float array; in bfloat16 a small radius rounds away.
+      key: Random key of the start.
+      radius: Half the width of the box, epsilon, > 0, in units of the inputs.
+      step_size: Length of a step, eta, > 0, in units of the inputs.
+      noise: Standard deviation of the start, sigma, > 0, in units of the inputs; at the clean
+        inputs the gradient would be 0.
+      steps: Number of steps, >= 1.
+      axis: Axes of the inputs over which the norm of g is taken.
+      form: "paper", or "released" for the code of mt-dnn. It takes the gradient of
+        :math:`KL(p_x \| p_{\tilde x})`, averaged over the batch, and divides it by its norm +
+        1e-6; it makes one step, from the clean inputs and not from the start, and does not project.
+      where: Logits to include, as in `trpo_penalty`.
 
     Returns:
-      Inputs of the same shape and dtype; no gradient flows through them. Where g is not finite they
-      are the clean ones.
+      Inputs of the same shape and dtype, through which no gradient flows. Where g is not finite
+      they are the clean ones.
 
     Raises:
-      ValueError: a number out of range, an unknown `form`, "released" with several steps.
+      ValueError: A number is out of range, `form` is unknown, or "released" is given with several
+        steps.
 
-    Source: SMART, arXiv:1911.03437; numbers of the step and of the start as in namisan/mt-dnn.
+    Source: SMART, arXiv:1911.03437; step size and start are those of namisan/mt-dnn.
     """
     for name, number in {"radius": radius, "step_size": step_size, "noise": noise}.items():
         check_number(name, number, above=0.0)
@@ -214,32 +218,37 @@ def smart_perturbation(
     target = jax.lax.stop_gradient(output_fn(inputs))
     sigma, eta, epsilon = (jnp.asarray(x, clean.dtype) for x in (noise, step_size, radius))
 
-    def divergence(moved: jax.Array) -> jax.Array:
-        outputs = output_fn(moved.astype(inputs.dtype))
+    def divergence(perturbed: jax.Array) -> jax.Array:
+        outputs = output_fn(perturbed.astype(inputs.dtype))
         if form == "paper":
             return jnp.sum(smart_penalty(outputs, target, where=where))
         return jnp.sum(trpo_penalty(outputs, target, where=where)) / target.shape[0]
 
-    moved = clean + sigma * jax.random.normal(key, clean.shape, clean.dtype)
+    # At the clean inputs the divergence has its minimum, so its gradient is 0: start beside them.
+    perturbed = clean + sigma * jax.random.normal(key, clean.shape, clean.dtype)
     for _ in range(steps):
-        gradient = jax.grad(divergence)(moved)
+        gradient = jax.grad(divergence)(perturbed)
         norm = jnp.max(jnp.abs(gradient), axis, keepdims=True)
         if form == "released":
             direction = gradient / (norm + jnp.asarray(1e-6, norm.dtype))
         else:
             direction = gradient / jnp.where(norm > 0, norm, jnp.ones_like(norm))
-        start = clean if form == "released" else moved
+        # The released code takes the gradient at the start, but steps from the clean inputs.
+        start = clean if form == "released" else perturbed
         finite = jnp.isfinite(norm)
-        moved = jnp.where(finite, start + eta * direction, clean)
-        if form == "paper":
-            moved = jnp.clip(moved, clean - epsilon, clean + epsilon)
-    return jax.lax.stop_gradient(moved).astype(inputs.dtype)
+        perturbed = jnp.where(finite, start + eta * direction, clean)
+        if form == "paper":  # the projection into the box
+            perturbed = jnp.clip(perturbed, clean - epsilon, clean + epsilon)
+    return jax.lax.stop_gradient(perturbed).astype(inputs.dtype)
 
 
 def _pair(
     logits: jax.Array, other: jax.Array, name: str, where: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Both in float32 at least, and zero, thus equal, in the examples that `where` leaves out."""
+    """Both logits in float32 at least, and zero, hence equal, in examples that `where` excludes.
+
+    Raises ValueError, which names `other` as `name`, if the shapes differ.
+    """
     logits, other = jnp.asarray(logits), jnp.asarray(other)
     if logits.shape != other.shape:
         raise ValueError(

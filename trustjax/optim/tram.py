@@ -148,24 +148,19 @@ def tram(
     >>> print(f"{optax.tree.get(state, 'radius'):.2e}")
     3.55e-03
     """
-    check_choice("reference", reference, ("previous", "initial", "ema", "noise"))
+    _check_reference(reference, decay, accumulator_dtype, refresh_every)
     check_choice("ascent", ascent, ASCENTS)
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
     for name, value in {"eta": eta, "scale": scale, "max_radius": max_radius}.items():
         check_number(name, value, at_least=0.0)
-    check_number("decay", decay, at_least=0.0, at_most=1.0)
-    check_number("refresh_every", refresh_every, at_least=1)
-    _check_accumulator_dtype(accumulator_dtype, reference)
     measure = divergence_by_name(divergence)
     # Share of the present weights in the new reference.
     refresh_weight = {"previous": 1.0, "initial": 0.0, "ema": 1.0 - decay, "noise": 0.0}[reference]
 
     def init_fn(params: PyTree) -> TRAMState:
         _attack.check_params("tram", params, mask=mask, adaptive=adaptive)
-        return TRAMState(
-            reference=_first_reference(params, reference, accumulator_dtype),
-            **_attack.initial_scalars(params),
-        )
+        first = _first_reference(params, reference, accumulator_dtype)
+        return TRAMState(reference=first, **_attack.initial_scalars(params))
 
     def update_fn(
         updates: PyTree,
@@ -192,12 +187,7 @@ def tram(
         radius = _scaled_and_clipped(d, scale, max_radius, state.count)
         mean_radius = averaged(radius.astype(state.radius.dtype), axis_name)
 
-        # The next call compares with the weights before this update.
-        calls = optax.safe_increment(state.count)
-        is_due = calls % jnp.asarray(refresh_every).astype(calls.dtype) == 0
-        new_reference = _refreshed(
-            state.reference, params, refresh_weight, is_due & ~jnp.isnan(mean_radius)
-        )
+        new_reference = _next_reference(state, params, refresh_weight, refresh_every, mean_radius)
         if reference == "previous" and isinstance(refresh_every, int) and refresh_every == 1:
             # The same numbers. Read from here, XLA sees that nothing needs the old weights or the
             # old reference any longer, and overwrites both in place: 4 % of a step's time.
@@ -227,16 +217,24 @@ def divergence_by_name(divergence: str | Divergence) -> Divergence:
     return DIVERGENCES[divergence]
 
 
-def _check_accumulator_dtype(dtype: jax.typing.DTypeLike | None, reference: str) -> None:
-    if dtype is None:
+def _check_reference(
+    reference: str,
+    decay: jax.typing.ArrayLike,
+    accumulator_dtype: jax.typing.DTypeLike | None,
+    refresh_every: jax.typing.ArrayLike,
+) -> None:
+    check_choice("reference", reference, ("previous", "initial", "ema", "noise"))
+    check_number("decay", decay, at_least=0.0, at_most=1.0)
+    check_number("refresh_every", refresh_every, at_least=1)
+    if accumulator_dtype is None:
         return
     if reference != "ema":
         raise ValueError(
             "accumulator_dtype is the dtype of the moving average of reference='ema', got "
             f"reference={reference!r}"
         )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise FieldError("accumulator_dtype", "be a floating dtype", repr(dtype))
+    if not jnp.issubdtype(accumulator_dtype, jnp.floating):
+        raise FieldError("accumulator_dtype", "be a floating dtype", repr(accumulator_dtype))
 
 
 def _first_reference(
@@ -292,18 +290,23 @@ def _scaled_and_clipped(
     return jnp.minimum(radius, bound)
 
 
-def _refreshed(
-    reference: PyTree | None,
+def _next_reference(
+    state: TRAMState,
     params: PyTree,
     refresh_weight: jax.typing.ArrayLike,
-    is_due: jax.Array,
+    refresh_every: jax.typing.ArrayLike,
+    radius: jax.Array,
 ) -> PyTree | None:
-    """The reference of the next call: moved towards `params` by `refresh_weight` where `is_due`.
+    """The reference of the next call, moved towards `params` by `refresh_weight`.
 
-    `params` are the weights before their update. The other calls keep the reference.
+    `params` are the weights before their update. The reference stays in calls between refreshes,
+    and if the radius is NaN.
     """
-    if reference is None or (isinstance(refresh_weight, float) and refresh_weight == 0.0):
-        return reference
+    if state.reference is None or (isinstance(refresh_weight, float) and refresh_weight == 0.0):
+        return state.reference
+    calls = optax.safe_increment(state.count)
+    is_due = calls % jnp.asarray(refresh_every).astype(calls.dtype) == 0
+    is_due = is_due & ~jnp.isnan(radius)
 
     def refresh(old: jax.Array, new: jax.Array) -> jax.Array:
         if not is_floating(old):
@@ -316,7 +319,7 @@ def _refreshed(
         mixed = wide + jnp.asarray(refresh_weight, wide.dtype) * (new.astype(wide.dtype) - wide)
         return jnp.where(is_due, mixed.astype(old.dtype), old)
 
-    return jax.tree.map(refresh, reference, params)
+    return jax.tree.map(refresh, state.reference, params)
 
 
 def _released_ascent(

@@ -1,4 +1,4 @@
-"""Training on several devices: the batch is split over a mesh, parameters are on every device."""
+"""Training on several devices: a mesh shares the batch, and every device has all parameters."""
 
 from trustjax.parallel.data_parallel import check_batch_size as check_batch_size
 from trustjax.parallel.data_parallel import data_parallel_step as data_parallel_step

@@ -1,4 +1,4 @@
-"""A row of devices, and how arrays lie on it."""
+"""A mesh of one axis, and the placements of arrays on it."""
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -7,10 +7,10 @@ from trustjax._checks import FieldError
 
 
 def make_mesh(num_devices: int | None = None, *, axis_name: str = "data") -> Mesh:
-    """A mesh of one axis over the first `num_devices` devices, over all of them if None.
+    """A mesh of one axis over the first `num_devices` devices; None for all of them.
 
-    Raises ValueError unless there are that many. XLA decides what each device computes from where
-    the inputs lie (`AxisType.Auto`).
+    XLA derives from the placement of the inputs what each device computes (`AxisType.Auto`). Raises
+    ValueError if there are not that many devices.
     """
     devices = jax.devices()
     if num_devices is None:
@@ -27,10 +27,10 @@ def make_mesh(num_devices: int | None = None, *, axis_name: str = "data") -> Mes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The placement of arrays that every device holds whole."""
+    """The placement of an array of which every device holds a whole copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The placement of arrays whose `axis`, that of the examples, is split over the devices."""
+    """The placement of an array whose `axis`, of the examples, is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
