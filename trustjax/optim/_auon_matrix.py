@@ -1,6 +1,7 @@
 r"""AuON's update of a matrix, in the steps of the paper's algorithm (arXiv:2509.24320v1).
 
-    momentum         H = beta M + (1 - beta) G               `Momentum`
+    momentum         M <- beta M + (1 - beta) G              `new_average`
+                     H = beta M + (1 - beta) G               `momentum`
     norm             X = H / (||H|| + epsilon)               `on_sphere`
     Newton-Schulz    X1 = a X + (b A + c A^2) X, A = X X'    `orthogonalized`
     brake            U = X / r                               `inverse_brake`
@@ -36,6 +37,8 @@ from trustjax.optim._auon_brake import (
 @dataclasses.dataclass(frozen=True)
 class MatrixRule:
     """The hyperparameters of the update of a matrix, which `scale_by_auon` explains.
+
+    The public functions list them again, because `optax.inject_hyperparams` reads signatures.
 
     Raises:
       ValueError: A hyperparameter is out of range, or `ns_steps` is traced.
@@ -151,6 +154,12 @@ def matrix_update(
 
 
 # ---- momentum
+
+
+def new_average(rule: MatrixRule, average: jax.Array, gradient: jax.Array) -> jax.Array:
+    """M <- beta M + (1 - beta) G."""
+    beta = jnp.asarray(rule.beta, gradient.dtype)
+    return beta * average + (1 - beta) * gradient
 
 
 class Momentum(NamedTuple):

@@ -31,7 +31,7 @@ from optax.contrib import MuonDimensionNumbers
 from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import reduction_dtype, widened
 from trustjax.optim import _leaves
-from trustjax.optim._auon_matrix import MatrixRule, matrix_axes, matrix_update
+from trustjax.optim._auon_matrix import MatrixRule, matrix_axes, matrix_update, new_average
 from trustjax.optim._leaves import PyTree
 from trustjax.optim.auon_labels import matrix_labels as matrix_labels
 from trustjax.optim.auon_labels import matrix_numbers
@@ -168,10 +168,9 @@ def _scale_by(
         old_averages, state_structure = jax.tree.flatten(state.momentum)
         new_leaves, averages, norms = [], [], []
         for g, m, n in zip(leaves, old_averages, numbers, strict=True):
+            # In float32 at least, also where M is stored in fewer digits.
             wide = widened(g)
-            # M <- beta M + (1 - beta) G, which is read again in its full precision.
-            kept = jnp.asarray(rule.beta, wide.dtype)
-            average = kept * m.astype(wide.dtype) + (1 - kept) * wide
+            average = new_average(rule, m.astype(wide.dtype), wide)
             update, norm = matrix_update(rule, average, wide, matrix_axes(wide.ndim, n))
             new_leaves.append(update.astype(g.dtype))
             averages.append(average.astype(m.dtype))

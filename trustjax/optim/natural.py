@@ -252,6 +252,7 @@ def _full_step(
     """x sqrt(2 delta / x' A x), where x solves A x = -g (arXiv:1502.05477, Appendix C)."""
     # The step does not depend on the size of the gradient, whose squares may leave float32.
     downhill, size = _attack.normalized([-g for g in gradient])
+    # (F + damping I) x = -g / ||g||
     solved = conjugate_gradient(product, downhill, steps=cg_steps, tolerance=cg_tolerance)
     # x' A x without another product: A x = b - r, where r is the residual of the solver.
     applied = [b - r for b, r in zip(downhill, solved.residual, strict=True)]
