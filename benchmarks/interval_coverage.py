@@ -55,7 +55,7 @@ def of_means() -> dict[str, dict[str, dict[str, float]]]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, draw in DISTRIBUTIONS.items():
         rng = np.random.default_rng(0)
-        truth = draw(rng, (10_000_000,)).mean()
+        truth = draw(rng, (10_000_000,)).mean()  # its standard error is about 0.0003
         for num_seeds in SEEDS:
             values = draw(rng, (SAMPLES, num_seeds))
             for method, (interval, count) in METHODS.items():

@@ -78,7 +78,7 @@ def measure(shapes: Any, repeats: int, names: Sequence[str] = tuple(OPTIMIZERS))
     rows = {}
     for name, program in programs.items():
         _, state = program.carry
-        median = float(np.median(seconds[name]))
+        median = float(np.median(seconds[name]))  # one slow turn does not count
         rows[name] = {
             "milliseconds": quartiles(1000 * seconds[name]),
             "ratio": quartiles(seconds[name] / seconds["adamw"]),
@@ -91,6 +91,7 @@ def measure(shapes: Any, repeats: int, names: Sequence[str] = tuple(OPTIMIZERS))
     if len(rows) < len(OPTIMIZERS):
         return found
     muon, hybrid, plain = (seconds[name] for name in ("optax.contrib.muon", "hybrid_auon", "auon"))
+    # The time that Newton-Schulz adds to AuON: one step in Hybrid-AuON, five in Muon.
     newton_schulz = float(np.median(hybrid - plain) / np.median(muon - plain))
     return {
         **found,

@@ -228,11 +228,12 @@ def programs_of(
 
 def take_turns(programs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
     """Seconds [repeats] of every program; every turn calls each once, in a new random order."""
-    for program in [*programs.values()] * 2:  # warm up
+    for program in [*programs.values()] * 2:  # the first calls of a program are slower
         program()
     seconds = {name: np.zeros(repeats) for name in programs}
     random = np.random.default_rng(0)
     for turn in range(repeats):
+        # In a new order each turn, so that no program always runs on the caches of the same other.
         for name in random.permutation(list(programs)):
             seconds[name][turn] = programs[name]()
     return seconds
@@ -261,7 +262,7 @@ def measure(workload: Workload, optimizers: Mapping[str, optax.GradientTransform
             "state_bytes": num_bytes(state),
             "memory_bytes": programs[name].memory,
         }
-        if name in PASSES:
+        if name in PASSES:  # ratios within a turn, as for the programs themselves
             ideal = cost_of_passes(seconds, PASSES[name]) / cost_of_passes(seconds, Passes(1, 1))
             rows[name]["of_passes"] = {
                 **PASSES[name]._asdict(),

@@ -104,7 +104,7 @@ def parts(agent: PPO) -> dict[str, Callable[[State], State]]:
             for pair in itertools.pairwise((state.runner.observation.shape[1], width, width, last))
         ]
         keys = jax.random.split(state.key, (len(sizes), 2))
-        layers = [
+        layers = [  # inputs and weights
             (
                 jax.random.normal(one, (rows, fan_in)),
                 jax.random.normal(two, (fan_in, fan_out)) / math.sqrt(fan_in),
@@ -133,12 +133,15 @@ def parts(agent: PPO) -> dict[str, Callable[[State], State]]:
 
 
 def _depending(state: State, *results: jax.Array) -> State:
+    """`state` with a key that depends on all `results`, so that XLA cannot leave them out."""
     total = sum(jnp.sum(result.astype(jnp.float32)) for result in results)
     seed = jax.lax.bitcast_convert_type(jnp.asarray(total, jnp.float32), jnp.uint32)
     return state._replace(key=jax.random.fold_in(state.key, seed))
 
 
 def _compiled(part: Callable[[State], State], state: State) -> Callable[[State], State]:
+    """A compiled program of `ITERATIONS` repetitions of a part, already run once."""
+
     def several(state: State) -> State:
         return jax.lax.scan(lambda s, _: (part(s), None), state, length=ITERATIONS)[0]
 

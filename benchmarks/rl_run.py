@@ -88,7 +88,7 @@ def measure(
     started = time.perf_counter()
     train = train.lower(keys(0)).compile()
     compiled = time.perf_counter() - started
-    _, history = jax.block_until_ready(train(keys(0)))
+    _, history = jax.block_until_ready(train(keys(0)))  # the first call of a program is slower
     seconds, states = [], []
     for index in range(repeat):
         started = time.perf_counter()

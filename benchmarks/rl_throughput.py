@@ -94,6 +94,7 @@ def _speed(numbers: Numbers) -> float:
 
 def rows(found: Mapping[str, list[Numbers]]) -> dict[str, Numbers]:
     """Speed, compile time and return of every program, and the ratio of the first one's speed."""
+    # Ratios are taken within a round, as the machine's speed may drift between rounds.
     first = np.array([_speed(each) for each in next(iter(found.values()))])
     table = {}
     for name, rounds in found.items():
