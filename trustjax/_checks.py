@@ -1,4 +1,4 @@
-"""Checks of arguments on the host, before anything is compiled."""
+"""Checks of arguments on the host, before anything is compiled, and the errors they raise."""
 
 import functools
 from collections.abc import Collection
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class InputError(ValueError):
-    """A value that was given and that cannot be used.
+    """A value from the user that cannot be used.
 
     Attributes:
       field: The argument, or the field of a configuration, that holds the value, such as
@@ -60,7 +60,7 @@ def check_number(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Raises ValueError unless `value` (a number or an array of them) is within the bounds.
+    """Raises FieldError unless `value`, a number or an array of numbers, is within the bounds.
 
     Traced values pass, so that radii and rates can be swept by `jax.vmap`; so do schedules and
     None. NaN never passes.
@@ -78,14 +78,14 @@ def check_number(
 
 
 def check_count(name: str, value: Any, *, at_least: int | None = None) -> None:
-    """Raises ValueError unless `value` is None or an int (no bool, no 2.0), `at_least` so large."""
+    """Raises FieldError unless `value` is None or an int (no bool, no 2.0), `at_least` or more."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
         raise FieldError(name, "be an int", repr(value))
     check_number(name, value, at_least=at_least)
 
 
 def check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
-    """Raises ValueError unless `value` is one of the names in `allowed`."""
+    """Raises FieldError unless `value` is one of the names in `allowed`."""
     if value not in allowed:
         names = ", ".join(repr(a) for a in allowed)
         raise FieldError(name, f"be one of {names}", repr(value))

@@ -1,4 +1,4 @@
-"""Files that others wrote: where they lie, what they hold as JSON, how to say what is wrong."""
+"""Files from other sources: folders or hub downloads, JSON objects, and errors about them."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @contextmanager
 def experiments_extra() -> Iterator[None]:
-    """Lets an import inside it fail with an error that says what to install."""
+    """A context in which a failed import says what to install."""
     try:
         yield
     except ImportError as error:
@@ -38,14 +38,14 @@ def local_folder(
     """The folder itself, or the local copy of a repository on the Hugging Face hub.
 
     Args:
-      argument: name of the argument, for messages.
-      given: a folder, or a hub id `owner/name`.
-      error_type: what to raise.
+      argument: Name of the argument, for messages.
+      given: A folder, or a hub id `owner/name`.
+      error_type: Type of the error to raise.
       kind: "model" or "dataset", for messages.
-      **download: arguments of `huggingface_hub.snapshot_download`.
+      **download: Arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
-      error_type: neither a folder nor the id of a repository that can be reached.
+      error_type: `given` is neither a folder nor the id of a repository that can be reached.
       ImportError: huggingface_hub is missing.
     """
     if not isinstance(given, str | os.PathLike) or given == "":  # "" would be the current folder
@@ -57,7 +57,7 @@ def local_folder(
         if folder.is_dir():
             return folder
         exists = folder.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL, too long, the home of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a long name, an unknown ~user
         raise error_type(
             f"{argument} must be a folder or a hub id owner/name, got {str(given)!r}: "
             f"{one_line(error)}",
@@ -85,8 +85,8 @@ def local_folder(
 
 
 def read_json(path: Path, error_type: type[InputError]) -> dict[str, Any]:
-    """The JSON object in a file; raises `error_type`, naming the file, for anything else."""
-    if not path.is_file():  # a pipe would be read for ever
+    """The JSON object in a file. Raises `error_type`, which names the file, for anything else."""
+    if not path.is_file():  # reading a pipe would not end
         problem = "it is a folder or a device" if path.exists() else "no such file"
         raise error_type(f"{path} must be a JSON file: {problem}")
     try:

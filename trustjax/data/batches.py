@@ -1,4 +1,4 @@
-"""Batches of an image dataset: endless shuffled ones for training, padded ones for evaluation."""
+"""Batches of an image dataset: shuffled and endless for training, padded for evaluation."""
 
 import functools
 import operator
@@ -21,23 +21,23 @@ Batch = dict[str, npt.NDArray[Any]]
 class Batches:
     """A Grain data source (RandomAccessDataSource) whose element i is the i-th training batch.
 
-    Whole batches, because Grain spends about 60 us on an element, as much as on a batch here.
-    Every epoch draws a fresh permutation of the rows from `default_rng([seed, s, epoch])` for seed
-    index s, and drops what does not fill a batch. So the order of a seed index does not depend on
-    how many there are, and any batch can be computed without those before it.
+    Elements are whole batches because Grain spends about 60 us on an element, as long as a batch
+    takes here. Every epoch permutes the rows of seed index s by `default_rng([seed, s, epoch])`,
+    and drops the rows that do not fill a batch. So the order of a seed index does not depend on the
+    number of seeds, and any batch can be computed without the batches before it.
 
-    Element: {"image": float32 [(num_seeds,) batch_size, height, width, channels] in [0, 1],
-    "label": int32 [(num_seeds,) batch_size]}. The stream has no end: the length is sys.maxsize.
+    An element is {"image": float32 [(num_seeds,) batch_size, height, width, channels] in [0, 1],
+    "label": int32 [(num_seeds,) batch_size]}. There is no last batch: the length is sys.maxsize.
 
     Args:
-      dataset: the images and labels.
-      rows: int [num_rows], rows of the dataset to draw from, or [num_seeds, num_rows] for one
-        such list for each of several runs trained at once, each in its own order.
-      batch_size: 1..num_rows.
-      seed: int >= 0.
+      dataset: The images and labels.
+      rows: Rows of the dataset to draw from, int [num_rows]; or int [num_seeds, num_rows], rows
+        for each of several seeds that are trained together, each in its own order.
+      batch_size: Number of examples in a batch, from 1 to num_rows.
+      seed: Seed of the order, int >= 0.
 
     Raises:
-      ValueError: rows, batch_size or seed are not as above.
+      ValueError: `rows`, `batch_size` or `seed` is out of range.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Batches:
         if seed < 0:
             raise FieldError("seed", "be >= 0", seed)
         self.batches_per_epoch = self.rows.shape[-1] // batch_size
-        # Consecutive batches share an epoch; its permutation is worth keeping.
+        # Consecutive batches share an epoch, so its permutation is kept.
         self._epoch_rows = functools.lru_cache(maxsize=1)(self._shuffled_rows)
 
     def __len__(self) -> int:
@@ -78,11 +78,11 @@ class Batches:
 
 
 def iterate(source: Batches) -> "grain.DatasetIterator[Batch]":
-    """Iterates over the batches from the first one, preparing two ahead in a thread.
+    """An iterator over the batches from the first one, which prepares two ahead in a thread.
 
-    `get_state()` is a small JSON-able dict, the number of batches handed out; after
-    `set_state(state)` on a new iterator of an equal source the same batches follow. Raises
-    ImportError without Grain.
+    `get_state()` returns the number of batches so far in a dict for JSON. After `set_state(state)`,
+    a new iterator over an equal source gives the batches that follow. Raises ImportError without
+    Grain.
     """
     with experiments_extra():
         import grain
@@ -92,25 +92,25 @@ def iterate(source: Batches) -> "grain.DatasetIterator[Batch]":
 
 
 def evaluation_batches(dataset: ImageDataset, rows: npt.ArrayLike, batch_size: int) -> Batch:
-    """All given rows once, in order, stacked to batches of one size for a scan.
+    """All given rows once and in order, as batches of one size for a scan.
 
     Args:
-      dataset: the images and labels.
-      rows: int [num_rows].
-      batch_size: at least 1.
+      dataset: The images and labels.
+      rows: Rows of the dataset, int [num_rows].
+      batch_size: Number of examples in a batch, at least 1.
 
     Returns:
       {"image": float32 [num_batches, batch_size, height, width, channels] in [0, 1], "label":
-      int32 [num_batches, batch_size], "where": bool [num_batches, batch_size]}. `where` is False
-      on the examples (the first rows again) that only fill the last batch.
+      int32 [num_batches, batch_size], "where": bool [num_batches, batch_size]}. The first rows
+      again fill up the last batch, and `where` is False on them.
 
     Raises:
-      ValueError: rows or batch_size are not as above.
+      ValueError: `rows` or `batch_size` is out of range.
     """
     rows = _checked_rows(dataset, rows, ranks=(1,))
     if batch_size < 1:
         raise FieldError("batch_size", "be >= 1", batch_size)
-    shape = (-(-len(rows) // batch_size), batch_size)
+    shape = (-(-len(rows) // batch_size), batch_size)  # the quotient is rounded up
     where = np.arange(shape[0] * batch_size).reshape(shape) < len(rows)
     return _batch(dataset, np.resize(rows, shape)) | {"where": where}
 

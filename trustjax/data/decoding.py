@@ -1,4 +1,4 @@
-"""Decodes one image file, JPEG or PNG and the like, to 8-bit pixels, or says what would be lost."""
+"""Decodes an image file, such as JPEG or PNG, to 8-bit pixels, or says what would be lost."""
 
 import io
 import warnings
@@ -15,8 +15,8 @@ from trustjax._files import one_line
 if TYPE_CHECKING:
     from PIL import Image
 
-# Of Pillow's formats those that data sets use. Others run programs (EPS), hold several sizes of one
-# image (ICO), or become 8 bits without a sign of it (AVIF, JPEG 2000).
+# The formats of Pillow that data sets use. Others run programs (EPS), hold an image in several
+# sizes (ICO), or become 8 bits silently (AVIF, JPEG 2000).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Pillow's modes that become 8-bit grey or colour without loss. Others (alpha, 16 bits, CMYK) raise.
 _LOSSLESS_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
@@ -31,15 +31,15 @@ _REDUCES: dict[str, Callable[..., bool]] = {
 
 
 class DataError(InputError):
-    """Data that cannot be used; the message names the file, and the row and column if there are."""
+    """Data that cannot be used. The message names the file, and the row and column if known."""
 
 
 @contextmanager
 def pillow_warnings_as_errors() -> Iterator[None]:
-    """Pillow warns of damaged metadata, where the orientation may stand, and decodes all the same.
+    """A context in which Pillow's warnings are errors.
 
-    Filters of warnings belong to the process, not to a thread: enter this around the threads that
-    decode.
+    Pillow only warns of damaged metadata, which may hold the orientation. Warning filters belong to
+    the process, not to a thread, so this context surrounds the threads that decode.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module=r"PIL\.")
@@ -49,17 +49,17 @@ def pillow_warnings_as_errors() -> Iterator[None]:
 def decode_image(source: str, encoded: bytes) -> npt.NDArray[np.uint8]:
     """The pixels of one image file, uint8 [height, width, 1 or 3], upright.
 
-    The orientation that the metadata gives is applied; what cannot be kept is an error.
+    The orientation in the metadata is applied. It is an error if anything would be lost.
 
     Args:
-      source: where the image is from, the beginning of every message.
-      encoded: the content of a file of one of `FORMATS`.
+      source: Where the image is from, for messages.
+      encoded: The content of a file in one of the `FORMATS`.
 
     Raises:
-      DataError: bytes that cannot be decoded; no pixels or more than Pillow's MAX_IMAGE_PIXELS;
-        several frames or pages; a mode with alpha, with more than 8 bits or not of grey or RGB;
-        more than 8 bits or further channels that Pillow drops; pixels beyond the palette or
-        transparent by it or by a key colour.
+      DataError: The bytes cannot be decoded; the image has no pixels, or more than Pillow's
+        MAX_IMAGE_PIXELS; it has several frames or pages; its mode has alpha, more than 8 bits, or
+        is neither grey nor RGB; Pillow would drop bits or channels; or pixels are transparent or
+        beyond the palette.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -83,7 +83,7 @@ def decode_image(source: str, encoded: bytes) -> npt.NDArray[np.uint8]:
 
 
 def _loss(image: "Image.Image") -> str | None:
-    """What would be lost of an opened image, or None."""
+    """What decoding an opened image would lose, or None."""
     from PIL import Image
 
     width, height = image.size

@@ -1,4 +1,4 @@
-"""Labelled image sets held in memory: scikit-learn's digits and Hugging Face parquet folders."""
+"""Labelled images in memory: scikit-learn's digits, and Hugging Face's parquet folders."""
 
 import json
 import os
@@ -29,10 +29,10 @@ class ImageDataset(NamedTuple):
     """Images of one size with their classes.
 
     Attributes:
-      images: uint8 [n, height, width, channels], 0..255.
-      labels: int32 [n], 0..num_classes - 1.
-      num_classes: number of classes, also those without an example.
-      name: short name for logs.
+      images: Images, uint8 [n, height, width, channels] in 0..255.
+      labels: Classes, int32 [n] in 0..num_classes - 1.
+      num_classes: Number of classes, including classes without an example.
+      name: Short name for logs.
     """
 
     images: npt.NDArray[np.uint8]
@@ -77,25 +77,25 @@ def hugging_face(
     """One split of a labelled image set in Hugging Face's parquet layout, decoded into memory.
 
     Args:
-      path: a folder with files `SPLIT-00000-of-0000N.parquet` at any depth, or a hub id
+      path: A folder with files `SPLIT-00000-of-0000N.parquet` at any depth, or a hub id
         `owner/name`, which is downloaded once and then read in the same way.
-      split: which files to read.
-      image_column: encoded images: BMP, GIF, JPEG, PNG, PPM, TIFF or WebP; the orientation of
-        their EXIF metadata is applied. By default the one column that the file's
-        metadata calls an Image; without metadata the one called image or img.
-      label_column: integer classes. By default the one column that the metadata calls a
-        ClassLabel; without metadata the one called label, labels or fine_label.
+      split: Name of the split to read.
+      image_column: Column of encoded images: BMP, GIF, JPEG, PNG, PPM, TIFF or WebP. The
+        orientation in their EXIF metadata is applied. By default the only column that the file's
+        metadata calls an Image; without metadata the column called image or img.
+      label_column: Column of integer classes. By default the only column that the metadata calls
+        a ClassLabel; without metadata the column called label, labels or fine_label.
 
     Returns:
       Images uint8 [n, height, width, 1 or 3], in the order of the files. The number of classes is
       the number of ClassLabel names, or the largest label of this split plus one.
 
     Raises:
-      DataError: no such folder, split or column, more than one that fits, a file that cannot be
-        read, a null, an image that cannot be decoded without loss to 8-bit grey or colour (several
-        frames, 16 bits, alpha, other transparent pixels, CMYK) or that is larger than Pillow's
-        MAX_IMAGE_PIXELS, images of different shapes, a label out of range.
-      ImportError: a package of the `experiments` extra is missing.
+      DataError: There is no such folder, split or column, or several columns fit; a file cannot
+        be read; there is a null; an image cannot be decoded to 8-bit grey or colour without loss
+        (several frames, 16 bits, alpha, other transparent pixels, CMYK), or is larger than
+        Pillow's MAX_IMAGE_PIXELS; images differ in shape; or a label is out of range.
+      ImportError: A package of the `experiments` extra is missing.
     """
     folder = local_folder(
         "path", path, DataError, "dataset", repo_type="dataset", allow_patterns="*.parquet"
@@ -123,18 +123,19 @@ def split(
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Disjoint random parts of a dataset, each with the same share of every class.
 
-    A part of fraction f has f n rows (rounded), and of a class with m examples about f m.
+    A part of fraction f has f n of all n rows, rounded, and about f m of a class with m examples.
 
     Args:
-      dataset: what to split.
-      fractions: name to share, each above 0, together at most 1; the rest is in no part.
-      seed: int >= 0; the same seed gives the same parts.
+      dataset: The dataset to split.
+      fractions: Fraction of every part by name, each above 0, together at most 1. The rest of the
+        rows is in no part.
+      seed: Seed of the split, int >= 0; the same seed gives the same parts.
 
     Returns:
-      Name to row numbers, int64 [rows of the part], ascending.
+      The rows of every part by name, int64 [rows of the part], ascending.
 
     Raises:
-      ValueError: fractions out of range, or a part without rows.
+      ValueError: The fractions are out of range, or a part has no rows.
     """
     if not fractions or not all(fraction > 0 for fraction in fractions.values()):
         raise FieldError("fractions", "be above 0", dict(fractions))
@@ -143,19 +144,19 @@ def split(
         raise FieldError("fractions", "add up to at most 1", dict(fractions))
 
     # Place the shuffled examples of each class evenly on the line from 0 to 1, from a random start.
-    # A cut of that line then takes the same share of every class.
+    # An interval of that line then has the same share of every class.
     random = np.random.default_rng(seed)
     shuffled = random.permutation(len(dataset.labels))
-    place = np.empty(len(shuffled))
+    position = np.empty(len(shuffled))
     for label in np.unique(dataset.labels):
         of_class = np.flatnonzero(dataset.labels[shuffled] == label)
-        place[of_class] = (np.arange(len(of_class)) + random.random()) / len(of_class)
-    line = shuffled[np.argsort(place, kind="stable")]
+        position[of_class] = (np.arange(len(of_class)) + random.random()) / len(of_class)
+    line = shuffled[np.argsort(position, kind="stable")]
 
-    cuts = np.rint(bounds * len(line)).astype(np.int64)
+    ends = np.rint(bounds * len(line)).astype(np.int64)
     parts = {
         name: np.sort(line[start:stop])
-        for name, start, stop in zip(fractions, cuts[:-1], cuts[1:], strict=True)
+        for name, start, stop in zip(fractions, ends[:-1], ends[1:], strict=True)
     }
     for name, rows in parts.items():
         if len(rows) == 0:
@@ -292,11 +293,11 @@ def _images(file: Path, name: str, column: Any) -> npt.NDArray[np.uint8]:
     encoded: list[bytes | None] = column.to_pylist()
 
     def decode(row: int) -> npt.NDArray[np.uint8]:
-        place = f"{file}, row {row}, column {name!r}"
+        source = f"{file}, row {row}, column {name!r}"
         image = encoded[row]
         if image is None:
-            raise DataError(f"{place}: null")
-        return decode_image(place, image)
+            raise DataError(f"{source}: null")
+        return decode_image(source, image)
 
     with pillow_warnings_as_errors():
         first = decode(0)
@@ -326,7 +327,7 @@ def _images(file: Path, name: str, column: Any) -> npt.NDArray[np.uint8]:
 
 
 def _without_dictionary(column: Any) -> Any:
-    """The same values without dictionary encoding, in which few distinct ones may be stored."""
+    """The values of a column without dictionary encoding, which stores few distinct values."""
     from pyarrow import types
 
     return column.cast(column.type.value_type) if types.is_dictionary(column.type) else column

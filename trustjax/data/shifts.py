@@ -1,10 +1,10 @@
-"""Distribution shifts of images: what a model meets that its training set did not show.
+"""Distribution shifts of images: changes that a model's training set did not show.
 
 A shift is a pure function `shift(images, severity, key) -> images` on float images [batch, height,
-width, channels] in [0, 1]; shape and dtype stay. Severity is one number from 0 (exactly the images
-given) over 1 (mild) to 5 (hard, but still recognisable by people); it may be fractional and traced.
-The key chooses what is random, separately for every image, and is ignored where nothing is. All are
-matrix products and gathers: XLA on CPU runs convolutions inside a scan very slowly.
+width, channels] in [0, 1]; it keeps shape and dtype. The severity is a number from 0 (the images
+themselves) over 1 (mild) to 5 (hard, but people still recognise them), and may be fractional and
+traced. The key makes random choices for every image; shifts without any ignore it. All shifts are
+matrix products and gathers, as XLA on CPU runs convolutions inside a scan very slowly.
 
 Blur and pixelation grow with the square root of the image size, as small images put more content
 into a pixel; translation is relative to the image. The idea of severities is from Hendrycks and
@@ -28,7 +28,7 @@ MAX_SEVERITY = 5
 
 
 def _shift(function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> Shift:
-    """Checks the arguments, computes in float32 and brings the result back to [0, 1] and dtype."""
+    """Adds checks of the arguments; computes in float32, and clips and casts the result."""
 
     @functools.wraps(function)
     def checked(images: jax.Array, severity: float | jax.Array, key: jax.Array) -> jax.Array:
@@ -53,7 +53,7 @@ def _shift(function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> 
 
 @_shift
 def rotation(images: jax.Array, severity: jax.Array, key: jax.Array) -> jax.Array:
-    """Turns each image by 8 degrees times severity, left or right at random; black around it."""
+    """Rotates each image by 8 degrees times severity, left or right at random, on black."""
     side = jax.random.rademacher(key, images.shape[:1], jnp.float32)
     angle = math.radians(8) * severity * side
     y, x = _centred_grid(images)
@@ -89,7 +89,7 @@ def blur(images: jax.Array, severity: jax.Array, key: jax.Array) -> jax.Array:
     del key
 
     def weights(size: int) -> jax.Array:
-        sigma = jnp.maximum(0.12 * jnp.sqrt(size * severity), 1e-6)  # tiny: the identity
+        sigma = jnp.maximum(0.12 * jnp.sqrt(size * severity), 1e-6)  # at 1e-6 the identity
         position = jnp.arange(size, dtype=jnp.float32)
         return jax.nn.softmax(-(((position[:, None] - position[None]) / sigma) ** 2) / 2, axis=-1)
 
@@ -118,7 +118,7 @@ def noise(images: jax.Array, severity: jax.Array, key: jax.Array) -> jax.Array:
 
 @_shift
 def contrast(images: jax.Array, severity: jax.Array, key: jax.Array) -> jax.Array:
-    """Draws each channel towards its mean, to the share 1 - 0.16 severity of its contrast."""
+    """Moves each channel towards its mean, to 1 - 0.16 severity of its contrast."""
     del key
     mean = images.mean(axis=(1, 2), keepdims=True)
     return images + 0.16 * severity * (mean - images)
@@ -126,7 +126,7 @@ def contrast(images: jax.Array, severity: jax.Array, key: jax.Array) -> jax.Arra
 
 @_shift
 def inversion(images: jax.Array, severity: jax.Array, key: jax.Array) -> jax.Array:
-    """Inverts (x to 1 - x) a side of each image: the share 0.06 severity, cut at a random angle."""
+    """Inverts (x to 1 - x) 0.06 severity of each image, on one side of a line of random angle."""
     angle = jax.random.uniform(key, images.shape[:1], jnp.float32, maxval=2 * jnp.pi)
     y, x = _centred_grid(images)
 
@@ -185,7 +185,7 @@ def _centred_grid(images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _resample(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-    """Bilinear values of one image at centred coordinates; black outside."""
+    """Bilinear interpolation of one image at centred coordinates; black outside the image."""
     height, width, _ = image.shape
     resample_channel = functools.partial(
         jax.scipy.ndimage.map_coordinates,

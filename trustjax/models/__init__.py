@@ -1,4 +1,4 @@
-"""Flax linen classifiers: `model.apply(variables, images)` gives logits, nothing else is asked."""
+"""Flax linen classifiers: `model.apply(variables, images)` returns logits."""
 
 from trustjax.models._config import CheckpointError as CheckpointError
 from trustjax.models.checkpoint import save_pretrained as save_pretrained

@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint, checked: the sizes, and what is done to the images first."""
+"""The JSON files of a checkpoint, checked: its sizes and the preprocessing of images."""
 
 import reprlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from trustjax._checks import InputError
 from trustjax._files import read_json
 from trustjax.models.vit import Preprocessing
 
-# What ViTConfig takes where config.json does not say.
+# The defaults of ViTConfig for fields that config.json leaves out.
 _CONFIG_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -25,18 +25,18 @@ _CONFIG_DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
     "pooler_act": "tanh",
 }
-# Pillow's numbers of the ways to resize, by their names in JAX. Box (4) and Hamming (5) are not
-# there.
+# The names in JAX of Pillow's resampling filters, by Pillow's numbers. JAX has no box (4) and no
+# Hamming filter (5).
 RESAMPLE = {0: "nearest", 1: "lanczos3", 2: "linear", 3: "cubic"}
 _FLOAT32 = np.finfo(np.float32)
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be read; the message names the file, and the field or tensor."""
+    """A checkpoint that cannot be read. The message names the file, and the field or tensor."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json with ViTConfig's defaults; raises CheckpointError if it is not a ViT's."""
+    """config.json with ViTConfig's defaults. Raises CheckpointError if it is not a ViT's."""
     config = read_json(path, CheckpointError)
     if config.get("model_type") != "vit":
         kind, architectures = config.get("model_type"), config.get("architectures")
@@ -64,7 +64,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def labels_field(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
-    """What gives the number of classes, and the number, as transformers counts them."""
+    """The field that gives the number of classes, and that number, as in transformers."""
     labels = config.get("id2label")
     if labels is not None and not isinstance(labels, dict):
         raise _wrong(path, "id2label", "an object", labels)
@@ -76,20 +76,20 @@ def labels_field(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def check_sizes(path: Path, config: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless the fields of config.json are those of the tensors."""
+    """Raises CheckpointError unless the fields of config.json agree with the tensors."""
     for name, size in sizes.items():
         if config[name] != size:
             raise _wrong(path, name, f"{size}, as in the tensors", config[name])
 
 
 def read_preprocessor(path: Path, size: int, channels: int) -> Preprocessing:
-    """What preprocessor_config.json does to images; without the file, mean and deviation are 0.5.
+    """The preprocessing in preprocessor_config.json; without the file, mean and std are 0.5.
 
-    transformers computes (factor * pixels - mean) / std of pixels 0..255; on images in [0, 1] that
-    is (images - mean / s) / (std / s) with s = 255 * factor. Without `do_rescale` the factor is 1,
-    without `do_normalize` mean and std are 0 and 1.
+    transformers computes (factor * pixels - mean) / std of pixels in 0..255. On images in [0, 1]
+    that is (images - mean / s) / (std / s) with s = 255 * factor. Without `do_rescale` the factor
+    is 1; without `do_normalize` mean and std are 0 and 1.
     """
-    # A broken link is there too: nothing is taken for absent but what is absent.
+    # A broken link is an error: only a file that is really absent gives the defaults.
     there = path.exists() or path.is_symlink()
     given = read_json(path, CheckpointError) if there else {}
     config = {name: value for name, value in given.items() if value is not None}
@@ -155,7 +155,7 @@ def _check_size(path: Path, name: str, value: Any) -> None:
 
 
 def _is_number(value: Any, *, at_least: float) -> bool:
-    """Whether it is a finite number of float32's range; ints of any length, not bools or NaN."""
+    """Whether `value` is an int or float (no bool) from `at_least` to the largest float32."""
     return type(value) in (int, float) and at_least <= value <= float(_FLOAT32.max)
 
 
@@ -164,5 +164,5 @@ def _wrong(path: Path, name: str, must: str, got: Any, more: str = "") -> Checkp
 
 
 def _short(value: Any) -> str:
-    """Its repr, in one line and of bounded length."""
+    """The repr of a value, in one line and of bounded length."""
     return reprlib.repr(value)

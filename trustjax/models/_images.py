@@ -1,4 +1,4 @@
-"""The images that all classifiers take."""
+"""The range of the images that all classifiers take."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ from trustjax._checks import FieldError
 
 
 def unit_range(images: jax.Array) -> jax.Array:
-    """Floats as they are, uint8 images of 0..255 as float32 in [0, 1].
+    """Converts uint8 images of 0..255 to float32 in [0, 1], and keeps floats as they are.
 
     Networks are trained on images in [0, 1] (`trustjax.data.Batches`), and data sets hold uint8.
-    Raises ValueError for other integers and bools, whose range is not known.
+    Raises ValueError for other integers and for bools, whose range is unknown.
     """
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255

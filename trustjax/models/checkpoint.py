@@ -1,13 +1,12 @@
-"""Checkpoints of Hugging Face's vision transformers: reads their headers, writes them.
+"""Checkpoints of Hugging Face's vision transformers: they are read and written here.
 
 A checkpoint is a folder with
-  config.json                sizes, in the words of transformers' ViTConfig
-  model.safetensors          the tensors of ViTModel or ViTForImageClassification; or shards of them
-                             and model.safetensors.index.json; float32, bfloat16 or float16
-  preprocessor_config.json   what is done to the pixels; without it mean and deviation are 0.5
-The layers are those of `trustjax.models.ViT`, under the names and in the layout of
-`trustjax.models._layout`. Files that hold pickles, pytorch_model.bin, are not read: unpickling runs
-whatever code is in them.
+  config.json                the sizes, as fields of transformers' ViTConfig
+  model.safetensors          the tensors of ViTModel or ViTForImageClassification, or shards of them
+                             with model.safetensors.index.json; float32, bfloat16 or float16
+  preprocessor_config.json   the preprocessing of images; without it mean and std are 0.5
+The layers are those of `trustjax.models.ViT`; `trustjax.models._layout` translates their names and
+layouts. Pickles, as in pytorch_model.bin, are not read: unpickling runs the code in them.
 """
 
 import functools
@@ -58,20 +57,21 @@ def save_pretrained(
 ) -> None:
     """Writes a checkpoint that `trustjax.models.pretrained_vit` and transformers read.
 
-    It is a ViTForImageClassification or, of a model without a head, a ViTModel. Each file is
-    written beside its place and renamed. What is read back has the same bits if `dtype` holds them.
+    It is a ViTForImageClassification or, for a model without a head, a ViTModel. Each file is
+    written beside its place and renamed. The parameters are read back bit by bit unless `dtype`
+    rounds them.
 
     Args:
-      folder: made if it is not there; files of the same names are replaced.
-      model: pools "cls" and sees square images. Without `preprocess`, pixels are saved as not
-        normalised.
-      params: of one network, without axes of seeds.
-      dtype: of the stored tensors: "float32", "bfloat16" or "float16".
+      folder: The folder, which is created if need be. Files of the same names are replaced.
+      model: A model with pool "cls" for square images. Without `preprocess`, the saved
+        preprocessing does not normalise images.
+      params: Parameters of one network, without an axis of seeds.
+      dtype: Dtype of the stored tensors: "float32", "bfloat16" or "float16".
 
     Raises:
-      ValueError: a model that transformers' ViT cannot be, parameters that are not the model's, not
-        real or not finite in `dtype`, or an unknown dtype.
-      ImportError: a package of the `experiments` extra is missing.
+      ValueError: transformers' ViT cannot be this model; the parameters are not the model's, not
+        floats, or not finite in `dtype`; or the dtype is unknown.
+      ImportError: A package of the `experiments` extra is missing.
     """
     check_choice("dtype", dtype, _DTYPES.values())
     check_choice("pool", model.pool, ("cls",))
@@ -125,7 +125,7 @@ def save_pretrained(
 
 
 class _Stored(NamedTuple):
-    """A tensor in a file; shape and dtype as its header says."""
+    """A tensor in a file, with the shape and dtype in its header."""
 
     file: Path
     name: str
@@ -137,8 +137,8 @@ class Checkpoint(NamedTuple):
     """A checkpoint whose tensors fit its config.
 
     Attributes:
-      fields: those of the `ViT` that it holds.
-      tensors: for each of its parameters, where it is stored.
+      fields: Fields of the `ViT` that it holds.
+      tensors: The stored tensor of every parameter, by the path of the parameter.
     """
 
     fields: Mapping[str, Any]
@@ -155,14 +155,14 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Reads the config and the headers, and checks that they fit."""
+    """Reads the config and the headers, and checks that they fit each other."""
     path = folder / _CONFIG
     config = read_config(path)
     found = _headers(folder)
     prefix = "vit." if any(name.startswith("vit.") for name in found) else ""
     has_head = "classifier.weight" in found
     has_pooler = f"{prefix}pooler.dense.weight" in found
-    # Before anything is built by the config, or a wrong one could take for ever.
+    # First the sizes are compared: building a model from a wrong config could take forever.
     check_sizes(path, config, _sizes(folder, found, prefix))
     if has_head:
         labels, num_classes = labels_field(path, config)
@@ -198,7 +198,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _sizes(folder: Path, found: Mapping[str, _Stored], prefix: str) -> dict[str, Any]:
-    """What the fields of config.json must be, by the tensors."""
+    """The fields of config.json that follow from the tensors."""
     embeddings = f"{prefix}embeddings."
     layer = f"{prefix}encoder.layer."
     layers = {
@@ -222,7 +222,7 @@ def _sizes(folder: Path, found: Mapping[str, _Stored], prefix: str) -> dict[str,
 
 
 def _shape(folder: Path, found: Mapping[str, _Stored], name: str, rank: int) -> tuple[int, ...]:
-    """The shape of a tensor that every such checkpoint has."""
+    """The shape of a tensor that every ViT checkpoint has."""
     if name not in found:
         raise CheckpointError(f"{folder}: tensor {name!r} is missing")
     file, _, shape, _ = found[name]
@@ -242,13 +242,13 @@ def _check_tensors(
         if name not in found
     ]
     for name, stored in found.items():
-        place = f"{stored.file.name}: tensor {name!r}"
+        stored_as = f"{stored.file.name}: tensor {name!r}"
         if name not in expected:
-            problems.append(f"{place} of shape {stored.shape} belongs to no part of this ViT")
+            problems.append(f"{stored_as} of shape {stored.shape} belongs to no part of this ViT")
         elif stored.shape != expected[name]:
-            problems.append(f"{place} must have shape {expected[name]}, got {stored.shape}")
+            problems.append(f"{stored_as} must have shape {expected[name]}, got {stored.shape}")
         elif stored.dtype not in _DTYPES:
-            problems.append(f"{place} must be {', '.join(_DTYPES)}, got {stored.dtype}")
+            problems.append(f"{stored_as} must be {', '.join(_DTYPES)}, got {stored.dtype}")
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
@@ -276,7 +276,7 @@ def _open(path: Path) -> Iterator[Any]:
     """A safetensors file; raises CheckpointError for one that is damaged."""
     with experiments_extra():
         from safetensors import SafetensorError, safe_open
-    if not path.is_file():  # a pipe would be read for ever
+    if not path.is_file():  # reading a pipe would not end
         raise CheckpointError(f"{path} must be a whole safetensors file: it is not a file")
     try:
         with safe_open(path, "np") as file:
@@ -302,7 +302,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _is_file_name(value: Any) -> bool:
-    """Of a file in the folder itself, which may be a link, as those in the hub's cache are."""
+    """Whether `value` names a safetensors file in the folder itself, not elsewhere."""
     return isinstance(value, str) and re.fullmatch(r"[\w.-]+\.safetensors", value) is not None
 
 
@@ -315,7 +315,7 @@ def _flatten(params: PyTree) -> dict[Names, Any]:
 
 
 def _shapes(model: ViT, images: tuple[int, ...]) -> dict[Names, tuple[int, ...]]:
-    """The shapes of all parameters, for images of this shape; one block is traced for all."""
+    """The shapes of all parameters for images of this shape; a single block is traced for all."""
     one = model.clone(depth=min(model.depth, 1), frozen_blocks=None, preprocess=None)
     shapes = dict(_traced_shapes(one, images))
     block = {names[1:]: shape for names, shape in shapes.items() if names[0] == "block_0"}
@@ -333,7 +333,7 @@ def _traced_shapes(model: ViT, images: tuple[int, ...]) -> Mapping[Names, tuple[
 
 
 def _image_shape(model: ViT, flat: Mapping[Names, Any]) -> tuple[int, int]:
-    """Side and channels of the images that parameters are for."""
+    """The side and the number of channels of the images that parameters are for."""
     for names in (("position_embedding",), ("patch_embedding", "kernel")):
         if names not in flat:
             raise ValueError(f"params must be the model's: no {'/'.join(names)}")

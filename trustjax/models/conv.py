@@ -1,7 +1,8 @@
-"""Small residual network: He et al. 2016, Identity Mappings in Deep Residual Networks.
+"""A small residual network: He et al. 2016, Identity Mappings in Deep Residual Networks.
 
-arXiv:1603.05027 (pre-activation), in the CIFAR form of arXiv:1512.03385: a 3x3 stem, three stages,
-no pooling before the last mean. Its 3x3 convolutions come in two forms on the same parameters.
+It has the pre-activation blocks of arXiv:1603.05027 in the CIFAR form of arXiv:1512.03385: a 3x3
+stem, three stages, and no pooling before the last mean. Its 3x3 convolutions come in two forms with
+the same parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +17,9 @@ from trustjax.models._images import unit_range
 
 
 def lax_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """3x3 convolution by XLA's own operation, zero padding 1.
+    """3x3 convolution with zero padding 1, by XLA's operation.
 
-    images [batch, height, width, in], kernel [3, 3, in, out] of one dtype ->
+    Images [batch, height, width, in] and a kernel [3, 3, in, out] of one dtype give
     [batch, ceil(height / stride), ceil(width / stride), out].
     """
     return jax.lax.conv_general_dilated(
@@ -31,9 +32,10 @@ def lax_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Ar
 
 
 def matmul_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`lax_convolution` as nine shifted slices side by side times the flattened kernel.
+    """`lax_convolution` as a matrix product: nine shifted slices times the flattened kernel.
 
-    On CPU, XLA runs convolutions inside a scan 30 to 100 times slower than outside, but not this.
+    On CPU, XLA runs convolutions inside a scan 30 to 100 times slower than outside. Products it
+    does not.
     """
     _, height, width, _ = images.shape
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -52,7 +54,7 @@ CONVOLUTIONS: dict[str, Callable[[jax.Array, jax.Array, int], jax.Array]] = {
 
 
 class _Convolution(nn.Module):
-    """3x3 convolution without bias; parameter `kernel` [3, 3, in, out], whatever the form."""
+    """3x3 convolution without bias, whose parameter `kernel` is [3, 3, in, out] in every form."""
 
     features: int
     stride: int
@@ -68,7 +70,7 @@ class _Convolution(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two normalised, rectified convolutions added to their input."""
+    """Two convolutions, each after normalisation and ReLU, added to the block's input."""
 
     features: int
     stride: int
@@ -80,7 +82,8 @@ class _Block(nn.Module):
         x = _norm_relu("norm_0", images, train, self.dtype)
         shortcut = images
         if images.shape[-1] != self.features or self.stride != 1:
-            # A strided 1x1 convolution is a Dense layer on every stride-th pixel.
+            # The projection of the shortcut: a 1x1 convolution is a dense layer on every
+            # stride-th pixel.
             pixels = x[:, :: self.stride, :: self.stride]
             shortcut = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="projection")(
                 pixels
@@ -94,18 +97,18 @@ class _Block(nn.Module):
 class ResNet(nn.Module):
     """Pre-activation residual network with batch normalisation.
 
-    In training (`train=True`) batches are normalised by their own statistics, whose running means
-    are the collection `batch_stats`: pass `mutable=["batch_stats"]` to get them updated.
+    In training (`train=True`), batches are normalised by their own statistics. The running means of
+    these are the collection `batch_stats`; `mutable=["batch_stats"]` returns their update.
 
     Attributes:
-      num_classes: number of logits.
-      widths: channels of each stage; every stage after the first halves height and width.
-      blocks_per_stage: residual blocks in each stage, two convolutions each.
-      convolution: "matmul", or "lax" for XLA's operation, the faster one on GPU and TPU; on CPU
-        it is very slow inside a scan. Parameters fit both.
-      dtype: of the computation; parameters and statistics are float32.
+      num_classes: Number of logits.
+      widths: Number of channels in each stage. Every stage after the first halves height and width.
+      blocks_per_stage: Number of residual blocks in each stage, with two convolutions each.
+      convolution: "matmul", or "lax" for XLA's operation, which is faster on GPU and TPU, and very
+        slow inside a scan on CPU. The parameters fit both.
+      dtype: Dtype of the computation; parameters and statistics are float32.
 
-    Raises ValueError for an unknown convolution or images that are not of rank 4.
+    Raises ValueError for an unknown convolution, or images that are not of rank 4.
     """
 
     num_classes: int
@@ -115,7 +118,7 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        """Makes the module hashable when its widths come from a config, and checks the names."""
+        """Makes widths from a config hashable, and checks the convolution."""
         self.widths = tuple(self.widths)
         check_choice("convolution", self.convolution, CONVOLUTIONS)
         super().__post_init__()
@@ -126,8 +129,8 @@ class ResNet(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Logits float32 [batch, num_classes] of images [batch, height, width, channels].
 
-        Images are floats, or uint8 0..255, which are divided by 255.
-        With `return_features` also what enters the head, [batch, widths[-1]] of `dtype`.
+        Images are floats, or uint8 in 0..255, which are divided by 255. `return_features` also
+        returns the input of the head, [batch, widths[-1]] of `dtype`.
         """
         if images.ndim != 4:
             raise FieldError(

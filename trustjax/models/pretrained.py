@@ -23,17 +23,17 @@ class PretrainedViT(ViT):
     """A `ViT` with the sizes of a checkpoint, made by `pretrained_vit`.
 
     Attributes:
-      folder: the checkpoint.
+      folder: Folder of the checkpoint.
     """
 
     folder: str = ""
 
     @nn.nowrap  # makes another module
     def load_pretrained(self) -> dict[str, PyTree]:
-        """The checkpoint's parameters, float32, on the host: all but those of a new head.
+        """The checkpoint's parameters but those of a new head, float32 arrays on the host.
 
         The position embeddings are interpolated to the model's image size. Raises CheckpointError
-        where files have changed since `pretrained_vit` and do not fit any more.
+        if files have changed since `pretrained_vit` and no longer fit.
 
         >>> model = pretrained_vit("google/vit-base-patch16-224-in21k", 100)  # doctest: +SKIP
         >>> new = model.init(jax.random.key(0), images)["params"]  # doctest: +SKIP
@@ -62,28 +62,28 @@ def pretrained_vit(
     dropout: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> PretrainedViT:
-    """The network of a checkpoint; its method `load_pretrained` gives the weights.
+    """The network of a checkpoint; its method `load_pretrained` returns the weights.
 
-    It takes images in [0, 1] of any size and of 1 or 3 channels, and itself brings them to the
-    size, channels and normalisation of the checkpoint.
+    It takes images in [0, 1] of any size with 1 or 3 channels, and converts them to the size, the
+    channels and the normalisation of the checkpoint.
 
     Args:
-      pretrained: a folder, or a hub id `owner/name`, which is downloaded once.
-      num_classes: classes of the head. Where the checkpoint has no head, or one for another number,
-        the head is new, and the pre-training's dense layer before it (the pooler) is dropped, as in
-        the ViT paper. None takes all as it is; without a head the logits are the features.
-      image_size: side of the images that the network sees, a multiple of the patch size; by
-        default the checkpoint's. The position embeddings are interpolated to it.
-      frozen_blocks: see `ViT`.
-      dropout: see `ViT`; the checkpoint's own is not taken.
-      dtype: of the computation; parameters are float32, whatever the file's dtype.
+      pretrained: A folder, or a hub id `owner/name`, which is downloaded once.
+      num_classes: Number of classes. If the checkpoint has no head, or a head for another number,
+        the head is new, and the dense layer before it from pre-training (the pooler) is dropped, as
+        in the ViT paper. None keeps both as they are; without a head the logits are the features.
+      image_size: Side of the images that the network sees, a multiple of the patch size; by default
+        the checkpoint's. The position embeddings are interpolated to it.
+      frozen_blocks: As for `ViT`.
+      dropout: As for `ViT`; the checkpoint's own rate is ignored.
+      dtype: Dtype of the computation; parameters are float32, whatever the file's dtype.
 
     Raises:
-      CheckpointError: no such folder or hub id, no config.json or safetensors file, an architecture
-        that is not ViT's, tensors that are missing, too many, of another shape or not floating.
-        All that is checked here, before any tensor is read.
-      ValueError: an argument out of range.
-      ImportError: a package of the `experiments` extra is missing.
+      CheckpointError: There is no such folder or hub id, or it has no config.json or safetensors
+        file; the architecture is not ViT's; or tensors are missing, unknown, of another shape or
+        not floating. All of this is checked here, before any tensor is read.
+      ValueError: An argument is out of range.
+      ImportError: A package of the `experiments` extra is missing.
     """
     check_count("num_classes", num_classes, at_least=1)
     check_count("image_size", image_size)
@@ -120,10 +120,11 @@ def build_vit(
     image_size: int | None = None,
     frozen_blocks: int | None = None,
 ) -> ViT:
-    """A `ViT` of the given sizes or, with `pretrained`, one of a checkpoint's sizes instead.
+    """A `ViT` of the given sizes; with `pretrained`, one of a checkpoint's sizes instead.
 
-    For configurations in which one key, `pretrained`, decides between the two. The other arguments
-    are those of `ViT` and `pretrained_vit`; `image_size` must be None without `pretrained`.
+    It is for configurations in which the key `pretrained` decides between the two. The other
+    arguments are those of `ViT` and `pretrained_vit`. Without `pretrained`, `image_size` must be
+    None.
     """
     if pretrained is not None:
         return pretrained_vit(
@@ -156,14 +157,14 @@ def interpolate_positions(
 ) -> npt.NDArray[np.float32]:
     """Position embeddings for another number of patches, by bicubic interpolation.
 
-    As transformers' `interpolate_pos_encoding`: cubic convolution with a = -0.75 at the centres of
-    the pixels, borders repeated, no low-pass filter; the class token's embedding stays. (The cubic
-    of `jax.image.resize` has a = -0.5.)
+    This is transformers' `interpolate_pos_encoding`: cubic convolution with a = -0.75 between the
+    centres of pixels, with repeated borders and without a low-pass filter. The embedding of the
+    class token stays. (`jax.image.resize` has a = -0.5.)
 
     Args:
-      positions: [1, 1 + side * side, width]: that of the class token, then those of the patches of
+      positions: Embeddings [1, 1 + side * side, width]: of the class token, then of the patches of
         a square image row by row.
-      grid: rows and columns of patches.
+      grid: Numbers of rows and columns of patches.
 
     Returns:
       [1, 1 + rows * columns, width].
@@ -187,12 +188,13 @@ def interpolate_positions(
 def _bicubic_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
     """The weights [new, old] of cubic convolution from `old` to `new` points."""
     a = -0.75
-    centres = (np.arange(new) + 0.5) * (old / new) - 0.5
+    centres = (np.arange(new) + 0.5) * (old / new) - 0.5  # of the new points, in old pixels
     matrix = np.zeros((new, old))
     for tap in range(-1, 3):
-        at = np.floor(centres).astype(int) + tap
+        at = np.floor(centres).astype(int) + tap  # each new point has four old neighbours
         d = np.abs(centres - at)
         near = ((a + 2) * d - (a + 3)) * d**2 + 1  # d <= 1
         far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a  # 1 < d <= 2
+        # Neighbours beyond the border repeat its pixel, so their weights add up.
         np.add.at(matrix, (np.arange(new), at.clip(0, old - 1)), np.where(d <= 1, near, far))
     return matrix

@@ -122,7 +122,7 @@ class _Block(nn.Module):
         return tokens
 
 
-# The attributes of `ViT` that count something, and from where.
+# The attributes of `ViT` that are counts, and their smallest values.
 _COUNTS = {
     "num_classes": 0,
     "patch_size": 1,
@@ -138,26 +138,26 @@ class ViT(nn.Module):
     """Vision transformer classifier.
 
     Attributes:
-      num_classes: number of logits; 0 for no head, so that the features are the logits.
-      patch_size: side of a patch in pixels; must divide the image's height and width.
-      width: size of a token; must be a multiple of `num_heads`.
-      depth: number of blocks.
-      num_heads: attention heads.
-      mlp_ratio: hidden width of a block's MLP, as a multiple of `width`.
-      dropout: share dropped in training after the position embeddings, the attention and both MLP
-        layers (not of the attention weights); needs the `dropout` key.
-      pool: what enters the head: "cls", a learned token before the patches, or "mean" of them.
-      layer_norm_epsilon: 1e-12 in the checkpoints google/vit-*.
-      dtype: of the computation; parameters are float32.
-      qkv_bias: whether query, key and value have biases.
-      representation_width: width of a dense layer with tanh before the head, which pre-training
-        adds and fine-tuning drops; null for none.
-      frozen_blocks: so many of the first blocks get no gradient, nor do the embeddings before
-        them; null trains all. `trainable` says the same to optimizers.
-      preprocess: what is done to the images first, such as `trustjax.models.Preprocessing`.
+      num_classes: Number of logits; 0 for no head, so that the features are the logits.
+      patch_size: Side of a patch in pixels. It must divide the image's height and width.
+      width: Size of a token, a multiple of `num_heads`.
+      depth: Number of transformer blocks.
+      num_heads: Number of attention heads in a block.
+      mlp_ratio: Hidden width of a block's MLP as a multiple of `width`, above 0.
+      dropout: Rate of dropout after the position embeddings, the attention and both MLP layers, in
+        [0, 1]; not on the attention weights. In training it needs the `dropout` key.
+      pool: Input of the head: "cls", a learned token before the patches, or "mean" of the patches.
+      layer_norm_epsilon: Epsilon of the layer norms, 1e-12 in the checkpoints google/vit-*.
+      dtype: Dtype of the computation; parameters are float32.
+      qkv_bias: Whether query, key and value have biases.
+      representation_width: Width of a dense layer with tanh before the head, which pre-training
+        adds and fine-tuning drops; None for no such layer.
+      frozen_blocks: Number of first blocks that get no gradient, nor do the embeddings before
+        them; None trains all. `trainable` tells optimizers the same.
+      preprocess: Function of the images that comes first, such as `trustjax.models.Preprocessing`.
 
-    Raises ValueError for an unknown pool, numbers out of range, sizes that do not divide each
-    other, or more frozen blocks than there are.
+    Raises ValueError for an unknown pool, for numbers out of range, for a width that is no multiple
+    of `num_heads`, and for more frozen blocks than there are.
     """
 
     num_classes: int
@@ -176,7 +176,7 @@ class ViT(nn.Module):
     preprocess: Callable[[jax.Array], jax.Array] | None = None
 
     def __post_init__(self) -> None:
-        """Checks what does not depend on the images."""
+        """Checks all that does not depend on the images."""
         check_choice("pool", self.pool, ("cls", "mean"))
         for name, at_least in _COUNTS.items():
             check_count(name, getattr(self, name), at_least=at_least)
@@ -196,9 +196,9 @@ class ViT(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Logits float32 [batch, num_classes] of images [batch, height, width, channels].
 
-        Images are floats, or uint8 0..255, which are divided by 255. With `return_features` also
-        what enters the head, [batch, width] of `dtype`. The position embeddings fix the image size
-        that parameters are good for.
+        Images are floats, or uint8 in 0..255, which are divided by 255. `return_features` also
+        returns the input of the head, [batch, width] of `dtype`. The position embeddings fix the
+        size of the images for which parameters are valid.
         """
         images = unit_range(images)
         if self.preprocess is not None:
@@ -239,16 +239,16 @@ class ViT(nn.Module):
         return (logits, x) if return_features else logits
 
     def _without_gradient(self, x: jax.Array, blocks: int) -> jax.Array:
-        """`x`, the output of so many blocks; no gradient passes if exactly these are frozen."""
+        """`x`, the output of the first `blocks`; without gradient if exactly these are frozen."""
         return jax.lax.stop_gradient(x) if blocks == self.frozen_blocks else x
 
     @nn.nowrap
     def trainable(self, params: Any) -> Any:
         """A tree of bools, False on the parameters that `frozen_blocks` freezes.
 
-        It is the `mask=` of our attacks, and the labels of the optimizer behind them:
+        It is the `mask=` of attacks, and gives the labels of the optimizer that follows:
         `optax.partition({True: optax.adamw(1e-3), False: optax.set_to_zero()}, model.trainable)`.
-        Without it weight decay would change frozen weights, and their state take memory.
+        Otherwise weight decay would change the frozen weights, and their state would take memory.
         """
         if self.frozen_blocks is None:
             return jax.tree.map(lambda _: True, params)
@@ -258,10 +258,10 @@ class ViT(nn.Module):
 
 
 def patches(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts images [batch, height, width, channels] into square patches, row by row.
+    """Splits images [batch, height, width, channels] into square patches, row by row.
 
-    Returns [batch, height / p * width / p, p * p * channels]; within a patch also row by row.
-    Raises ValueError unless `patch_size` p divides height and width.
+    Returns [batch, height / p * width / p, p * p * channels] for `patch_size` p; the pixels of a
+    patch are in rows, too. Raises ValueError unless p divides height and width.
     """
     if images.ndim != 4:
         raise FieldError("images", "be [batch, height, width, channels]", f"shape {images.shape}")
