@@ -1,12 +1,12 @@
-"""One episode of a saved policy, to look at.
+"""Plays one episode of a saved policy, and draws it.
 
-python -m experiments.play RUN [--out FILE]     an episode of a policy of a run, or of an .npz file
-    --stage NAME      whose policy; by default the first
-    --seed N          of the run's seeds; by default the first
-    --episode-key N   of the draw of the episode; by default 0
-    --stochastic      actions are drawn; by default they are the modes of the distributions
-    --max-steps N     to stop after; by default 1000
-    --out FILE        .html, a 3D view (brax alone), or .gif; by default beside the policy
+python -m experiments.play RUN [--out FILE]     RUN is the folder of a run, or a policy's .npz file
+    --stage NAME      stage whose policy plays; by default the first
+    --seed N          seed whose policy plays; by default the first
+    --episode-key N   seed of the episode's random numbers; by default 0
+    --stochastic      sample the actions; by default they are the modes of the distributions
+    --max-steps N     largest number of steps; by default 1000
+    --out FILE        .html, a 3D view (brax only), or .gif; by default beside the policy
 """
 
 import argparse
@@ -29,7 +29,7 @@ from trustjax.envs.brax import Brax
 def find_policy(run: Path, stage: str | None = None, seed: int | None = None) -> Path:
     """The file of a policy: `run` itself, or policies/STAGE/seed_SEED.npz in that folder.
 
-    Raises ConfigError where there is none, or not that one; it names those that there are.
+    Raises ConfigError, which names the policies that exist, if there is no such policy.
     """
     if run.is_file():
         for option, given in (("--stage", stage), ("--seed", seed)):
@@ -68,7 +68,7 @@ def _unknown(
 def play(
     policy: Policy, key: jax.Array, *, deterministic: bool = True, max_steps: int = 1000
 ) -> rendering.Episode:
-    """Plays one episode to its end, or to `max_steps`."""
+    """Plays one episode to its end, or for `max_steps` steps."""
     env = policy.environment
     bodies = isinstance(env, Brax) and hasattr(env.unwrapped, "sys")
 
@@ -103,14 +103,14 @@ def play(
 
 
 def draw(policy: Policy, episode: rendering.Episode, out: Path) -> None:
-    """Writes the episode to `out`, whose suffix is .html (brax alone) or .gif."""
+    """Writes the episode to `out`, whose suffix is .html (brax only) or .gif."""
     out.parent.mkdir(parents=True, exist_ok=True)
     write = rendering.write_html if out.suffix == ".html" else rendering.write_gif
     write(policy.environment, episode, out)
 
 
 def _load(path: Path, out: Path | None) -> tuple[Policy, Path]:
-    """The policy, and where its episode goes. Raises ConfigError."""
+    """The policy, and the file for its episode. Raises ConfigError."""
     try:
         policy = load_policy(path)
         env = policy.environment
@@ -134,16 +134,33 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main() -> None:
-    """Runs the command line; ends the process with exit code 2 for what was given wrong."""
+    """Runs the command line; ends the process with exit code 2 for a wrong argument."""
     parser = _Parser(prog="python -m experiments.play", allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a policy's .npz")
-    parser.add_argument("--stage", metavar="NAME", help="whose policy; default: the first")
-    parser.add_argument("--seed", metavar="N", type=int, help="default: the first")
-    parser.add_argument("--episode-key", metavar="N", type=int, default=0, help="default: 0")
-    parser.add_argument("--stochastic", action="store_true", help="draw the actions")
-    parser.add_argument("--max-steps", metavar="N", type=int, default=1000, help="default: 1000")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help=".html (brax) or .gif; default: beside the policy"
+        "run", metavar="RUN", type=Path, help="folder of a run, or a policy's .npz file"
+    )
+    parser.add_argument(
+        "--stage", metavar="NAME", help="stage whose policy plays (default: the first)"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=int, help="seed whose policy plays (default: the first)"
+    )
+    parser.add_argument(
+        "--episode-key", metavar="N", type=int, default=0, help="seed of the episode (default: 0)"
+    )
+    parser.add_argument("--stochastic", action="store_true", help="sample the actions")
+    parser.add_argument(
+        "--max-steps",
+        metavar="N",
+        type=int,
+        default=1000,
+        help="largest number of steps (default: 1000)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help=".html (brax only) or .gif (default: beside the policy)",
     )
     given = parser.parse_args()
     if given.max_steps < 1:

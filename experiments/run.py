@@ -1,4 +1,4 @@
-"""Entry point of the experiments.
+"""The entry point of experiments.
 
 python -m experiments.run +exp=NAME [key=value ...]      run an experiment
 python -m experiments.run --multirun +exp=NAME key=1,2   one run for each value
@@ -69,7 +69,7 @@ def main() -> None:
                 _resume(folders, [each for each in arguments if each not in folders])
             else:
                 _start(arguments)
-    except KeyboardInterrupt:  # while nothing was under way yet
+    except KeyboardInterrupt:  # before any training began
         sys.exit(130)
 
 
@@ -90,7 +90,7 @@ def _start(arguments: list[str]) -> None:
         _job()
     except OSError as error:
         raise ConfigError(f"hydra.run.dir: {error}") from error
-    except Exception as error:  # while Hydra composed: what a run raises ends in `_job`
+    except Exception as error:  # Hydra could not compose; `_job` handles the errors of a run
         raise explained(error, checked) from error
 
 
@@ -109,21 +109,21 @@ def _check_experiments(names: list[str]) -> None:
 
 
 def _check_rest(arguments: list[str]) -> None:
-    """Raises ConfigError for what is neither an override nor an option of Hydra or its value."""
+    """Raises ConfigError for a word that is no override, no option and no option's value."""
     for before, each in zip(["", *arguments], arguments, strict=False):
         if each[:1] != "-" and before not in _WITH_VALUE:
             raise ConfigError(f"{each}: got no value, allowed: key=value")
 
 
 def _complete() -> None:
-    """Tab completion for `python -m experiments.run`; Hydra's knows `python FILE` alone."""
+    """Tab completion for `python -m experiments.run`; Hydra's own completes `python FILE` only."""
     line = os.environ.get("COMP_LINE", "")
     os.environ["COMP_LINE"] = re.sub(r"^\s*\S+\s+-m\s+experiments\.run\b", "python run.py", line)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             _job()
-    except Exception as error:  # of what Hydra reads as its own command
+    except Exception as error:  # Hydra takes the argument for a command of its own
         raise ConfigError(f"--shell-completion: {error}") from error
     python = 'if [ "${words[0]}" == "python" ]; then'
     module = 'if [ "${words[1]} ${words[2]}" == "-m experiments.run" ]; then\n'
@@ -144,12 +144,12 @@ def _job(config: DictConfig) -> None:
                 own = [each for each in about.overrides.task if each.partition("=")[0] in keys]
                 print(f"job {about.job.num}: {' '.join(own)}", flush=True)
             _train(folder, to_plain(config), resumed=False)
-    except Exception:  # Hydra would add lines of its own
+    except Exception:  # printed here, as Hydra would add lines of its own
         traceback.print_exc()
         sys.exit(1)
     finally:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # only where nothing was written
+            folder.rmdir()  # fails, as it should, if anything was written
 
 
 def _resume(folders: list[str], arguments: list[str]) -> None:
@@ -158,7 +158,7 @@ def _resume(folders: list[str], arguments: list[str]) -> None:
     given = folders[0].removeprefix("resume=")
     try:
         folder = Path(given).expanduser()
-    except RuntimeError as error:  # the home of nobody
+    except RuntimeError as error:  # an unknown ~user
         raise ConfigError(f"resume: got {shown(given)}: {error}") from error
     edited = [each for each in arguments if each.startswith("edited=")]
     for each in edited:
@@ -200,7 +200,7 @@ def _train(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool 
 
 
 def set_environment(*, deterministic: bool) -> None:
-    """What XLA reads from the environment when it starts."""
+    """Sets the environment variables that XLA reads when it starts."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no C++ logs
     flags = os.environ.get("XLA_FLAGS", "")
     if deterministic and _DETERMINISTIC not in flags:
@@ -209,7 +209,7 @@ def set_environment(*, deterministic: bool) -> None:
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Configuration errors as one line and exit code 2; a traceback if HYDRA_FULL_ERROR=1."""
+    """Prints a configuration error as one line, or with a traceback if HYDRA_FULL_ERROR=1."""
     try:
         yield
     except (ConfigError, HydraException, OmegaConfBaseException) as error:

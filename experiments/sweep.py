@@ -1,12 +1,12 @@
-"""A list of runs that survives being stopped: the same command goes on where it ended.
+"""A sweep of runs that can be stopped: the same command continues where it ended.
 
 python -m experiments.sweep FOLDER +exp=NAME [key=value ...] key=1,2,3 [key=a,b]
 
-Every combination of the values is a job: one run in a folder of its own below FOLDER, in a process
-of its own. A job that is done is skipped, one that was stopped is resumed, one that failed is tried
-again. The overrides of all jobs are checked before the first one begins, and a folder that holds a
-run of another configuration is refused. `--workers N` runs N jobs side by side. Two machines that
-share FOLDER may share the list: a run's folder is locked, so each job is taken by one of them.
+Every combination of the values is a job: one run, in its own folder below FOLDER and its own
+process. A finished job is skipped, a stopped job is resumed, and a failed job is tried again. The
+overrides of all jobs are checked before the first one begins, and a folder with a run of another
+configuration is an error. `--workers N` runs N jobs side by side. Two machines that share FOLDER
+may share the sweep: a run locks its folder, so only one of them takes a job.
 """
 
 import argparse
@@ -36,15 +36,15 @@ class Job(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: of its folder, from the values that differ between the jobs.
-      overrides: its command line, without the folder.
+      name: Name of its folder, made of the values that differ between the jobs.
+      overrides: Its command line without the folder.
     """
 
     name: str
     overrides: tuple[str, ...]
 
     def command(self, folder: Path) -> list[str] | None:
-        """What is left to do in the run's `folder`; None if that is nothing."""
+        """The command that starts or resumes the run in `folder`; None if the run is finished."""
         if (folder / "summary.json").is_file():
             return None
         begun = (folder / "config.yaml").is_file()
@@ -54,11 +54,11 @@ class Job(NamedTuple):
 
 
 def jobs(overrides: Sequence[str]) -> list[Job]:
-    """Every combination of the swept values, the first override varying slowest.
+    """Every combination of the swept values; the first override varies slowest.
 
-    Names that are longer than 120 characters, or alike but for signs that a folder's name should
-    not hold, end in a hash of their values. Raises ConfigError for an override that cannot be read,
-    for a key or a value that is given twice, and for more than 10,000 jobs.
+    A name ends in a hash of its values if it is longer than 120 characters, or if two names differ
+    only in characters that a folder's name should not have. Raises ConfigError for an override that
+    cannot be parsed, for a key or value that is given twice, and for more than 10,000 jobs.
     """
     check_overrides(overrides)
     keys = [parse(override).get_key_element() for override in overrides]
@@ -66,7 +66,7 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
         if keys.count(key) > 1:
             raise ConfigError(f"{key}: given twice")
     choices: list[list[str]] = []
-    several = []  # which of them vary
+    several = []  # indices of the overrides that vary
     for index, override in enumerate(map(parse, overrides)):
         choices.append([overrides[index]])
         if override.is_discrete_sweep():
@@ -87,7 +87,7 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
 
 
 def _plain(text: str) -> str:
-    """`key=value` as a part of a folder's name, without what such a name should not hold."""
+    """`key=value` as part of a folder's name, without special characters."""
     key, _, value = text.partition("=")
     short = f"{key.lstrip('+').rpartition('.')[2]}_{value}"
     return re.sub(r"[^\w.+-]+", "_", short.replace("[", "")).strip("_")
@@ -98,10 +98,10 @@ def _hashed(name: str, own: Sequence[str]) -> str:
 
 
 def check(folder: Path, listed: Sequence[Job]) -> None:
-    """Raises ConfigError, naming the job, unless all can begin or go on.
+    """Raises ConfigError, which names the job, unless all jobs can begin or continue.
 
-    The overrides of each are composed and checked as `experiments.run` does, and compared with the
-    config.yaml that its folder holds. Trackers and devices may differ, as they may in a resume.
+    The overrides of a job are composed and checked as `experiments.run` does, and compared with the
+    config.yaml in its folder. Trackers and devices may differ, as in a resumed run.
     """
     for job in listed:
         try:
@@ -133,10 +133,10 @@ def _quoted(path: Path) -> str:
 def sweep(
     folder: Path, listed: Sequence[Job], *, workers: int = 1, say: Callable[[str], None] = print
 ) -> int:
-    """Runs what is left of the jobs; returns how many are not done.
+    """Runs the jobs that are not finished; returns the number that remain unfinished.
 
-    The output of a job goes to `FOLDER/NAME.log`, `say` gets one line a job. After Ctrl-C, which
-    the running jobs get too, no further job is begun.
+    The output of a job goes to `FOLDER/NAME.log`, and `say` gets one line per job. After Ctrl-C,
+    which the running jobs receive too, no further job begins.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stopped = False
@@ -171,7 +171,7 @@ def sweep(
 
 
 def main() -> None:
-    """The command line; exit code 2 for a wrong one, 1 if a job is not done."""
+    """Runs the command line; the exit code is 2 if it is wrong, and 1 if a job is unfinished."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.sweep",
         description=__doc__,
@@ -179,7 +179,9 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("overrides", nargs="+", metavar="key=value")
-    parser.add_argument("--workers", type=int, default=1, help="jobs side by side (default 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of jobs side by side (default: 1)"
+    )
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error(f"--workers: got {arguments.workers}, allowed: an integer >= 1")
