@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from trustjax.agents import Algorithm, mdpo, ppo, sac, trpo
-from trustjax.agents.algorithm import known
+from trustjax.agents.algorithm import mask_missing_episodes
 
 CONFIGS = {"ppo": ppo.Config, "trpo": trpo.Config, "mdpo": mdpo.Config, "sac": sac.Config,
            "mdpo_off_policy": mdpo.OffPolicyConfig}  # fmt: skip
@@ -97,7 +97,7 @@ def measure(
         seconds.append(time.perf_counter() - started)
     config = agent.config
     steps = config.num_updates * config.steps_per_update
-    returns = known(history)["episode/return"].reshape(num_seeds, -1)
+    returns = mask_missing_episodes(history)["episode/return"].reshape(num_seeds, -1)
     curve = [
         [(index + 1) * config.steps_per_update, float(mean)]
         for index, mean in enumerate(returns.mean(0), config.first_update)

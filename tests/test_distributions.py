@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from trustjax.distributions import Categorical, DiagonalGaussian, TanhGaussian, chosen
+from trustjax.distributions import Categorical, DiagonalGaussian, TanhGaussian, batched_index
 
 GOLDEN = json.loads(
     (pathlib.Path(__file__).parent / "golden" / "policy.json").read_text(encoding="utf-8")
@@ -164,7 +164,7 @@ def test_actions_that_there_are_not(action):
         assert np.isnan(found[0])
         assert found[1] == pytest.approx(-np.log(3))
     assert policy.log_prob(jnp.array([2, 2]))[0] == -np.inf
-    assert np.isnan(chosen(jnp.ones((2, 3)), actions)[0])
+    assert np.isnan(batched_index(jnp.ones((2, 3)), actions)[0])
     for wrong in (jnp.array([0.5, 1.0]), jnp.array([True, False])):
         with pytest.raises(ValueError, match="action must have an integer dtype, got"):
             policy.log_prob(wrong)

@@ -45,7 +45,7 @@ class Categorical(NamedTuple):
         for another shape or a dtype that is not an integer.
         """
         _check_shape("action", action.shape, self.logits.shape[:-1])
-        return chosen(self.log_probs(), action)
+        return batched_index(self.log_probs(), action)
 
     def log_probs(self) -> jax.Array:
         """Log-probabilities of all actions, [..., A]."""
@@ -171,7 +171,7 @@ class TanhGaussian(NamedTuple):
         return DiagonalGaussian(*self).kl_divergence(DiagonalGaussian(*other))
 
 
-def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
+def batched_index(values: jax.Array, action: jax.Array) -> jax.Array:
     """The entries [...] of `values` [..., A] at `action`, an integer [...] in 0 ... A - 1.
 
     The result is NaN for an integer out of range; negative ones do not count from the end. Raises

@@ -16,7 +16,7 @@ from experiments.runtime.task import Diverged, Summary
 from experiments.trackers import Row
 from trustjax._checks import FieldError, InputError
 from trustjax.agents import AgentConfig, data_parallel, select_seed
-from trustjax.agents.algorithm import known
+from trustjax.agents.algorithm import mask_missing_episodes
 from trustjax.envs import make
 from trustjax.parallel import make_mesh
 from trustjax.trust import means_of_trust
@@ -176,7 +176,7 @@ class Training:
         start = step or self.config.first_update * size  # whose steps `init` has taken
         state, history = advance(state, (step + num_steps - start) // size)
         first = ("episode/return", "episode/length")  # the main metric leads
-        history = known(history)
+        history = mask_missing_episodes(history)
         columns = {name: history[name] for name in (*first, *sorted({*history} - {*first}))}
         self._check_finite(columns, start)
         count = len(columns["episode/return"][0])
@@ -193,7 +193,7 @@ class Training:
         key = jax.random.fold_in(jax.random.key(self.seed), 1)  # 1: not the keys of the training
         keys = jax.random.split(key, self.num_seeds)
         returns, lengths = self._evaluate(state, keys)
-        training = known(state.episodes)["episode/return"]
+        training = mask_missing_episodes(state.episodes)["episode/return"]
         rows: list[Row] = [
             {
                 "seed": seed,

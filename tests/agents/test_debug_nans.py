@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from agent_table import AGENTS, ON_POLICY, small_config
 
-from trustjax.agents.algorithm import known
+from trustjax.agents.algorithm import mask_missing_episodes
 from trustjax.trust import trust_metrics
 
 # Iterations of four steps: an episode of a probe, of five, does not end in the first one.
@@ -34,12 +34,12 @@ def test_no_episode_yet(name):
     with jax.debug_nans(True):
         state, history = jax.jit(short(name, env).agent().train)(jax.random.key(0))
     assert history["episode/length"][0] == 0
-    found = known(history)
+    found = mask_missing_episodes(history)
     assert np.isnan(found["episode/return"][0])
     assert np.isnan(found["episode/length"][0])
     if "Pendulum" in env:
         assert np.isnan(found["episode/return"]).all()
-        assert np.isnan(known(state.episodes)["episode/return"])
+        assert np.isnan(mask_missing_episodes(state.episodes)["episode/return"])
     else:
         np.testing.assert_array_equal(found["episode/return"][2:], 1)
         np.testing.assert_array_equal(found["episode/length"][2:], 5)

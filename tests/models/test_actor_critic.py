@@ -17,7 +17,7 @@ from trustjax.models.actor_critic import (
     Torso,
     check_network,
     initial_carry,
-    restarted,
+    reset_carry,
     unroll,
 )
 
@@ -224,9 +224,9 @@ def test_first_carry() -> None:
 
 def test_restarted() -> None:
     carry = np.arange(1.0, 7).reshape(3, 2)
-    found = restarted(carry, jnp.array([False, True, False]))
+    found = reset_carry(carry, jnp.array([False, True, False]))
     np.testing.assert_array_equal(found, [[1, 2], [0, 0], [5, 6]])
-    assert restarted((), jnp.array([True])) == ()
+    assert reset_carry((), jnp.array([True])) == ()
 
 
 @pytest.fixture(scope="module")

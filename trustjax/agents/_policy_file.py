@@ -1,12 +1,12 @@
-"""The file of a policy, an .npz without pickles, which may come from anyone.
+"""The file of a policy, an .npz without pickles, which may come from an untrusted source.
 
     about                      JSON: format, env, actor (the fields of the network), normalized
-    variables/params/...       of the network
-    statistics/mean, ...       with which observations are normalised; none of them or all
-    clip_observations
+    variables/params/...       the variables of the network
+    statistics/mean, ...       the statistics that normalise observations; none of them or all
+    clip_observations          the largest absolute value of a normalised observation
 
-What a header says is believed only where the bytes are there, and what the bytes are is compared
-with the network that `about` describes, in the environment that it names, before either is built.
+No header is trusted beyond the bytes that are there, and all arrays are compared with the network
+that `about` describes, in the environment that it names, before the policy is built.
 """
 
 import dataclasses
@@ -46,14 +46,14 @@ _STATISTICS = tuple(f"statistics/{name}" for name in Statistics._fields)
 
 
 class Contents(NamedTuple):
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-      env: name of the environment.
-      actor: the network.
-      variables: of it.
-      statistics: of observations, or None.
-      clip_observations: bound of normalised observations, [].
+      env: Name of the environment.
+      actor: The network.
+      variables: Variables of the network.
+      statistics: Statistics of the observations; None if they are not normalised.
+      clip_observations: Largest absolute value of a normalised observation, float [].
     """
 
     env: str
@@ -64,7 +64,7 @@ class Contents(NamedTuple):
 
 
 def write(path: Path, contents: Contents) -> None:
-    """Writes the file, whole or not at all; raises ValueError for what `read` would refuse."""
+    """Writes the file completely or not at all; raises ValueError if `read` would refuse it."""
     env, actor, variables, statistics, clip = contents
     fields = {name: getattr(actor, name) for name in _KINDS}
     fields["dtype"] = fields["dtype"] and str(jnp.dtype(fields["dtype"]))
@@ -81,7 +81,7 @@ def write(path: Path, contents: Contents) -> None:
         _check(text, arrays)
     except ValueError as error:
         raise ValueError(f"this policy cannot be saved: {error}") from error
-    # Opened as any file is, so that it has the mode that the umask says.
+    # Opened like any other file, so that its mode follows the umask, and renamed when it is whole.
     beside = path.with_name(f".{secrets.token_hex(8)}.new")
     try:
         with beside.open("xb") as file:
@@ -93,7 +93,7 @@ def write(path: Path, contents: Contents) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
-    """Reads the file; raises ValueError, in one line that names it and the field."""
+    """Reads the file; raises ValueError with one line that names the file and the field."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is no file")
@@ -116,7 +116,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
 
 
 def _arrays(file: Any, size: int) -> Arrays:
-    """All arrays of an .npz of so many bytes; none is larger than its bytes in the file."""
+    """All arrays of an .npz file of `size` bytes; none is larger than its bytes in the file."""
     arrays: Arrays = {}
     try:
         with zipfile.ZipFile(file) as archive:
@@ -134,14 +134,14 @@ def _arrays(file: Any, size: int) -> Arrays:
                     arrays[name] = _array(archive.read(member))
                 except Exception as error:  # see below
                     raise ValueError(f"{_short(name)}: {_short_error(error)}") from error
-    # It is not documented what zipfile, and NumPy's parser of headers, raise for damaged bytes.
+    # zipfile and NumPy's header parser do not document what they raise for damaged bytes.
     except Exception as error:
         raise ValueError(_short_error(error)) from error
     return arrays
 
 
 def _array(content: bytes) -> npt.NDArray[Any]:
-    """An array of an .npy file, as `np.save` writes numbers and texts."""
+    """The array in the content of an .npy file, of numbers or texts as `np.save` writes them."""
     stream = io.BytesIO(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -161,7 +161,7 @@ def _check(text: str, arrays: Arrays) -> tuple[str, Actor]:
     about = _parsed(text)
     if about.get("format") != _FORMAT:
         raise ValueError(f"its format is {_short(about.get('format'))}, not {_FORMAT!r}")
-    normalized = about.pop("normalized", None)  # which the first files do not say
+    normalized = about.pop("normalized", None)  # older files lack it
     _check_names("about", about, ("format", "env", "actor"))
     name, fields = about["env"], about["actor"]
     if normalized is not None and not _is_flag(normalized):
@@ -232,7 +232,7 @@ def _is_flag(value: Any) -> bool:
 _Kind = tuple[Callable[[Any], bool], str]
 _SIZE_OR_NONE: _Kind = (_is_size_or_none, "a whole number >= 1 or null")
 _NETWORK_DTYPES = ("float32", "float64", "bfloat16", "float16")
-# Of the fields of `Actor`, whose lists and tuples JSON does not tell apart.
+# A check and its description for each field of `Actor`; JSON has lists in place of tuples.
 _KINDS: dict[str, _Kind] = {
     "hidden": (
         lambda x: isinstance(x, list | tuple) and all(map(_is_size, x)),
@@ -263,12 +263,12 @@ assert {*_KINDS} == {f.name for f in dataclasses.fields(Actor)} - {"parent", "na
 
 
 def _actor(fields: dict[str, Any], arrays: Arrays) -> Actor:
-    """The network; raises ValueError for fields it cannot have, or sizes beyond those arrays."""
+    """The network; raises ValueError for invalid fields, and for sizes that exceed the arrays."""
     _check_names("about.actor", fields, _KINDS)
     for name, (is_good, kind) in _KINDS.items():
         if not is_good(fields[name]):
             raise FieldError(f"about.actor.{name}", f"be {kind}", _short(fields[name]))
-    # Every unit has a bias, so that no size can be larger than all arrays together.
+    # Every unit has a bias, so that no size can exceed the number of entries of all arrays.
     most = sum(array.size for array in arrays.values())
     if len(fields["hidden"]) > len(arrays):
         raise ValueError(f"about.actor.hidden: there are no {len(fields['hidden'])} layers")

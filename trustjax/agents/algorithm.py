@@ -217,7 +217,7 @@ class Algorithm(abc.ABC, Generic[S]):
 
         `episode/return` and `episode/length` are means over the episodes that ended in this
         iteration or, if none did, in the last iteration in which one did. Before any episode has
-        ended both are 0, a length that no episode has; `known` turns them into NaN.
+        ended both are 0, a length that no episode has; `mask_missing_episodes` turns them into NaN.
         """
 
     @staticmethod
@@ -283,6 +283,7 @@ class Algorithm(abc.ABC, Generic[S]):
         """A `two_pass_step` on the mean loss of all devices, with clipped gradients."""
         max_norm = self.config.max_grad_norm
 
+        # Averaged before they are clipped, so that the devices together clip as one device would.
         def map_grads(grads: PyTree) -> PyTree:
             grads = averaged(grads, self.axis_name)
             if max_norm is None:
@@ -316,15 +317,15 @@ class Algorithm(abc.ABC, Generic[S]):
         )
         share = self.mean(ended.astype(every.episode_return.dtype))
 
-        def mean(x: jax.Array, known: jax.Array) -> jax.Array:
+        def mean(x: jax.Array, last: jax.Array) -> jax.Array:
             # As a ratio of two means over all devices, of which some may see no episode end.
-            total = self.mean(jnp.where(ended, x, jnp.zeros_like(x)).astype(known.dtype))
-            return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), known)
+            total = self.mean(jnp.where(ended, x, jnp.zeros_like(x)).astype(last.dtype))
+            return jnp.where(share > 0, total / jnp.where(share > 0, share, 1), last)
 
-        known = before.episodes
+        last = before.episodes
         episodes = {
-            "episode/return": mean(every.episode_return, known["episode/return"]),
-            "episode/length": mean(every.episode_length, known["episode/length"]),
+            "episode/return": mean(every.episode_return, last["episode/return"]),
+            "episode/length": mean(every.episode_length, last["episode/length"]),
         }
         return sums, every, episodes
 
@@ -334,7 +335,7 @@ def no_episodes(dtype: Any) -> Metrics:
     return {name: jnp.zeros([], dtype) for name in _EPISODES}
 
 
-def known(metrics: Mapping[str, ArrayLike]) -> dict[str, np.ndarray[Any, Any]]:
+def mask_missing_episodes(metrics: Mapping[str, ArrayLike]) -> dict[str, np.ndarray[Any, Any]]:
     """Metrics of iterations as float64 NumPy arrays, with NaN where there is no episode yet.
 
     No episode had ended where `episode/length` is 0; `episode/return` and `episode/length` become

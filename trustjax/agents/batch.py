@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     actor_carry: Carry
     critic_carry: Carry
 
-    def of(self, environments: jax.Array) -> Self:
+    def select(self, environments: jax.Array) -> Self:
         """The batch of the environments with these indices, [segment, environment].
 
         Time is split into segments of equal length, each with environments of its own. With carries

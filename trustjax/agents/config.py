@@ -153,6 +153,16 @@ class OffPolicyConfig(AgentConfig):
         return math.gcd(self.num_envs, self.batch_size)
 
     @property
+    def target_entropy_or_default(self) -> ArrayLike:
+        """The target entropy in nats, with the default of the environment for None."""
+        if self.target_entropy is not None:
+            return self.target_entropy
+        env = self.environment
+        if env.num_actions is not None:
+            return 0.98 * math.log(env.num_actions)
+        return -float(0 if env.action_low is None else len(env.action_low))
+
+    @property
     def buffer_length(self) -> int:
         """Number of transitions that the replay holds for each environment."""
         return min(self.buffer_size, self.total_steps) // self.num_envs

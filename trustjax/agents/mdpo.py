@@ -281,6 +281,7 @@ class OffPolicyMDPO(off_policy.OffPolicy):
     def refresh_old_actor(self, learner: off_policy.Learner, actor: PyTree) -> off_policy.Learner:
         """The learner, whose old policy becomes the current one every m gradient steps."""
         steps = jnp.asarray(self.config.policy_steps, learner.gradient_steps.dtype)
+        # As a select, because m may be traced.
         due = learner.gradient_steps % steps == 0
         old_actor = jax.tree.map(
             lambda new, old: jnp.where(due, new, old), actor, learner.old_actor

@@ -11,14 +11,12 @@ flow; with discrete actions, at all of them, weighted by their probabilities.
 
 import abc
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName
 from trustjax.agents import replay as replays
@@ -29,7 +27,7 @@ from trustjax.agents.config import OffPolicyConfig
 from trustjax.agents.replay import Replay, Replayed
 from trustjax.agents.rollout import Runner
 from trustjax.agents.running_statistics import Statistics, initial_statistics, merged
-from trustjax.distributions import chosen
+from trustjax.distributions import batched_index
 from trustjax.losses import sac_critic_loss, temperature_loss
 from trustjax.models.actor_critic import ActionValue, Actor, default_float
 
@@ -357,17 +355,10 @@ class OffPolicy(Algorithm[State]):
         """A step of a learned temperature towards the target entropy, SAC's Eq. 18."""
         if learner.log_temperature is None:
             return learner
-        config = self.config
-        target = config.target_entropy
-        if target is None and self.env.num_actions is not None:
-            target = 0.98 * math.log(self.env.num_actions)
-        elif target is None:
-            target = -float(self.actor.action_size or 0)
+        form, target = self.config.temperature_form, self.config.target_entropy_or_default
 
         def loss_fn(log_temperature: jax.Array) -> tuple[jax.Array, None]:
-            losses = temperature_loss(
-                log_temperature, log_prob, target_entropy=target, form=config.temperature_form
-            )
+            losses = temperature_loss(log_temperature, log_prob, target_entropy=target, form=form)
             return jnp.mean(losses), None
 
         step = self.make_train_step(loss_fn, self._tx)
@@ -383,7 +374,7 @@ class OffPolicy(Algorithm[State]):
     def _value_of_action(self, critic: PyTree, batch: Replayed) -> jax.Array:
         if self.env.num_actions is None:
             return self._apply_critic(critic, batch.observation, batch.action)
-        return chosen(self._apply_critic(critic, batch.observation), batch.action)
+        return batched_index(self._apply_critic(critic, batch.observation), batch.action)
 
     def _training_action(self, state: State, keys: jax.Array) -> jax.Array:
         """Actions [environment, ...] for the runner's observations, by `explore` of Config."""
@@ -396,18 +387,10 @@ class OffPolicy(Algorithm[State]):
 
     def _sample_batch(self, state: State, key: jax.Array) -> tuple[Replayed, jax.Array]:
         """A normalised minibatch [batch, ...] and keys [group, 2] to sample actions with."""
-        num_groups = self.config.num_groups
-        first: ArrayLike = 0
-        # A device samples from its own groups, with the keys that they have on a single device.
-        if self.axis_name is not None:
-            num_groups //= jax.lax.axis_size(self.axis_name)
-            first = jax.lax.axis_index(self.axis_name) * num_groups
-        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 3))(
-            first + jnp.arange(num_groups)
-        )
-        groups = replays.sample(
-            state.replay, keys[:, 0], self.config.batch_size // self.config.num_groups
-        )
+        config = self.config
+        keys = replays.group_keys(key, config.num_groups, axis_name=self.axis_name)
+        size = config.batch_size // config.num_groups
+        groups = replays.sample(state.replay, keys[:, 0], size)
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), groups)
         normalize = functools.partial(self.normalize, state.observations)
         return batch._replace(

@@ -132,6 +132,7 @@ class OnPolicy(Algorithm[State]):
             config.num_steps,
         )  # fmt: skip
         sums, every, episodes = self.accumulate_episode_stats(state, rollout)
+        # Rewards are scaled by statistics that include this iteration, unlike observations.
         returns = state.returns
         if returns is not None:
             returns = merged(returns, every.discounted_return, axis_name=self.axis_name)
@@ -219,7 +220,7 @@ class OnPolicy(Algorithm[State]):
         indices = jax.vmap(draw)(jax.random.split(key, num_epochs))
 
         def epoch(carry: Any, indices: jax.Array) -> tuple[Any, Any]:
-            return jax.lax.scan(lambda c, indices: step(c, batch.of(indices)), carry, indices)
+            return jax.lax.scan(lambda c, indices: step(c, batch.select(indices)), carry, indices)
 
         return jax.lax.scan(epoch, carry, indices)
 
@@ -293,7 +294,7 @@ class OnPolicy(Algorithm[State]):
             discount=config.discount,
             lambda_=config.lambda_,
         )
-        targets = advantage + value
+        targets = advantage + value  # the lambda returns
         if config.normalize_advantages == "batch":
             advantage = standardized(advantage, differences_of=targets, axis_name=self.axis_name)
         batch = Batch(

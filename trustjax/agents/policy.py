@@ -131,6 +131,7 @@ class Policy:
                 env.step, (0, 0, 0, None)
             )(jax.random.split(key_step, num_episodes), play.env_state, action, env_params)
             returns, lengths = play.found
+            # The step that ends an episode still counts: `play.done` is from before it.
             found = Evaluation(
                 returns + jnp.where(play.done, 0, reward).astype(returns.dtype),
                 lengths + (~play.done).astype(lengths.dtype),

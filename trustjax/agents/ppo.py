@@ -163,6 +163,7 @@ class PPO(OnPolicy):
         loss = (
             policy + 0.5 * config.value_coefficient * value - config.entropy_coefficient * entropy
         )
+        # Ratios outside the interval, including those that Eq. 7 leaves alone by the sign of A.
         ratio = jnp.exp(log_ratio(log_prob, part.log_prob))
         clipped = jnp.mean((jnp.abs(ratio - 1) > config.clip).astype(ratio.dtype))
         return loss, {"loss/policy": policy, "loss/value": value, "clip_fraction": clipped}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from trustjax._sharding import AxisName
 from trustjax.agents.rollout import Transition
 from trustjax.envs.third_party import default_promotion, import_extra
 
@@ -72,6 +73,21 @@ def sample(replay: Replay, keys: jax.Array, size: int) -> Replayed:
         found: Replayed = jax.vmap(buffer.sample, (axes, 0))(groups, keys).experience
     single: Replayed = jax.tree.map(lambda x: x[:, :, 0], found)
     return single
+
+
+def group_keys(key: jax.Array, num_groups: int, *, axis_name: AxisName | None = None) -> jax.Array:
+    """Three random keys for each group of this device's environments, [group, 3].
+
+    `num_groups` counts the groups of all devices. A group has the same keys whichever device holds
+    it.
+    """
+    first: jax.typing.ArrayLike = 0
+    if axis_name is not None:
+        num_groups //= jax.lax.axis_size(axis_name)
+        first = jax.lax.axis_index(axis_name) * num_groups
+    return jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 3))(
+        first + jnp.arange(num_groups)
+    )
 
 
 def replay_specs(split: PartitionSpec) -> Replay:

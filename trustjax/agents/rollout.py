@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from trustjax.distributions import Distribution
 from trustjax.envs import Environment
-from trustjax.models.actor_critic import Actor, Carry, default_float, restarted
+from trustjax.models.actor_critic import Actor, Carry, default_float, reset_carry
 
 Normalize = Callable[[jax.Array], jax.Array]
 
@@ -130,7 +130,8 @@ def collect(
 
     def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Rollout]:
         keys_action, keys_step = keys
-        carry = restarted(runner.actor_carry, runner.is_first)
+        # The runner already holds the first observation of a new episode, but not its carry.
+        carry = reset_carry(runner.actor_carry, runner.is_first)
         distribution, carry = actor.apply(variables, normalize(runner.observation), carry)
         action = jax.vmap(lambda one, key: one.sample(key))(distribution, keys_action)
         after, transition = step_envs(env, env_params, runner, action, keys_step)
@@ -254,6 +255,7 @@ def to_env_action(env: Environment, action: jax.Array, *, squashed: bool) -> jax
     if env.num_actions is not None:
         return action
     low, high = (jnp.asarray(bound, action.dtype) for bound in (env.action_low, env.action_high))
+    # From (-1, 1) to the bounds; rounding may exceed them, so that these are clipped as well.
     if squashed:
         action = low + (action + 1) * (high - low) / 2
     return jnp.clip(action, low, high)

@@ -57,6 +57,7 @@ class SAC(OffPolicy):
     ) -> tuple[jax.Array, jax.Array]:
         """Eq. 7 of the paper; see `OffPolicy`."""
         samples = sample_actions(self.distribution(actor, batch.observation), keys)
+        # The dimensions of an action are independent given the observation.
         log_prob = samples.log_prob.sum(-1)
         q_value = self.policy_q_values(critics, batch.observation, samples)
         losses = sac_actor_loss(log_prob, q_value, temperature=self.temperature(learner))

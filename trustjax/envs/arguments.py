@@ -61,7 +61,7 @@ def check_arguments(environment: str, given: Collection[str], known: Collection[
         check_known(f"argument of {environment}", name, known)
 
 
-def alike(name: str, value: Any, default: Any) -> Any:
+def coerce_like(name: str, value: Any, default: Any) -> Any:
     """`value`, if it is of the kind of `default`: a flag, a whole number, a number or an array.
 
     JAX arrays, traced or not, are accepted as numbers, and a value for an array is converted to one

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_choice, check_number
-from trustjax.envs.arguments import alike, check_arguments
+from trustjax.envs.arguments import check_arguments, coerce_like
 from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
 from trustjax.envs.third_party import building, default_promotion, import_extra, strip_weak_types
 
@@ -93,12 +93,12 @@ class Brax(Environment):
         **kwargs: Any,
     ) -> None:
         """Builds the environment."""
-        alike("fresh_resets", fresh_resets, False)
+        coerce_like("fresh_resets", fresh_resets, False)
         for key, value in (
             ("max_steps_in_episode", max_steps_in_episode),
             ("action_repeat", action_repeat),
         ):
-            check_number(key, alike(key, value, 1), at_least=1)
+            check_number(key, coerce_like(key, value, 1), at_least=1)
         self.name = name if env is not None else f"brax:{name}"
         if env is None:
             env = _build(name, kwargs)

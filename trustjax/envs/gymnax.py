@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import check_number
-from trustjax.envs.arguments import alike, check_arguments
+from trustjax.envs.arguments import check_arguments, coerce_like
 from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
 from trustjax.envs.third_party import building, default_promotion, import_extra, strip_weak_types
 
@@ -51,7 +51,7 @@ class Gymnax(Environment):
                 )
                 defaults = _fields(params)
             changed = {
-                key: alike(key, value, defaults[key])
+                key: coerce_like(key, value, defaults[key])
                 for key, value in kwargs.items()
                 if key in defaults
             }

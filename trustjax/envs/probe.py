@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import FieldError, check_choice, check_number
-from trustjax.envs.arguments import alike
+from trustjax.envs.arguments import coerce_like
 from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
 
 Numbers = Sequence[Any] | jax.Array  # scalars, or arrays of one shape
@@ -126,7 +126,7 @@ class Probe(Environment):
     def __init__(self, name: str, *, max_steps_in_episode: int = 5) -> None:
         """Builds the probe."""
         check_choice("name", name, PROBES)
-        limit = alike("max_steps_in_episode", max_steps_in_episode, 5)
+        limit = coerce_like("max_steps_in_episode", max_steps_in_episode, 5)
         check_number("max_steps_in_episode", limit, at_least=1)
         self._rules = _PROBES[name]
         self.name = f"probe:{name}"

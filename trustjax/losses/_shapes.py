@@ -7,7 +7,7 @@ from trustjax._checks import FieldError
 from trustjax._dtypes import widened
 
 
-def alike(first: jax.Array, **others: jax.Array) -> tuple[jax.Array, ...]:
+def same_shape(first: jax.Array, **others: jax.Array) -> tuple[jax.Array, ...]:
     """`others` in float32 at least; raises ValueError unless they have the shape of `first`."""
     for name, other in others.items():
         check_shape(name, other, first)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import widened
 from trustjax.losses._ratio import exp_times, times
-from trustjax.losses._shapes import alike, check_shape
+from trustjax.losses._shapes import check_shape, same_shape
 
 
 def mdpo_actor_loss(
@@ -156,7 +156,7 @@ def sac_critic_loss(
     """
     check_number("discount", discount, at_least=0.0, at_most=1.0)
     check_number("temperature", temperature, at_least=0.0)
-    rewards, next_q_value, next_log_prob = alike(
+    rewards, next_q_value, next_log_prob = same_shape(
         q_value, rewards=rewards, next_q_value=next_q_value, next_log_prob=next_log_prob
     )
     check_shape("terminated", terminated, q_value)
@@ -199,6 +199,7 @@ def temperature_loss(
     check_choice("form", form, ("log", "exponential"))
     log_prob = widened(jax.lax.stop_gradient(log_prob))
     log_temperature = widened(log_temperature)
+    # Positive where the entropy is above its target, which lowers the temperature.
     excess = -log_prob - jnp.asarray(target_entropy, log_prob.dtype)
     return log_temperature * excess if form == "log" else exp_times(log_temperature, excess)
 
@@ -241,7 +242,7 @@ def mdpo_forward_loss(
     check_number("step_size", step_size, above=0.0)
     check_number("temperature", temperature, at_least=0.0)
     old_log_prob, q_value = jax.lax.stop_gradient(
-        alike(log_prob, old_log_prob=old_log_prob, q_value=q_value)
+        same_shape(log_prob, old_log_prob=old_log_prob, q_value=q_value)
     )
     log_prob = widened(log_prob)
     step = jnp.asarray(step_size, log_prob.dtype)
@@ -295,7 +296,7 @@ def policy_mean(log_probs: jax.Array, values: jax.Array) -> jax.Array:
     Raises:
       ValueError: The shapes differ.
     """
-    (values,) = alike(log_probs, values=values)
+    (values,) = same_shape(log_probs, values=values)
     log_probs = widened(log_probs)
     possible = log_probs != -jnp.inf
     log_probs, values = (jnp.where(possible, x, jnp.zeros_like(x)) for x in (log_probs, values))

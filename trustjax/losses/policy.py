@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from trustjax._checks import check_number
 from trustjax._dtypes import widened
 from trustjax.losses._ratio import exp_times, log_ratio
-from trustjax.losses._shapes import alike
+from trustjax.losses._shapes import same_shape
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss
 from trustjax.losses.off_policy import sac_actor_loss as sac_actor_loss
 from trustjax.losses.off_policy import sac_critic_loss as sac_critic_loss
@@ -117,7 +117,8 @@ def ppo_kl_loss(
     """
     check_number("coefficient", coefficient, at_least=0.0)
     log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
-    kl = alike(log_prob, kl=kl)[0]
+    kl = same_shape(log_prob, kl=kl)[0]
+    # Eq. 8 with its sign turned; the old policy comes first in the KL.
     return -exp_times(log_r, advantage) + jnp.asarray(coefficient, log_r.dtype) * kl
 
 
@@ -179,7 +180,8 @@ def mdpo_loss(
     """
     check_number("step_size", step_size, above=0.0)
     log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
-    kl = alike(log_prob, kl=kl)[0]
+    kl = same_shape(log_prob, kl=kl)[0]
+    # Eq. 5 with its sign turned; the new policy comes first in the KL.
     return -exp_times(log_r, advantage) + kl / jnp.asarray(step_size, log_r.dtype)
 
 
@@ -210,7 +212,7 @@ def value_loss(
     Source: the authors' code of PPO; it is not in their paper.
     """
     old_values, returns = jax.lax.stop_gradient(
-        alike(values, old_values=old_values, returns=returns)
+        same_shape(values, old_values=old_values, returns=returns)
     )
     values = widened(values)
     error = jnp.square(values - returns)
@@ -226,6 +228,6 @@ def _weighed(
     log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """log r and A in float32 at least, with A and log pi_k as constants for gradients."""
-    old_log_prob, advantage = alike(log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    old_log_prob, advantage = same_shape(log_prob, old_log_prob=old_log_prob, advantage=advantage)
     old_log_prob, advantage = jax.lax.stop_gradient((old_log_prob, advantage))
     return log_ratio(log_prob, old_log_prob), advantage

@@ -59,7 +59,7 @@ class Torso(nn.Module):
             dtype=self.dtype,
             param_dtype=default_float(),
             kernel_init=orthogonal(scale) if self.orthogonal else nn.initializers.lecun_normal(),
-            dot_general=by_columns if width < 4 else jax.lax.dot_general,
+            dot_general=column_dot_general if width < 4 else jax.lax.dot_general,
             name=name,
         )
 
@@ -166,7 +166,7 @@ def orthogonal(scale: float) -> nn.initializers.Initializer:
     return init
 
 
-def by_columns(
+def column_dot_general(
     x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None
 ) -> jax.Array:
     """`x @ kernel` [..., outputs], one column at a time, in place of `jax.lax.dot_general`.
@@ -195,7 +195,7 @@ def initial_carry(network: Torso, batch_shape: Sequence[int]) -> Carry:
     return jnp.zeros((*batch_shape, network.gru_size), network.dtype or default_float())
 
 
-def restarted(carry: Carry, is_first: jax.Array) -> Carry:
+def reset_carry(carry: Carry, is_first: jax.Array) -> Carry:
     """The carry, set to zero where `is_first` (bool [...]) says that an episode starts."""
     return jax.tree.map(lambda x: jnp.where(is_first[..., None], jnp.zeros_like(x), x), carry)
 
@@ -231,7 +231,7 @@ def unroll(
 
     def step(carry: Carry, each: tuple[jax.Array, jax.Array]) -> tuple[Carry, Any]:
         observation, start = each
-        output, carry = apply(variables, observation, restarted(carry, start))
+        output, carry = apply(variables, observation, reset_carry(carry, start))
         return carry, (output, carry)
 
     return jax.lax.scan(step, carry, (observations, is_first))[1]  # type: ignore[no-any-return]
