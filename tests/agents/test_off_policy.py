@@ -203,7 +203,7 @@ def test_policy_acts_and_is_saved(env, tmp_path):
 def test_eight_devices_equal_one(x64):
     """Networks, replay, environments, temperature and every metric, over four iterations."""
 
-    def run(num_devices):
+    def train_on(num_devices):
         small = config(
             "off_policy_mdpo", learn_temperature=True, num_envs=16, total_steps=6 * 64,
             learning_starts=64, num_steps=4, batch_size=32, normalize_observations=True,
@@ -211,7 +211,7 @@ def test_eight_devices_equal_one(x64):
         init, advance = data_parallel(type(small).agent, small, make_mesh(num_devices))
         return advance(init(jax.random.key(0)), 4)
 
-    found, expected = run(8), run(1)
+    found, expected = train_on(8), train_on(1)
     rows = found[0].replay.experience.reward.sharding
     assert len(rows.device_set) == 8
     assert not rows.is_fully_replicated

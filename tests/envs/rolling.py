@@ -22,7 +22,7 @@ class Rollout(NamedTuple):
 def rollout(env, policy, length, key=None, params=None):
     """`length` steps with the actions policy(t, state), in one scan."""
 
-    def run(key, params):
+    def roll_out(key, params):
         def one(carry, xs):
             observation, state = carry
             key, t = xs
@@ -35,7 +35,9 @@ def rollout(env, policy, length, key=None, params=None):
         keys = jax.random.split(jax.random.fold_in(key, 1), length)
         return jax.lax.scan(one, env.reset(key, params), (keys, jnp.arange(length)))[1]
 
-    return jax.tree.map(np.asarray, jax.jit(run)(jax.random.key(0) if key is None else key, params))
+    return jax.tree.map(
+        np.asarray, jax.jit(roll_out)(jax.random.key(0) if key is None else key, params)
+    )
 
 
 def still(env):
@@ -50,7 +52,7 @@ def check_interface(env):
     traces = []
 
     @jax.jit
-    def run(key, carry):
+    def three_steps(key, carry):
         def one(carry, key):
             traces.append(key)
             _, state = carry
@@ -61,7 +63,7 @@ def check_interface(env):
 
     carry = jax.jit(env.reset)(jax.random.key(0))
     for _ in range(2):
-        carry, (reward, terminated, truncated, final) = run(jax.random.key(1), carry)
+        carry, (reward, terminated, truncated, final) = three_steps(jax.random.key(1), carry)
     assert len(traces) == 1
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(carry))
     assert carry[0].shape == env.observation_shape

@@ -118,12 +118,12 @@ def test_other_backends(backend):
     env = make(f"brax:inverted_pendulum?backend={backend}")
 
     @jax.jit
-    def run(key):
+    def first_step(key):
         _, state = env.reset(key)
         observation, _, reward, *_ = env.step(key, state, jnp.ones(1))
         return observation, reward
 
-    observation, reward = run(jax.random.key(0))
+    observation, reward = first_step(jax.random.key(0))
     assert np.isfinite(observation).all()
     assert reward == 1
 

@@ -346,7 +346,7 @@ def mask_missing_episodes(metrics: Mapping[str, ArrayLike]) -> dict[str, np.ndar
     return found | {name: np.where(ended, found[name], np.nan) for name in _EPISODES}
 
 
-def specs(axis_name: str, batch_axes: int) -> tuple[PartitionSpec, PartitionSpec]:
+def partition_specs(axis_name: str, batch_axes: int) -> tuple[PartitionSpec, PartitionSpec]:
     """The partition specs of the replicated and of the environment-sharded parts of a state.
 
     The sharded axis is the first one after `batch_axes` leading axes.

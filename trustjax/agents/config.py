@@ -81,7 +81,7 @@ class OnPolicyConfig(AgentConfig):
             )
 
     def check_devices(self, num_devices: int) -> None:
-        """Raises ValueError if so many devices, more than one, cannot share the environments."""
+        """See `AgentConfig`."""
         if self.shuffle != "environments":
             raise FieldError("shuffle", "be 'environments' on several devices", "'transitions'")
         if self.num_envs % (num_devices * self.num_minibatches):
@@ -208,7 +208,7 @@ class OffPolicyConfig(AgentConfig):
             raise FieldError("env", "have bounded actions", env)
 
     def check_devices(self, num_devices: int) -> None:
-        """Raises ValueError if so many devices, more than one, cannot share the environments."""
+        """See `AgentConfig`."""
         super().check_devices(num_devices)
         if self.num_groups % num_devices:
             raise FieldError(

@@ -22,7 +22,7 @@ from trustjax._sharding import AxisName
 from trustjax.agents import replay as replays
 from trustjax.agents import rollout as rollouts
 from trustjax.agents.action_samples import ActionSamples, expectation, sample_actions
-from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, no_episodes, specs
+from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, no_episodes, partition_specs
 from trustjax.agents.config import OffPolicyConfig
 from trustjax.agents.replay import Replay, Replayed
 from trustjax.agents.rollout import Runner
@@ -221,7 +221,7 @@ class OffPolicy(Algorithm[State]):
     @staticmethod
     def state_specs(axis_name: str, *, batch_axes: int = 0) -> State:
         """See `Algorithm`."""
-        whole, split = specs(axis_name, batch_axes)
+        whole, split = partition_specs(axis_name, batch_axes)
         rows = replays.replay_specs(split)
         return State(whole, whole, split, rows, whole, whole, whole, whole)  # type: ignore[arg-type]
 

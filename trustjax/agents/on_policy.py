@@ -18,7 +18,14 @@ from jax.typing import ArrayLike
 
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
-from trustjax.agents.algorithm import Algorithm, MakeOptimizer, Metrics, PyTree, no_episodes, specs
+from trustjax.agents.algorithm import (
+    Algorithm,
+    MakeOptimizer,
+    Metrics,
+    PyTree,
+    no_episodes,
+    partition_specs,
+)
 from trustjax.agents.batch import Batch, draw_environments, draw_transitions
 from trustjax.agents.config import OnPolicyConfig
 from trustjax.agents.rollout import Rollout, Runner
@@ -157,7 +164,7 @@ class OnPolicy(Algorithm[State]):
     @staticmethod
     def state_specs(axis_name: str, *, batch_axes: int = 0) -> State:
         """See `Algorithm`."""
-        whole, split = specs(axis_name, batch_axes)
+        whole, split = partition_specs(axis_name, batch_axes)
         return State(whole, whole, split, whole, whole, whole, whole, whole)  # type: ignore[arg-type]
 
     # Pieces that algorithms are made of.

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import FieldError, check_number
 from trustjax.agents._policy_file import Contents, read, write
-from trustjax.agents.rollout import flat, to_env_action
+from trustjax.agents.rollout import flatten_observations, to_env_action
 from trustjax.agents.running_statistics import Statistics, normalized
 from trustjax.envs import Environment, make_once
 from trustjax.models.actor_critic import Actor, Carry, default_float, initial_carry
@@ -88,7 +88,7 @@ class Policy:
         batch_shape = observation.shape[: observation.ndim - len(shape)]
         if observation.shape != (*batch_shape, *shape):
             raise FieldError("observation", f"be [..., *{shape}]", observation.shape)
-        features = flat(observation.reshape(math.prod(batch_shape), *shape))
+        features = flatten_observations(observation.reshape(math.prod(batch_shape), *shape))
         features = features.reshape(*batch_shape, math.prod(shape))
         if carry is None:
             carry = self.initial_carry(batch_shape)

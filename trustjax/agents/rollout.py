@@ -108,7 +108,7 @@ def start(
     return Runner(
         env_index=index,
         env_state=env_state,
-        observation=flat(observation),
+        observation=flatten_observations(observation),
         is_first=jnp.ones(num_envs, bool),
         actor_carry=carries[0],
         critic_carry=carries[1],
@@ -170,10 +170,12 @@ def step_envs(
         reward=reward.astype(default_float()),
         terminated=terminated,
         truncated=truncated,
-        final_observation=flat(info["final_observation"]),
+        final_observation=flatten_observations(info["final_observation"]),
     )
     runner = runner._replace(
-        env_state=env_state, observation=flat(observation), is_first=terminated | truncated
+        env_state=env_state,
+        observation=flatten_observations(observation),
+        is_first=terminated | truncated,
     )
     return runner, transition
 
@@ -261,7 +263,7 @@ def to_env_action(env: Environment, action: jax.Array, *, squashed: bool) -> jax
     return jnp.clip(action, low, high)
 
 
-def flat(observation: jax.Array) -> jax.Array:
+def flatten_observations(observation: jax.Array) -> jax.Array:
     """Observations [environment, ...] flattened to float [environment, features]."""
     return observation.reshape(len(observation), math.prod(observation.shape[1:])).astype(
         default_float()

@@ -176,7 +176,7 @@ def temperature_loss(
     target_entropy: jax.typing.ArrayLike,
     form: Literal["log", "exponential"] = "exponential",
 ) -> jax.Array:
-    r"""The loss of the temperature, whose minimum makes the policy reach the target entropy.
+    r"""The loss of the temperature, which moves the entropy of the policy towards its target.
 
     .. math:: \text{exponential: } \lambda (-\log \pi - \bar H), \qquad
               \text{log: } \log\lambda \, (-\log \pi - \bar H), \qquad \lambda = e^{\log\lambda}

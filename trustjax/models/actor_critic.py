@@ -53,7 +53,7 @@ class Torso(nn.Module):
         return x, carry
 
     def dense(self, width: int, scale: float, name: str) -> nn.Dense:
-        """A dense layer with the torso's dtype and initialisation; `scale` if orthogonal."""
+        """A dense layer with the torso's dtype; `scale` multiplies orthogonal weights only."""
         return nn.Dense(
             width,
             dtype=self.dtype,
