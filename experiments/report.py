@@ -158,27 +158,7 @@ def report(
         for metric in pair:
             _check_name("--correlation", metric, known)
         correlations[" and ".join(pair)] = rank_correlation(collection, *pair)
-    lacking: dict[str, list[str]] = {}
-    for metric, of_methods in scores.items():
-        without = [method for method in collection.methods if method not in of_methods]
-        if without:
-            lacking.setdefault(", ".join(without), []).append(metric)
-    for names, of_metrics in lacking.items():
-        where = "in every task" if tasks else "yet"
-        collection.notes.append(f"{names}: no {', '.join(of_metrics)} {where}")
-    few = [
-        method
-        for method, seeds in collection.methods.items()
-        if min(sum(s.task == task for s in seeds) or FEW_SEEDS for task in collection.tasks)
-        < FEW_SEEDS
-    ]
-    if few:
-        collection.notes.append(
-            f"fewer than {FEW_SEEDS} seeds, read the intervals with care: {', '.join(few)}"
-        )
-    unfinished = [str(run.folder) for run in runs if not run.finished]
-    if unfinished:
-        collection.notes.append(f"not finished: {', '.join(unfinished)}")
+    collection.notes += _notes(collection, runs, scores, several=tasks is not None)
     seeds = [seed for seeds in collection.methods.values() for seed in seeds]
     curves = [
         name
@@ -192,6 +172,41 @@ def report(
     report_figures.plot_improvement(collection, scores, baseline, lower, out / "improvement.png")
     write_text(out / "report.md", markdown(collection, runs, scores, baseline, lower, correlations))
     return collection.notes
+
+
+def _notes(
+    collection: Collection,
+    runs: Sequence[Run],
+    scores: Mapping[str, Mapping[str, Score]],
+    *,
+    several: bool,
+) -> list[str]:
+    """Notes on missing metrics, small numbers of seeds and unfinished runs.
+
+    `several` says whether tasks are told apart.
+    """
+    lacking: dict[str, list[str]] = {}
+    for metric, of_methods in scores.items():
+        without = [method for method in collection.methods if method not in of_methods]
+        if without:
+            lacking.setdefault(", ".join(without), []).append(metric)
+    where = "in every task" if several else "yet"
+    notes = [f"{names}: no {', '.join(metrics)} {where}" for names, metrics in lacking.items()]
+    few = [
+        method
+        for method, seeds in collection.methods.items()
+        # A task that a method does not have is named above already.
+        if min(sum(s.task == task for s in seeds) or FEW_SEEDS for task in collection.tasks)
+        < FEW_SEEDS
+    ]
+    if few:
+        notes.append(
+            f"fewer than {FEW_SEEDS} seeds, read the intervals with care: {', '.join(few)}"
+        )
+    unfinished = [str(run.folder) for run in runs if not run.finished]
+    if unfinished:
+        notes.append(f"not finished: {', '.join(unfinished)}")
+    return notes
 
 
 def _check_name(option: str, name: str, names: Iterable[str]) -> None:

@@ -219,7 +219,7 @@ class FromScratch:
             lanes = lanes_of(method, len(self.noise_levels) * self.num_seeds)
         else:
             lanes = self.search.lanes(name)
-        measures = functools.partial(self._measures, lanes)
+        measures, part = functools.partial(self._measures, lanes), self._held_out_part
         return Training(
             name=name,
             num_steps=self.steps,
@@ -232,8 +232,10 @@ class FromScratch:
             mesh=self._devices,
             input_noise=0.0,
             start=start,
-            evaluate=functools.partial(measures, f"{{}}/{self._held_out_part}", "{}/train"),
-            measure=functools.partial(measures, "final/{}", "final/train"),
+            evaluate=functools.partial(
+                measures, (f"accuracy/{part}", f"loss/{part}", "accuracy/train")
+            ),
+            measure=functools.partial(measures, ("final/accuracy", "final/loss", "final/train")),
             label=label(lanes) if self.search else self._label(lanes),
             lanes_compete=self.search is not None,
         )
@@ -247,20 +249,14 @@ class FromScratch:
         ]
 
     def _measures(
-        self, lanes: Lanes, held_out: str, train: str, params: Any, model_state: Any
+        self, lanes: Lanes, names: Sequence[str], params: Any, model_state: Any
     ) -> dict[str, jax.Array]:
         """Accuracy and loss of all lanes on held-out data, and accuracy on their training sets.
 
-        `held_out` and `train` are formats of the metrics' names; training sets keep wrong labels.
+        The training sets keep their wrong labels. `names` are those of the three metrics.
         """
-        accuracy, loss, trained = self._measures_of(
-            params, model_state, lanes.seed_index, *self._held_out
-        )
-        return {
-            held_out.format("accuracy"): accuracy,
-            held_out.format("loss"): loss,
-            train.format("accuracy"): trained,
-        }
+        found = self._measures_of(params, model_state, lanes.seed_index, *self._held_out)
+        return dict(zip(names, found, strict=True))
 
     @property
     def _held_out_part(self) -> str:
