@@ -1,4 +1,4 @@
-"""Penalties against worked numbers and NumPy: values, slopes, masks, and SMART's attack."""
+"""Penalties against worked numbers and NumPy: values, derivatives, masks, and SMART's attack."""
 
 import functools
 import json
@@ -48,7 +48,7 @@ def kl(p, q):
 
 
 def by_hand(name, logits, other):
-    """Value per example, in NumPy."""
+    """The value per example, in NumPy."""
     temperature = 5.0 if name == "mesa_released" else 1.0
     p, q = softmax(logits, temperature), softmax(other, temperature)
     if name in ("trpo", "r3f"):
@@ -59,7 +59,7 @@ def by_hand(name, logits, other):
 
 
 def slopes_by_hand(name, logits, other):
-    """Derivatives of each value by its own logits, in closed form."""
+    """The derivatives of each value by its own logits, in closed form."""
     temperature = 5.0 if name == "mesa_released" else 1.0
     p, q = softmax(logits, temperature), softmax(other, temperature)
     # KL(a || b) by the logits of b is b - a, by those of a: a (log(a / b) - KL).
@@ -96,7 +96,7 @@ def test_against_numpy(name, x64, strict):
 
 @penalties
 def test_slopes(name, x64):
-    """In closed form; none into a target."""
+    """Gradients agree with their closed form, and none flows into a target."""
     total = lambda logits, other: jnp.sum(PENALTIES[name](logits, other))
     actual = jax.grad(total, (0, 1))(LOGITS, OTHER)
     for slope, expected in zip(actual, slopes_by_hand(name, LOGITS, OTHER), strict=True):
@@ -105,7 +105,7 @@ def test_slopes(name, x64):
 
 @penalties
 def test_finite_differences(name, x64):
-    """The same without calculus, along a random direction of the trained logits."""
+    """Gradients agree with finite differences along a random direction of the trained logits."""
     direction, step = RANDOM.normal(size=LOGITS.shape), 1e-5
     total = lambda logits: jnp.sum(PENALTIES[name](logits, OTHER))
     measured = (total(LOGITS + step * direction) - total(LOGITS - step * direction)) / (2 * step)
@@ -118,7 +118,7 @@ def test_finite_differences(name, x64):
 @penalties
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_equal_logits(name, dtype):
-    """Value and slope are exactly zero, with impossible classes too."""
+    """Value and gradient are exactly zero, with impossible classes too."""
     logits = jnp.asarray(LOGITS, dtype).at[0, 0, 1].set(-jnp.inf)
     total = lambda logits, other: jnp.sum(PENALTIES[name](logits, other))
     value, slopes = jax.value_and_grad(total, (0, 1))(logits, logits)
@@ -128,7 +128,7 @@ def test_equal_logits(name, dtype):
 
 @penalties
 def test_half_precision(name, strict):
-    """Sums over classes are float32; the slopes have the dtype of their logits."""
+    """Sums over classes are float32; gradients have the dtype of their logits."""
     logits, other = (jnp.asarray(x, jnp.bfloat16) for x in (LOGITS, OTHER))
     values, pull = jax.vjp(PENALTIES[name], logits, other)
     assert values.dtype == jnp.float32
@@ -141,7 +141,7 @@ def test_half_precision(name, strict):
 
 @penalties
 def test_masked_examples(name, x64):
-    """They are zero and pull at nothing, even where their logits are not numbers."""
+    """They have zero value and gradient, even if their logits are not numbers."""
     where = np.array([[True], [False], [True], [False]])
     spoilt = np.where(where[..., None], LOGITS, np.nan)
     penalty = lambda logits, other: PENALTIES[name](logits, other, where=where)
@@ -182,7 +182,7 @@ def model(inputs):
 @pytest.mark.parametrize("axis", [-1, (-2, -1)])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_smart_against_numpy(axis, steps, x64):
-    """Steps along the gradient over its largest entry, projected into the box."""
+    """Each step goes along the gradient over its largest entry and is projected into the box."""
     key, radius, eta, sigma = jax.random.key(3), 0.05, 0.03, 0.01
     options = {"radius": radius, "step_size": eta, "noise": sigma, "axis": axis, "steps": steps}
     actual = jax.jit(functools.partial(smart_perturbation, model, **options))(INPUTS, key)
@@ -199,7 +199,7 @@ def test_smart_against_numpy(axis, steps, x64):
 
 
 def test_released_smart_against_numpy(x64):
-    """One direction of KL, its gradient with a guard in the norm, from the clean inputs."""
+    """One step from the clean inputs, along the gradient of one KL, with a guarded norm."""
     key, eta, sigma = jax.random.key(3), 1e-3, 1e-5
     actual = smart_perturbation(model, INPUTS, key, form="released")
     start = INPUTS + sigma * np.asarray(jax.random.normal(key, INPUTS.shape))
@@ -241,7 +241,7 @@ def test_smart_perturbation_is_held_constant(x64):
 
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_smart_without_a_gradient(form, strict):
-    """A constant function leaves the start, or the inputs; one that is not finite the inputs."""
+    """A constant function leaves the start or the inputs, and one that is not finite the inputs."""
     inputs, key = jnp.asarray(INPUTS, jnp.float32), jax.random.key(0)
     constant = smart_perturbation(lambda x: jnp.zeros(x.shape), inputs, key, form=form)
     assert np.abs(constant - inputs).max() < 1e-4
@@ -250,7 +250,7 @@ def test_smart_without_a_gradient(form, strict):
 
 
 def test_smart_skips_what_is_masked():
-    """A masked example only has its random start."""
+    """An excluded example keeps its random start."""
     where = np.array([[True], [False], [True], [False]])
     inputs = jnp.asarray(INPUTS, jnp.float32)
     moved = smart_perturbation(model, inputs, jax.random.key(0), where=where)

@@ -1,4 +1,4 @@
-"""The two small problems of the golden numbers, and how to take one step on them."""
+"""The two small problems of the golden numbers, and a step on them."""
 
 import json
 import pathlib
@@ -23,9 +23,9 @@ def array(values: Any) -> jax.Array:
 
 
 def assert_close(actual: Any, expected: Any, *, scale: float | None = None) -> None:
-    """All printed digits in float64 (12 decimals); in float32 1e-5 of the largest entry.
+    """Compares 12 decimals in float64; in float32 allows 1e-5 of the largest entry.
 
-    `scale` stands for the largest entry where all are zero or what is left of larger terms.
+    `scale` replaces the largest entry if all are zero or a difference of larger terms.
     """
     expected = np.ravel(expected)
     if jax.config.jax_enable_x64:
@@ -77,7 +77,7 @@ def check_golden(
 ) -> tuple[dict[str, jax.Array], Any]:
     """Compares one step with all numbers that `row` has; returns its numbers and the new state.
 
-    `start` is what `init` sees, `arguments` makes further extra arguments from the parameters.
+    `init` sees `start`, and `arguments` makes further extra arguments from the parameters.
     """
     w = array(problem["w"])
 

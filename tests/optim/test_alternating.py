@@ -16,7 +16,7 @@ BASES = {
 
 
 def trainer(tx, loss, w, calls, **extra_args):
-    """Weights and states after each call, [calls, ...]."""
+    """The weights and states after each call, [calls, ...]."""
 
     def call(carry, _):
         w, state = carry
@@ -66,7 +66,7 @@ def test_tram_takes_its_arguments_in_odd_calls(x64):
 
 
 def test_a_plain_transform_is_the_attack_itself(precision):
-    """Sign included: ascent is a positive scale."""
+    """The update of a plain transform is the attack, sign included."""
     w = array(QUADRATIC["w"])
     attack = optax.chain(optax.contrib.normalize(), optax.scale(0.05))
     seen, _ = trainer(alternating(attack, optax.sgd(0.01)), quadratic, w, 2)
@@ -75,7 +75,7 @@ def test_a_plain_transform_is_the_attack_itself(precision):
 
 
 def test_integer_leaf_is_left_alone():
-    """A step counter, whose gradient under allow_int is a float0; the base has to mask it."""
+    """A step counter has a float0 as its gradient under allow_int, which the base has to mask."""
     params = {"w": jnp.array([2.0, -1.0]), "count": jnp.array(7)}
     is_float = lambda tree: jax.tree.map(lambda p: jnp.issubdtype(p.dtype, jnp.floating), tree)
     tx = alternating(sam(0.05), optax.masked(optax.sgd(0.01), is_float))

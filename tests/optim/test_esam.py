@@ -1,4 +1,4 @@
-"""ESAM: which leaves it attacks, on which examples it descends, and that both off is SAM."""
+"""ESAM: the leaves that it attacks, the examples on which it descends, and SAM as its limit."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ RHO = 0.5
 
 
 def test_all_leaves_and_examples_are_sam(precision, strict):
-    """In both forms."""
+    """Both forms are then SAM."""
     for form in ("paper", "released"):
         tx = esam(0.05, beta=1.0, gamma=1.0, form=form)
         _, state = check_golden(tx, softmax_loss, SOFTMAX, SOFTMAX["steps"]["sam"])
@@ -28,7 +28,7 @@ PARAMS = {"a": np.array([3.0]), "b": np.array([-1.0, 0.5]), "c": np.array([2.0])
 
 
 def attacks(form, beta, seeds, **arguments):
-    """Attacks on PARAMS [seeds, ...], and the states after them."""
+    """Attacks on PARAMS, [seeds, ...], and the states after them."""
 
     def attack(seed):
         tx = esam(RHO, beta, gamma=1.0, form=form, seed=seed, **arguments)
@@ -40,7 +40,7 @@ def attacks(form, beta, seeds, **arguments):
 
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_leaves_are_dropped_and_the_others_lengthened(form, x64):
-    """Against NumPy, for every draw that came up."""
+    """The attacks agree with NumPy for every draw that came up."""
     attack, state = attacks(form, 0.6, 200)
     drawn = set()
     for seed in range(200):
@@ -60,7 +60,7 @@ def test_leaves_are_dropped_and_the_others_lengthened(form, x64):
 
 
 def test_the_mean_attack_is_that_of_sam(x64):
-    """Within four standard errors; with the released code's norm it is not."""
+    """They agree within four standard errors; with the released code's norm they do not."""
     seeds, beta = 2000, 0.6
     expected = {name: RHO * g / 3 for name, g in GRADIENT.items()}
     for form, agrees in (("paper", True), ("released", False)):
@@ -72,7 +72,7 @@ def test_the_mean_attack_is_that_of_sam(x64):
 
 
 def test_scaled_and_masked(x64):
-    """Norms in ASAM's ball; a masked leaf is neither drawn nor counted."""
+    """Norms are those of ASAM's ball; a leaf outside of the mask is not drawn and in no norm."""
     mask = {"a": True, "b": True, "c": False}
     attack, state = attacks("paper", 0.5, 40, adaptive=True, eta=0.1, mask=mask)
     scale = {name: np.abs(p) + 0.1 for name, p in PARAMS.items()}
@@ -88,7 +88,7 @@ def test_scaled_and_masked(x64):
 
 
 def test_every_step_draws_anew(x64):
-    """And the same seed draws the same."""
+    """Steps differ in their draws, and the same seed repeats them."""
 
     def run(seed):
         tx = esam(RHO, 0.5, gamma=1.0, seed=seed)
@@ -110,7 +110,7 @@ def test_every_step_draws_anew(x64):
 
 
 def selected(rise, gamma, form="paper", where=None):
-    """The mask that `grad_fn` gets where the losses rise by `rise`."""
+    """The mask that `grad_fn` gets if the losses rise by `rise`."""
     tx, w, seen = esam(RHO, 1.0, gamma, form=form), jnp.ones(1), []
     grad_fn = lambda p, where: seen.append(where) or p
     arguments = {"losses_fn": lambda p: jnp.asarray(rise), "losses": jnp.zeros(len(rise))}
@@ -125,7 +125,7 @@ RISE = np.array([0.3, -0.1, 0.5, 0.0, 0.2, 0.9, 0.1, 0.4, -0.3, 0.6], np.float32
     ("gamma", "quota"), [(0.5, 5), (0.7, 7), (0.29, 2), (0.3, 3), (0.1, 1), (0.01, 1), (0.98, 9)]
 )
 def test_the_examples_that_rise_most(gamma, quota):
-    """A share rounded down, at least one; the released code has one fewer."""
+    """The share is rounded down to at least one example; the released code has one fewer."""
     falling = np.argsort(-RISE)
     for form, number in (("paper", quota), ("released", quota - 1)):
         chosen = np.flatnonzero(selected(RISE, gamma, form))
@@ -133,7 +133,7 @@ def test_the_examples_that_rise_most(gamma, quota):
 
 
 def test_ties():
-    """The quota is filled; the released code drops all that tie with the last one."""
+    """The share is filled; the released code drops all examples that tie with its last one."""
     tied = np.array([1.0, 2.0, 1.0, 1.0], np.float32)
     assert selected(tied, 0.5).sum() == 2
     assert selected(tied, 0.5)[1]
@@ -157,7 +157,7 @@ def _traced(gamma, form):
 
 
 def test_examples_that_do_not_count():
-    """The share is one of the others."""
+    """The share is taken of the examples in `where`."""
     where = np.arange(10) % 2 == 0  # rises 0.3 0.5 0.2 0.1 -0.3
     expected = np.isin(np.arange(10), [0, 2])
     np.testing.assert_array_equal(selected(RISE, 0.4, where=where), expected)
@@ -165,7 +165,7 @@ def test_examples_that_do_not_count():
 
 
 def softmax_step(w, gamma, form="paper", where=None):
-    """A step at rate 1 in NumPy's order of things, from losses and gradients of single examples."""
+    """A step at learning rate 1 from losses and gradients of single examples."""
     counted = np.ones(3, bool) if where is None else where
     per_example = jax.jit(jax.jacobian(cross_entropies))
     g = np.mean(per_example(w)[counted], 0)
@@ -178,7 +178,7 @@ def softmax_step(w, gamma, form="paper", where=None):
 
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_two_pass_step_descends_on_the_selection(form, x64):
-    """And keeps what else is in the loss, here a penalty on the weights."""
+    """The other terms of the loss stay, here a penalty on the weights."""
     w, share = array(SOFTMAX["w"]), 0.7
     decay = lambda w: 0.05 * jnp.sum(jnp.square(w - array(SOFTMAX["w"])))  # zero slope at w
 

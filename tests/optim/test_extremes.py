@@ -25,7 +25,7 @@ attacks = pytest.mark.parametrize("name", ATTACKS)
 
 
 def attacked(tx, gradient, **extra_args):
-    """Where the second gradient is taken, less the parameters, and the state."""
+    """The difference of the attacked weights from the parameters, and the state."""
     seen = []
 
     def grad_fn(params):
@@ -52,7 +52,7 @@ def test_attacks_do_not_depend_on_the_size_of_the_gradient(name, power):
 
 @attacks
 def test_a_nan_in_the_gradient_is_reported(name):
-    """The distance is NaN, and so are the weights under attack: nothing is quietly left alone."""
+    """The distance is NaN, and so are the attacked weights, so that the NaN cannot go unnoticed."""
     broken = {**GRADIENT, "a": GRADIENT["a"].at[0].set(jnp.nan)}
     found, state = attacked(ATTACKS[name], broken, **OUTPUTS)
     assert jnp.isnan(state.distance)
@@ -80,7 +80,7 @@ def test_radius_of_a_broken_network_is_nan(divergence, ascent, broken):
 
 @pytest.mark.parametrize("size", [1e-25, 1.0, 1e10, 1e15])
 def test_fisher_metric_of_huge_and_tiny_gradients(size):
-    """F^-1 g over its norm, from float64; g g overflows float32 in F."""
+    """The attack is that of float64, although the square of g in F overflows float32."""
     g = np.array([3.0, -4.0]) * size
     metric = 1 + 0.1 * g**2
     expected = 0.5 * g / metric / np.sqrt(np.sum(g**2 / metric))
@@ -93,7 +93,7 @@ def test_fisher_metric_of_huge_and_tiny_gradients(size):
 @pytest.mark.parametrize("descend", ["attacked", "clean"])
 @pytest.mark.parametrize("size", [1e-25, 1e-12, 1.0, 1e12, 1e25])
 def test_gsam_splits_at_any_size(descend, size):
-    """g' = g_p - alpha (g - <g, g_p> / |g_p|^2 g_p), from float64."""
+    """The result is g' = g_p - alpha (g - <g, g_p> / |g_p|^2 g_p) of float64."""
     g, g_p = np.array([3.0, -4.0, 1.0]), np.array([1.0, 2.0, -0.5])
     tx, zeros = gsam(0.5, alpha=0.4, descend=descend), jnp.zeros(3)
     at_size = lambda x: jnp.asarray(size * x, jnp.float32)
@@ -106,7 +106,7 @@ def test_gsam_splits_at_any_size(descend, size):
 
 
 def test_reference_survives_a_broken_batch():
-    """One batch of NaN outputs: its radius is NaN, that of the next batch is not."""
+    """A batch of NaN outputs has a NaN radius, and the next batch has not."""
     tx = tram("previous")
     call = lambda state, broken: tx.update(
         GRADIENT,

@@ -27,7 +27,7 @@ FISHER_GRADS = {
 
 @pytest.mark.parametrize("make", [fisher_sam, tram_fisher])
 def test_quadratic(make, precision, strict):
-    """Fisher SAM, and TRAM-Fisher without noise."""
+    """Fisher SAM and TRAM-Fisher without noise make the same step."""
     clean = lambda w: {"fisher_grads": jax.grad(quadratic)(w)}
     _, state = check_golden(
         make(0.1, 0.1), quadratic, QUADRATIC, QUADRATIC["fisher"], arguments=clean
@@ -59,7 +59,7 @@ def check_softmax(name, wrap):
 
 
 def test_noised_gradient_for_both_is_fisher_sam_on_the_noised_batch(x64):
-    """Two passes instead of three: the first gradient, too, from the noised batch."""
+    """With the first gradient from the noised batch too, two passes are enough, not three."""
     w, tx = array(SOFTMAX["w"]), tram_fisher(0.1, 0.1)
     noised = jax.jit(lambda w: jax.grad(softmax_loss)(w, NOISE))(w)
     call = lambda g: tx.update(g, tx.init(w), w, grad_fn=lambda p: p, fisher_grads=g)[0]
@@ -82,7 +82,7 @@ def test_no_metric_is_sam():
 
 
 def test_mask_and_schedule():
-    """A masked leaf stays out of the norm; the radius follows the count."""
+    """A leaf outside of the mask is not in the norm; the radius follows the count."""
     params = {"a": array([3.0]), "b": array([4.0])}
     loss = lambda p: jnp.sum(p["a"] * p["b"])
     tx = tram_fisher(lambda count: 1.0 + count, 0.0, mask={"a": True, "b": False})

@@ -19,7 +19,7 @@ from trustjax.optim import alternating, gsam, radius_schedule, sam
 
 
 def gradient_of(tx, w, loss=softmax_loss):
-    """What `update` returns at w."""
+    """The gradient that `update` returns at w."""
     grad = jax.grad(loss)
     return jax.jit(lambda w: tx.update(grad(w), tx.init(w), w, grad_fn=grad)[0])(w)
 
@@ -38,7 +38,7 @@ def test_no_weight_is_sam(precision):
 
 
 def by_hand(params, weights, alpha, descend, attacked=("a", "b")):
-    """A step of radius 0.7 scaled by abs(w) + 0.1, in NumPy, on half the weighted squared norm."""
+    """A step in NumPy on half the weighted squared norm, of radius 0.7 scaled by abs(w) + 0.1."""
     names = ("a", "b")
     w, curvature = (
         np.concatenate([np.ravel(tree[n]) for n in names]) for tree in (params, weights)
@@ -55,7 +55,7 @@ def by_hand(params, weights, alpha, descend, attacked=("a", "b")):
 @pytest.mark.parametrize("descend", ["attacked", "clean"])
 @pytest.mark.parametrize("attacked", [("a", "b"), ("b",)], ids=["whole", "masked"])
 def test_two_leaves_by_hand(descend, attacked, x64):
-    """Global products; a leaf that is not attacked still takes part in the split."""
+    """Products are global; a leaf that is not attacked still takes part in the decomposition."""
     random = np.random.default_rng(1)
     params, weights = ({"a": random.normal(size=(2, 3)), "b": random.normal(size=4)} for _ in "ab")
     squares = lambda p: sum(jnp.sum(weights[n] * jnp.square(p[n])) for n in p) / 2
@@ -76,7 +76,7 @@ def test_two_leaves_by_hand(descend, attacked, x64):
 
 
 def test_the_weight_may_be_traced(x64):
-    """And the gradient is linear in it."""
+    """The gradient is linear in alpha, which may be a tracer."""
     w = array(SOFTMAX["w"])
     none, half, whole = jax.vmap(lambda alpha: gradient_of(gsam(0.5, alpha), w))(
         array([0.0, 0.5, 1.0])
@@ -86,7 +86,7 @@ def test_the_weight_may_be_traced(x64):
 
 
 def test_what_is_split_off_is_perpendicular(x64):
-    """To the attacked gradient, or to the clean one."""
+    """The part that is removed is orthogonal to the attacked gradient, or to the clean one."""
     w = array(SOFTMAX["w"])
     g, g_p = jax.grad(softmax_loss)(w), gradient_of(sam(1.0), w)
     for descend, base in (("attacked", g_p), ("clean", g)):
@@ -96,7 +96,7 @@ def test_what_is_split_off_is_perpendicular(x64):
 
 
 def test_zero_gradients_are_finite():
-    """Where the attacked gradient vanishes there is nothing to project on."""
+    """If the attacked gradient vanishes, there is nothing to project on."""
     w, g, tx = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.1]), gsam(0.1, 0.4)
     gradient, _ = tx.update(g, tx.init(w), w, grad_fn=jnp.zeros_like)
     np.testing.assert_allclose(gradient, -0.4 * g)
@@ -136,7 +136,7 @@ def test_radius_moves_between_its_ends_as_the_rate_does():
 
 @pytest.mark.parametrize("peak", [0.1, 0.3])
 def test_radius_stays_between_its_ends(peak):
-    """Through a warm-up from 0, below the lowest rate, and a peak beyond the highest."""
+    """The rate starts at 0, below its lower bound, and peaks above its upper bound."""
     warm = optax.warmup_cosine_decay_schedule(0.0, peak, 5, 20, 0.0)
     ends = {"learning_rate_max": 0.1, "learning_rate_min": 0.01}
     rho = radius_schedule(warm, rho_min=0.01, rho_max=0.1, **ends)

@@ -1,4 +1,4 @@
-"""What docs/methods/sam.md says of orders in a chain, and its recipes for other trainers."""
+"""The orders in a chain and the recipes for other trainers of docs/methods/sam.md."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def nan(_):
 
 
 def moments(state):
-    """The moments of Adam; zero where it has not stepped."""
+    """The moments of Adam, which are zero before its first step."""
     return np.stack([optax.tree.get(state, "mu"), optax.tree.get(state, "nu")])
 
 
@@ -34,7 +34,7 @@ def one_call(tx, gradient, grad_fn, state=None):
 
 
 def test_apply_if_finite_around_the_chain_guards_the_first_gradient():
-    """And `on_nonfinite` the second: then it is a step of the base optimizer."""
+    """`on_nonfinite` guards the second gradient, with a step of the base optimizer in its place."""
     tx = optax.apply_if_finite(optax.chain(sam(0.05), optax.adam(0.1)), 3)
     updates, state = one_call(tx, NAN, GRAD)
     np.testing.assert_array_equal(updates, [0, 0])
@@ -52,7 +52,7 @@ def test_apply_if_finite_around_the_chain_guards_the_first_gradient():
 
 @pytest.mark.parametrize(("gradient", "grad_fn"), [(NAN, nan), (GRAD(W), nan)])
 def test_apply_if_finite_around_the_base_guards_both(gradient, grad_fn):
-    """With "propagate" a broken second pass makes no step; the attack counts it."""
+    """With "propagate" a broken second pass makes no step, and the attack counts it."""
     tx = optax.chain(sam(0.05, on_nonfinite="propagate"), optax.apply_if_finite(optax.adam(0.1), 3))
     updates, state = one_call(tx, gradient, grad_fn)
     np.testing.assert_array_equal(updates, [0, 0])
@@ -62,7 +62,7 @@ def test_apply_if_finite_around_the_base_guards_both(gradient, grad_fn):
 
 
 def test_clipping_behind_the_attack_clips_the_second_gradient():
-    """In front of it the length of the attack stays, and the second gradient is not clipped."""
+    """Clipping before the attack leaves its length as it is, and the second gradient too."""
     lengths, attacks = {}, {}
     for name, chain in {
         "behind": (sam(0.05), optax.clip_by_global_norm(1.0)),
@@ -78,7 +78,7 @@ def test_clipping_behind_the_attack_clips_the_second_gradient():
 
 
 def test_accumulation_skips_what_it_sees():
-    """Around the chain the first gradients, in front of the base the second ones."""
+    """Around the chain it sees the first gradients, and before the base the second ones."""
     skip = {"should_skip_update_fn": optax.skip_not_finite}
     propagate = sam(0.05, on_nonfinite="propagate")
     around = optax.MultiSteps(optax.chain(propagate, optax.adam(0.1)), 2, **skip)
@@ -100,7 +100,7 @@ def test_accumulation_skips_what_it_sees():
 
 @pytest.mark.parametrize("broken_call", [0, 1])
 def test_alternating_with_both_parts_guarded(broken_call):
-    """A broken pair makes no step or a plain one, odd calls stay odd, nothing is lost."""
+    """A broken pair makes no step or a plain one, odd calls stay odd, and nothing is lost."""
     tx = alternating(optax.apply_if_finite(sam(0.05), 3), optax.apply_if_finite(optax.adam(0.1), 3))
     call = jax.jit(tx.update)
     w, state = W, tx.init(W)
@@ -118,7 +118,7 @@ def test_alternating_with_both_parts_guarded(broken_call):
 
 
 def test_train_state():
-    """Flax's own apply_gradients takes further arguments for attributes; this one passes them."""
+    """Flax's own apply_gradients takes further arguments as attributes; this one passes them on."""
 
     class TrainState(train_state.TrainState):
         def apply_gradients(self, *, grads, **extra_args):
@@ -151,7 +151,7 @@ class Linear(nnx.Module):
 
 
 def test_nnx_with_tram():
-    """The same steps as on the bare weights, radius included."""
+    """The steps are those on the bare weights, radius included."""
     x, y = array(SOFTMAX["x"]), jnp.array(SOFTMAX["y"])
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     tx = optax.chain(tram("previous"), optax.sgd(SOFTMAX["learning_rate"]))

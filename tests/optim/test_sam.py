@@ -94,7 +94,7 @@ def test_scale_invariance(x64):
 
 
 def test_agrees_with_optax():
-    """optax.contrib.sam computes the same step, where it is defined."""
+    """optax.contrib.sam computes the same step wherever it is defined."""
     w = array(QUADRATIC["w"])
     attack = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
     theirs = optax.contrib.sam(optax.sgd(0.01), attack, opaque_mode=True)
@@ -116,7 +116,7 @@ def test_schedule_sets_the_radius():
 
 
 def test_mask_freezes_leaves_under_attack():
-    """An unmasked leaf enters neither the attack nor the norm; its gradient is the attacked one."""
+    """A leaf that is not attacked is in no norm; its gradient is taken at the attacked weights."""
     params = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     loss = lambda p: jnp.sum(p["a"] * p["b"])
     tx = sam(1.0, mask={"a": True, "b": False})
@@ -135,7 +135,7 @@ def test_mask_freezes_leaves_under_attack():
     st.floats(0.1, 100.0),
 )
 def test_properties(weights, direction, rho, factor):
-    """Length rho, uphill, indifferent to the scale of the loss and to how leaves are split."""
+    """The attack has length rho and goes uphill, whatever the scale of the loss and the leaves."""
     w, g = np.array(weights, np.float32), np.array(direction, np.float32)
     if np.linalg.norm(g) < 1e-3:
         return

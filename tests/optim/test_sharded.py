@@ -1,4 +1,4 @@
-"""On eight simulated devices: sharded parameters, and an attack per shard (m-sharpness)."""
+"""Sharded parameters and attacks per shard (m-sharpness), on eight simulated devices."""
 
 import functools
 import re
@@ -58,7 +58,7 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_sharded_parameters_stay_where_they_are(name):
-    """A table of logits, its rows on eight devices: nothing but scalars crosses between them."""
+    """The rows of a table of logits lie on eight devices, between which only scalars pass."""
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("rows"))
     random = np.random.default_rng(0)
@@ -103,7 +103,7 @@ def test_sharded_parameters_stay_where_they_are(name):
 
 
 def shard_map_update(tx, loss, mesh, extra_args=lambda params, x, y: {}, *, check_vma=True):
-    """An update with the batch split over the mesh axis "data", parameters and state replicated."""
+    """An update with the batch split over the mesh axis "data" and all else replicated."""
 
     def local_update(params, state, x, y):
         grad_fn = lambda params, **where: jax.grad(loss)(params, x, y, **where)
@@ -124,7 +124,7 @@ def shard_map_update(tx, loss, mesh, extra_args=lambda params, x, y: {}, *, chec
 
 
 def vmap_update(tx, loss, shards, extra_args=lambda params, x, y: {}):
-    """The same on one device: the batch as [shards, examples, ...]."""
+    """The same update on one device, with the batch as [shards, examples, ...]."""
 
     def local_update(params, state, x, y):
         grad_fn = lambda params, **where: jax.grad(loss)(params, x, y, **where)
@@ -156,7 +156,7 @@ ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @ways
 @pytest.mark.parametrize("m", ["4", "2", "1", "plain"])
 def test_sam_per_shard(way, m, x64):
-    """And at radius 0 nothing is counted twice."""
+    """Every shard attacks on its own; at radius 0 nothing is counted twice."""
     w, x, y = m_sharpness_problem()
     rho, shards = (0.0, 4) if m == "plain" else (M_SHARPNESS["rho"], 4 // int(m))
     tx = sam(rho, axis_name="data")
@@ -167,7 +167,7 @@ def test_sam_per_shard(way, m, x64):
 
 
 def by_hand(make, loss, params, start, x, y, shards, extra_args=lambda params, x, y: {}):
-    """Each shard by itself, without an axis; then the means of gradients and lengths."""
+    """Computes each shard by itself, without an axis, and the means of gradients and lengths."""
     tx = make()
 
     @jax.jit
@@ -190,7 +190,7 @@ def assert_trees_close(actual, expected):
 @ways
 @pytest.mark.parametrize("reference", ["initial", "previous"])
 def test_tram_per_shard(way, reference, x64):
-    """A divergence per shard as well; the state holds the mean and stays replicated."""
+    """Each shard has its own divergence; the state holds the mean and stays replicated."""
     w, x, y = m_sharpness_problem()
     start = array(GOLDEN["softmax"]["reference"])
     extra_args = lambda params, x, y: {"outputs": x @ params, "output_fn": lambda p: x @ p}
@@ -217,7 +217,7 @@ ATTACKS_PER_SHARD = {
 @pytest.mark.parametrize("name", ATTACKS_PER_SHARD)
 @pytest.mark.parametrize("way", ["shard_map", "vmap"])
 def test_all_shards_fall_back_when_one_breaks(way, name, x64):
-    """One of four second passes is not finite: all take the mean of the first gradients."""
+    """If one of four second passes is not finite, all take the mean of the first gradients."""
     w, x, y = m_sharpness_problem()
     x = x.at[0].add(100.0)
 
@@ -263,7 +263,7 @@ def neighbour_by_hand(name, shards):
 @pytest.mark.parametrize("name", NEIGHBOURS)
 @pytest.mark.parametrize("way", ["shard_map", "vmap"])
 def test_neighbours_per_shard(way, name, x64):
-    """Each shard splits its gradients, measures its ellipse, selects its examples."""
+    """GSAM's decomposition, Fisher SAM's ellipse and ESAM's selection are per shard."""
     w, x, y = m_sharpness_problem()
     expected, whole = (neighbour_by_hand(name, shards) for shards in (2, 1))
     tx = NEIGHBOURS[name](axis_name="data")
@@ -275,7 +275,7 @@ def test_neighbours_per_shard(way, name, x64):
 @pytest.mark.parametrize("make", [sam, asam])
 @ways
 def test_a_leaf_that_is_not_attacked(way, make, x64):
-    """Its gradient is local as well, and averaged once: not summed by shard_map."""
+    """Its gradient is local too, and averaged once instead of summed by shard_map."""
     w, x, y = m_sharpness_problem()
     params = {"w": w, "bias": array([0.1, -0.2])}
     losses = optax.softmax_cross_entropy_with_integer_labels

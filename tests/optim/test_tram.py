@@ -34,7 +34,7 @@ FORCED_RADIUS = {
 
 
 def softmax_arguments(w, noise=0.0):
-    """All that `update` may ask for on the softmax problem."""
+    """Every argument that `update` may ask for on the softmax problem."""
     return {
         "grad_fn": jax.grad(softmax_loss),
         "outputs": logits(w),
@@ -44,7 +44,7 @@ def softmax_arguments(w, noise=0.0):
 
 
 def softmax_call(tx, w, reference=None, wrap=jax.jit, **changes):
-    """What `update` returns at w when `init` saw the reference."""
+    """The result of `update` at w after `init` at the reference."""
 
     def call(reference, w):
         arguments = softmax_arguments(w) | changes
@@ -55,7 +55,7 @@ def softmax_call(tx, w, reference=None, wrap=jax.jit, **changes):
 
 @pytest.mark.parametrize("name", FORCED_RADIUS)
 def test_quadratic(name, precision, strict):
-    """With the divergence forced to 0.02."""
+    """The divergence is forced to 0.02."""
     tx = tram("initial", divergence=lambda *_: array(0.02), **FORCED_RADIUS[name])
     _, state = check_golden(
         tx,
@@ -197,7 +197,7 @@ def test_ends_of_the_moving_average(decay, same_as, x64):
 
 
 def test_moving_average_by_hand(x64):
-    """The average takes in the weights before their update, so it lags by one step."""
+    """The average takes the weights before their update, so it lags by one step."""
     tx = optax.chain(tram("ema", decay=0.7), optax.sgd(0.1))
     before, _, radii = trajectory(tx, array(SOFTMAX["w"]), 5)
     average = before[0]
@@ -208,7 +208,7 @@ def test_moving_average_by_hand(x64):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_average_moves_in_every_dtype(dtype):
-    """95 % of the way after 3000 steps of decay 0.999; the model sees its own dtype."""
+    """After 3000 steps at decay 0.999 it has gone 95 % of the way; the model sees its own dtype."""
     tx, start = tram("ema"), jnp.ones(4, dtype)
     seen = set()
 
@@ -238,7 +238,7 @@ def test_dtype_of_the_average():
 
 
 def test_micro_batches(x64):
-    """refresh_every=k before MultiSteps(base, k): every call sees the previous step's weights."""
+    """With refresh_every=k before MultiSteps(base, k) the reference is of the previous step."""
     base = optax.MultiSteps(optax.sgd(0.1), 3).gradient_transformation()
     tx = optax.chain(tram("previous", refresh_every=3), base)
     before, _, radii = trajectory(tx, array(SOFTMAX["w"]), 9)
@@ -320,8 +320,8 @@ def test_empty_mask_is_a_step_of_the_base_optimizer():
 
 
 def test_tokens_are_averaged_under_their_mask():
-    """Outputs [batch, time, classes] with where [batch, time]: a mean over the tokens that count,
-    not over the sequences."""
+    """With outputs [batch, time, classes] and where [batch, time] the mean is over tokens,
+    not over sequences."""
     reference, outputs = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     where = np.arange(4) < np.array([[4], [1], [2]])
     tx, w = tram("initial"), jnp.ones(2)
@@ -365,7 +365,7 @@ def test_a_given_radius_makes_asam(arguments):
 
 
 def test_nothing_is_differentiated_through_the_radius(x64):
-    """The attacked loss, differentiated through the whole update, gives the TRAM gradient."""
+    """The attacked loss, differentiated through the whole update, has the gradient of TRAM."""
     tx, state = tram("initial"), tram("initial").init(array(SOFTMAX["reference"]))
 
     def attacked_loss(w):

@@ -72,7 +72,7 @@ def difference(actual, expected):
 
 
 def test_one_key_for_both_passes():
-    """At radius 0 the second gradient is the first, dropout included, up to how XLA fuses each."""
+    """At radius 0 both gradients agree, dropout included, up to how XLA fuses each pass."""
     key, other_key = jax.random.split(jax.random.key(1))
     plain = noisy_step(optax.sgd(1.0), key)
     both = noisy_step(optax.chain(sam(0.0), optax.sgd(1.0)), key)
@@ -115,7 +115,7 @@ def softmax_steps(loss_fn, tx, steps, *, donate=(0, 1), **functions):
 
 @pytest.mark.parametrize("with_aux", [False, True])
 def test_sam_golden(with_aux, precision):
-    """Donated, with and without auxiliary outputs; the loss is the one without an attack."""
+    """Buffers are donated, with and without auxiliary outputs; the loss is the clean one."""
     loss_fn = (lambda w: (softmax_loss(w), {"seen": w})) if with_aux else softmax_loss
     tx = optax.chain(sam(0.05), optax.sgd(SOFTMAX["learning_rate"]))
     params, _, losses, aux = softmax_steps(loss_fn, tx, 1)
@@ -172,7 +172,7 @@ def test_mask_of_examples_reaches_tram():
 
 @pytest.mark.parametrize("make", [lambda: optax.adamw(0.05), optax.lbfgs], ids=["adamw", "lbfgs"])
 def test_plain_optimizers(make):
-    """The line search of lbfgs asks for value, grad and value_fn, and is strict about the rest."""
+    """The line search of lbfgs asks for value, grad and value_fn, and refuses unknown arguments."""
     functions = {"output_fn": logits, "noisy_output_fn": logits, "noisy_loss_fn": softmax_loss}
     aux = lambda w: {
         "outputs": logits(w),
@@ -187,7 +187,7 @@ def test_plain_optimizers(make):
 
 
 def test_further_arguments_go_to_every_function(x64):
-    """Here a shift of the inputs."""
+    """The further argument here is a shift of the inputs."""
     w, shift = array(SOFTMAX["w"]), np.array(SOFTMAX["noise"]["z"])
     first = np.array([True, False, False])
     arrays = ("value", "grad", "losses", "noisy_outputs", "fisher_grads")
@@ -227,7 +227,7 @@ def test_further_arguments_go_to_every_function(x64):
 
 
 def test_gradients_of_all_passes_are_mapped(x64):
-    """Such as by a mean over devices: those of the second pass too, but no value or loss."""
+    """The function sees the gradients of both passes, but no value and no loss."""
     w = array(SOFTMAX["w"])
 
     def report(updates, state, params, *, grad, grad_fn, value, fisher_grads, losses_fn, **_):
@@ -314,7 +314,7 @@ def test_wrappers_pass_arguments_on(name):
 
 
 def test_accumulation_around_the_attack():
-    """Two calls make one step: with the mean gradient, attacked in the last of them."""
+    """Two calls make one step with their mean gradient, whose attack is made in the second call."""
     tx = optax.MultiSteps(attacked_sgd(), 2)
     w, state = array(SOFTMAX["w"]), tx.init(array(SOFTMAX["w"]))
     loss_fn = lambda w, shift: softmax_loss(w) + shift * jnp.sum(jnp.sin(w))
@@ -361,7 +361,7 @@ def test_the_wrapper_that_drops_arguments_is_named(wrapper, wrap, make, needs):
 )
 @pytest.mark.parametrize("around", [lambda tx: tx, optax.chain], ids=["bare", "chain"])
 def test_the_wrapper_that_reshapes_parameters_is_named(make, around):
-    """`optax.flatten` hands on one vector, which a function of the parameters does not take."""
+    """`optax.flatten` passes on one vector, which a function of the parameters does not take."""
     params = {"w": array(SOFTMAX["w"])}
     tx = around(optax.flatten(make()))
     step = two_pass_step(lambda p: softmax_loss(p["w"]), tx, output_fn=lambda p: logits(p["w"]))
@@ -370,7 +370,7 @@ def test_the_wrapper_that_reshapes_parameters_is_named(make, around):
 
 
 def test_lookahead_is_refused():
-    """Its parameters are pairs."""
+    """The parameters of optax.lookahead are pairs."""
     pairs = optax.LookaheadParams.init_synced(array(SOFTMAX["w"]))
     tx = optax.lookahead(attacked_sgd(), 2, 0.5)
     with pytest.raises(ValueError, match=r"params is an optax\.LookaheadParams"):
@@ -428,7 +428,7 @@ def test_a_transform_gets_the_keywords_it_names():
     ids=["chain", "tram", "nested", "apply_if_finite", "multi_steps", "inject", "alone"],
 )
 def test_an_attack_at_the_end_is_refused(make):
-    """Its gradient would be added to the weights as it is."""
+    """The gradient of the attack would be added to the weights as it is."""
     w, tx = array(SOFTMAX["w"]), make()
     with pytest.raises(ValueError, match="the last transform of tx is an attack"):
         jax.jit(two_pass_step(softmax_loss, tx))(w, tx.init(w))
@@ -511,7 +511,7 @@ FORWARD, BACKWARD = 2, 3
     ids=["adamw", "sam", "tram", "tram_noise", "tram_fisher", "fisher_sam", "gsam", "esam"],
 )
 def test_unused_passes_are_not_computed(make, products):
-    """One step for all optimizers, compiled: it holds the passes that the optimizer needs."""
+    """The compiled step of an optimizer contains only the passes that it needs."""
 
     def loss_fn(params, x, z):
         outputs = mlp(params, x)

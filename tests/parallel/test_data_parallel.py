@@ -1,4 +1,4 @@
-"""On eight simulated devices: one attack for the whole batch, and an attack a device."""
+"""One attack for the whole batch and one per device, on eight simulated devices."""
 
 import functools
 import json
@@ -40,13 +40,13 @@ def loss_fn(params, batch, key):
 
 
 def collectives(program):
-    """Name and type of every operation of the program that crosses between devices."""
+    """The name and type of every operation of the program that communicates between devices."""
     pattern = r"= (\S+(?: \S+)*) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\("
     return [(name, kind) for kind, name in re.findall(pattern, program.as_text())]
 
 
 def test_a_jitted_step_needs_no_change(x64):
-    """Arrays are placed, that is all: the same numbers, and only sums cross between devices."""
+    """With placed arrays it gives the same numbers, and devices exchange only sums."""
     tx = optax.chain(tram(), optax.adamw(0.1))
     step = jax.jit(two_pass_step(loss_fn, tx, output_fn=output_fn))
     mesh, key = make_mesh(), jax.random.key(0)
@@ -77,7 +77,7 @@ def softmax_loss(params, batch, key):
 
 @pytest.mark.parametrize(("m", "num_devices"), [("4", 1), ("2", 2), ("1", 4)])
 def test_m_sharpness(m, num_devices, x64):
-    """The gradient of SAM where each device attacks with m examples."""
+    """The gradient is that of SAM in which each device attacks with its m examples."""
     golden = GOLDEN["m_sharpness"]
     tx = optax.chain(sam(golden["rho"], axis_name="data"), optax.sgd(1.0))
     step = data_parallel_step(two_pass_step(softmax_loss, tx), make_mesh(num_devices))
@@ -91,7 +91,7 @@ def test_m_sharpness(m, num_devices, x64):
 
 
 def test_what_each_device_does(x64):
-    """Its own random numbers, its own attacked weights; what it returns lies where it was made."""
+    """It has its own random numbers and attacked weights, and its outputs stay on it."""
     mesh, key = make_mesh(), jax.random.key(0)
     tx = optax.chain(tram("initial", axis_name="data"), optax.adamw(0.1))
     step = data_parallel_step(two_pass_step(loss_fn, tx, output_fn=output_fn), mesh)
@@ -108,7 +108,7 @@ def test_what_each_device_does(x64):
 
 
 def test_an_optimizer_that_does_not_average_is_refused():
-    """Parameters would drift apart."""
+    """Its parameters would drift apart between devices."""
     tx = optax.chain(sam(0.05), optax.sgd(0.1))
     step = data_parallel_step(two_pass_step(softmax_loss, tx), make_mesh())
     params, batch = jnp.ones((5, 3)), BATCH

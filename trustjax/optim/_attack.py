@@ -41,13 +41,13 @@ class MissingArgumentError(ValueError):
         self.names = names
 
 
-def check_whole_tree(name: str, params: PyTree, way_out: str | None = None) -> None:
+def check_whole_tree(name: str, params: PyTree, advice: str | None = None) -> None:
     """Raises ValueError if leaves of `params` are hidden, as in optax.masked or optax.partition.
 
-    `way_out` is the advice at the end of the error; None gives the advice for attacks.
+    The error ends with `advice`; None stands for the advice for attacks.
     """
-    if way_out is None:
-        way_out = (
+    if advice is None:
+        advice = (
             f"Put it in front, optax.chain({name}(..., mask=...), optax.partition(...)): mask= "
             "selects the leaves that are attacked"
         )
@@ -55,7 +55,7 @@ def check_whole_tree(name: str, params: PyTree, way_out: str | None = None) -> N
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
         raise ValueError(
             f"{name} evaluates the whole model, so it cannot stand inside optax.masked or "
-            f"optax.partition, where the other leaves are hidden. {way_out}"
+            f"optax.partition, where the other leaves are hidden. {advice}"
         )
 
 
@@ -69,7 +69,7 @@ def check_params(
     if not isinstance(adaptive, bool):
         _leaves.check_selection("adaptive", adaptive, params)
     attacked = _selected(mask, params)
-    _leaves.check_real(name, params, chosen=attacked, way_out=", or exclude it by mask=")
+    _leaves.check_real(name, params, chosen=attacked, advice=", or exclude it by mask=")
 
 
 def _selected(mask: Mask | None, params: PyTree) -> PyTree:
@@ -116,7 +116,7 @@ def second_pass_arguments(
         )
     if params is None or grad_fn is None:
         missing = "params" if params is None else "grad_fn"
-        way_out = (
+        advice = (
             ". A trainer that can only call tx.update(grads, state, params) takes "
             f"trustjax.optim.alternating({name}(...), base)"
         )
@@ -125,7 +125,7 @@ def second_pass_arguments(
             "grad_fn=lambda p: jax.grad(loss)(p, batch)) with the batch and the random key of the "
             "first gradient. Flax's TrainState.apply_gradients and optax.MultiSteps in a chain do "
             "not pass it on: docs/methods/sam.md has what to write instead"
-            f"{way_out if in_two_calls else ''}",
+            f"{advice if in_two_calls else ''}",
             (missing,),
         )
     check_whole_tree(name, params)

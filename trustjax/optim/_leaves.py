@@ -43,10 +43,10 @@ def entries(params: PyTree, tree: PyTree) -> list[Any]:
     return found
 
 
-def check_real(name: str, params: PyTree, *, chosen: PyTree = True, way_out: str = "") -> None:
+def check_real(name: str, params: PyTree, *, chosen: PyTree = True, advice: str = "") -> None:
     """Raises ValueError, for transform `name`, if a leaf that `chosen` selects is complex.
 
-    `chosen` is a tree of bools or a prefix of one; `way_out` is the advice at the end of the error.
+    `chosen` is a tree of bools or a prefix of one. The error ends with `advice`.
     """
     paths = jax.tree.leaves_with_path(params)
     for (path, leaf), is_chosen in zip(
@@ -56,7 +56,7 @@ def check_real(name: str, params: PyTree, *, chosen: PyTree = True, way_out: str
             raise ValueError(
                 f"{name} takes real parameters, but params{jax.tree_util.keystr(path)} is "
                 f"{jnp.result_type(leaf)}. Store its real and its imaginary part as two leaves of "
-                f"the parameters{way_out}"
+                f"the parameters{advice}"
             )
 
 
@@ -161,7 +161,7 @@ def on_trained(
     inner = optax.with_extra_args_support(transform)
 
     def init_fn(params: PyTree) -> optax.OptState:
-        check_real(name, params, way_out=", or hide it by optax.partition")
+        check_real(name, params, advice=", or hide it by optax.partition")
         return inner.init(trained_part(params, params))
 
     def update_fn(

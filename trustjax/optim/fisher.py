@@ -131,7 +131,7 @@ def _attack_in_ellipse(
         else:
             fisher_grads = updates
         radius = _attack.value_at(gamma, state.count)
-        # Eq. 8-9: the attack in the ellipse. The metric enters as a scaling T = F^(-1/2), since
+        # TRAM, Eq. 8-9: the attack in the ellipse. The metric enters as a scaling T = F^(-1/2):
         # T^2 g / ||T g|| = F^-1 g / sqrt(g' F^-1 g).
         attack, distance = _attack.ascent(
             _attack.attacked_gradient(updates, params, mask),
