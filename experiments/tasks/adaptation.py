@@ -24,7 +24,7 @@ from experiments.optimizers import Method, Optimizer
 from experiments.runtime.memory import describe, memory_estimate
 from experiments.runtime.task import Summary
 from experiments.tasks.adaptation_measures import HeldOut, domain_measures, validation_measures
-from experiments.tasks.search import Grid, Search, label
+from experiments.tasks.search import Grid, Search, label, search_of_methods
 from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,
@@ -126,7 +126,7 @@ class Adaptation:
         if self.grid is None:
             return None
         methods = {name: self.methods[name] for name in self._names()}
-        return Search(methods, self.grid, self.num_seeds)
+        return search_of_methods(methods, self.grid, self.num_seeds)
 
     def stages(self) -> list[Training]:
         """Pre-training, if it has steps, then one stage per method."""

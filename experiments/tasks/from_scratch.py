@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from experiments.optimizers import Method
 from experiments.runtime.task import Summary
-from experiments.tasks.search import Grid, Search, label
+from experiments.tasks.search import Grid, Search, label, search_of_methods
 from experiments.tasks.supervised import (
     PRECISIONS,
     Lanes,
@@ -120,7 +120,7 @@ class FromScratch:
         if self.grid is None:
             return None
         methods = {name: self.methods[name] for name in self._names()}
-        return Search(methods, self.grid, self.num_seeds)
+        return search_of_methods(methods, self.grid, self.num_seeds)
 
     def stages(self) -> list[Training]:
         """One stage per method, with all noise levels and seeds side by side."""

@@ -1,5 +1,6 @@
 """Reinforcement learning: agents in one environment, one after the other, all seeds together."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from experiments.optimizers import Optimizer
 from experiments.runtime.task import Diverged, Summary
+from experiments.tasks.search import Grid, Measure, Search, label
 from experiments.trackers import Row
 from trustjax._checks import FieldError, InputError
 from trustjax.agents import AgentConfig, data_parallel, select_seed
@@ -24,7 +26,11 @@ from trustjax.trust import means_of_trust
 # NaN in these metrics means only that there is no value yet; rows leave them out.
 _MAY_BE_UNDEFINED = ("episode/return", "episode/length", "value/explained")
 
+_DIVERGED: Row = {"diverged": 1}
+
 _MOST_ROWS = 500  # per agent and seed; longer trainings write means over several iterations
+
+RETURN = Measure("return", "return without noise", 1, lambda value: f"{value:.1f}")
 
 MakeConfig = Callable[..., AgentConfig]  # env, total_steps, dtype, optimizer -> Config
 
@@ -47,6 +53,8 @@ class Reinforcement:
         after it, with a row for each iteration.
       evaluation_episodes: Episodes at the end of training, without noise in the actions.
       mesh: Devices that share the environments; None for one device.
+      grid: Values to try by agent and number of its Config, to search for hyperparameters; see
+        `Search`. None to train every agent as it is configured.
     """
 
     agents: dict[str, MakeConfig]
@@ -60,6 +68,7 @@ class Reinforcement:
     steps_per_chunk: int
     evaluation_episodes: int
     mesh: Mesh | None = None
+    grid: Grid | None = None
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -73,23 +82,71 @@ class Reinforcement:
         for name in self.only:
             if name not in self.agents:
                 raise FieldError("only", f"name agents of {sorted(self.agents)}", repr(name))
+        if self.search is not None:
+            self._check_trials(self.search)
         for stage in self.stages():
             stage.check()
 
-    def stages(self) -> list["Training"]:
-        """One stage per agent."""
-        return [
-            Training(
-                name=name,
-                config=self._config(name),
-                seed=self.seed,
-                num_seeds=self.num_seeds,
-                chunk=self.steps_per_chunk,
-                evaluation_episodes=self.evaluation_episodes,
-                mesh=self.mesh or make_mesh(num_devices=1),
-            )
+    @functools.cached_property
+    def search(self) -> Search | None:
+        """The search among the agents that are run, if there is a grid."""
+        if self.grid is None:
+            return None
+        configured = {
+            name: {
+                key: getattr(self._config(name), key)
+                for key in ("learning_rate", *self.grid.get(name, ()))
+                if key in self._numbers(name)
+            }
             for name in self.only or self.agents
-        ]
+        }
+        title = f"Best on {self.env}, {self.total_steps} steps"
+        return Search(configured, self.grid, self.num_seeds, title, (RETURN,))
+
+    def stages(self) -> list["Training"]:
+        """One stage per agent; in a search it trains all trials of the agent side by side."""
+        return [self._stage(name) for name in self.only or self.agents]
+
+    def _stage(self, name: str) -> "Training":
+        seed_index, numbers = np.arange(self.num_seeds), {}
+        labels: list[Row] = [{"seed": int(index)} for index in seed_index]
+        if self.search is not None:
+            lanes = self.search.lanes(name)
+            seed_index, labels = np.asarray(lanes.seed_index), label(lanes)
+            numbers = {"learning_rate": lanes.learning_rate, **lanes.hyperparameters}
+        return Training(
+            name=name,
+            config=self._config(name),
+            seed=self.seed,
+            seed_index=seed_index,
+            numbers=numbers,
+            labels=labels,
+            lanes_compete=self.search is not None,
+            chunk=self.steps_per_chunk,
+            evaluation_episodes=self.evaluation_episodes,
+            mesh=self.mesh or make_mesh(num_devices=1),
+        )
+
+    def _numbers(self, name: str) -> list[str]:
+        """The fields of an agent's Config that are numbers, which lanes may have for themselves."""
+        config = self._config(name)
+        numbers = [f.name for f in dataclasses.fields(config) if not f.metadata.get("static")]
+        return [number for number in numbers if number != "env_params"]
+
+    def _check_trials(self, search: Search) -> None:
+        """Raises ValueError for a search that cannot run; it names the number of the grid."""
+        for name in search.configured:
+            numbers = self._numbers(name)
+            if unknown := {*search.grid.get(name, ())} - {*numbers}:
+                raise FieldError(f"grid.{name}", f"name some of {numbers}", sorted(unknown))
+        search.validate()
+        for name in search.configured:
+            for trial in search.trials(name):
+                values: dict[str, Any] = {**trial}
+                try:
+                    dataclasses.replace(self._config(name), **values).validate()
+                except InputError as error:
+                    raise InputError(f"grid.{name}: {error}", f"grid.{name}") from error
 
     def _config(self, name: str) -> AgentConfig:
         dtype = {"dtype": "bfloat16"} if self.precision == "bfloat16" else {}
@@ -100,14 +157,18 @@ class Reinforcement:
     # SciPy and Matplotlib are imported only at the end of a run.
 
     def summarize(self, rows: list[Row]) -> Summary:
-        """Final returns by agent, in training and without noise, compared with the first agent."""
+        """Final returns by agent, compared with the first agent; the best trials of a search."""
+        if self.search is not None:
+            return self.search.summarize(rows)
         from experiments.tasks import reinforcement_report
 
         title = f"{self.env}, {self.total_steps} steps"
         return reinforcement_report.summarize(rows, list(self.only or self.agents), title)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """Writes learning_curves.png (returns) and trust_region.png (the size of iterations)."""
+        """Writes learning_curves.png (returns) and trust_region.png; nothing for a search."""
+        if self.search is not None:
+            return
         from experiments.tasks import reinforcement_report
 
         reinforcement_report.plot(rows, list(self.only or self.agents), self.env, folder)
@@ -121,7 +182,11 @@ class Training:
       name: Name of the stage.
       config: Config of the agent.
       seed: Root of all randomness.
-      num_seeds: Number of seeds, trained side by side.
+      seed_index: Seed of each lane; lanes are trained side by side.
+      numbers: Numbers of the config by name, each [lane], that differ between lanes; {} if the
+        lanes differ by their seeds alone.
+      labels: First columns of the rows of each lane, its seed among them.
+      lanes_compete: Whether a lane may diverge as long as another one does not, as in a search.
       chunk: Steps of one call of `advance` before they are rounded to whole iterations.
       evaluation_episodes: Episodes of the final evaluation.
       mesh: Devices that share the environments.
@@ -130,7 +195,10 @@ class Training:
     name: str
     config: AgentConfig
     seed: int
-    num_seeds: int
+    seed_index: np.ndarray
+    numbers: Mapping[str, jax.Array]
+    labels: Sequence[Row]
+    lanes_compete: bool
     chunk: int
     evaluation_episodes: int
     mesh: Mesh
@@ -158,10 +226,10 @@ class Training:
             raise InputError(f"{agent}.{error}", f"{agent}.{error.field}") from error
 
     def init(self, final: Mapping[str, Any]) -> Any:
-        """All seeds before the first iteration that learns."""
+        """All lanes before the first iteration that learns."""
         del final
         init, _ = self._programs
-        return init(jax.random.split(jax.random.key(self.seed), self.num_seeds))
+        return init(self._keys(jax.random.key(self.seed)))
 
     def batches(self) -> None:
         """There is no data."""
@@ -169,7 +237,7 @@ class Training:
     def advance(
         self, state: Any, batches: None, step: int, num_steps: int
     ) -> tuple[Any, list[Row]]:
-        """One row for each seed and iteration, or for a few iterations where there are many."""
+        """One row for each lane and iteration, or for a few iterations where there are many."""
         del batches
         _, advance = self._programs
         size = self.config.steps_per_update
@@ -178,51 +246,66 @@ class Training:
         first = ("episode/return", "episode/length")  # the main metric leads
         history = mask_missing_episodes(history)
         columns = {name: history[name] for name in (*first, *sorted({*history} - {*first}))}
-        self._check_finite(columns, start)
+        healthy = self._healthy(columns, start)
         count = len(columns["episode/return"][0])
         together = math.ceil(self.config.num_updates / _MOST_ROWS)
         spans = [(begin, min(begin + together, count)) for begin in range(0, count, together)]
         return state, [
-            {"step": start + end * size, "seed": seed, **_means(columns, seed, slice(begin, end))}
+            {
+                "step": start + end * size,
+                **self.labels[lane],
+                **(_means(columns, lane, slice(begin, end)) if healthy[lane] else _DIVERGED),
+            }
             for begin, end in spans
-            for seed in range(self.num_seeds)
+            for lane in range(len(self.labels))
         ]
 
     def finish(self, state: Any) -> list[Row]:
-        """One row per seed: the last return in training, and that of the policy without noise."""
+        """One row per lane: the last return in training, and that of the policy without noise.
+
+        A lane that has diverged has none.
+        """
         key = jax.random.fold_in(jax.random.key(self.seed), 1)  # 1: not the keys of the training
-        keys = jax.random.split(key, self.num_seeds)
-        returns, lengths = self._evaluate(state, keys)
+        returns, lengths = self._evaluate(state, self._keys(key))
         training = mask_missing_episodes(state.episodes)["episode/return"]
-        rows: list[Row] = [
-            {
-                "seed": seed,
-                "final/return": float(np.mean(returns[seed])),
-                "final/length": float(np.mean(lengths[seed])),
+        rows: list[Row] = []
+        for lane, own in enumerate(self.labels):
+            row = {
+                **own,
+                "final/return": float(np.mean(returns[lane])),
+                "final/length": float(np.mean(lengths[lane])),
             }
-            for seed in range(self.num_seeds)
-        ]
-        for row, value in zip(rows, training, strict=True):
-            if np.isfinite(value):  # NaN as long as no episode has ended
-                row["final/training_return"] = float(value)
+            if np.isfinite(training[lane]):  # NaN as long as no episode has ended
+                row["final/training_return"] = float(training[lane])
+            rows.append(row)
+        if self.lanes_compete:
+            rows = [row for row, whole in zip(rows, _whole(state.params), strict=True) if whole]
         return rows
 
     def learned(self, state: Any) -> Any:
-        """The parameters of all networks and seeds."""
-        return state.params
+        """The parameters of all networks and lanes; of none where a lane may diverge."""
+        return () if self.lanes_compete else state.params
 
     def save(self, state: Any, folder: Path) -> None:
-        """Writes the policy of every seed to policies/NAME/seed_N.npz."""
+        """Writes the policy of every seed to policies/NAME/seed_N.npz; none of a search."""
+        if self.lanes_compete:
+            return
         agent = self.config.agent()
         own = folder / "policies" / self.name
         own.mkdir(parents=True, exist_ok=True)
-        for seed in range(self.num_seeds):
-            agent.policy(select_seed(state, seed)).save(own / f"seed_{seed}.npz")
+        for lane, seed in enumerate(self.seed_index):
+            agent.policy(select_seed(state, lane)).save(own / f"seed_{seed}.npz")
+
+    def _keys(self, key: jax.Array) -> jax.Array:
+        """The key of every lane; lanes of one seed share it."""
+        return jax.random.split(key, int(self.seed_index.max()) + 1)[self.seed_index]
 
     @functools.cached_property
     def _programs(self) -> Any:
         make_agent = type(self.config).agent
-        return data_parallel(make_agent, self.config, self.mesh, num_seeds=self.num_seeds)
+        return data_parallel(
+            make_agent, self.config, self.mesh, num_seeds=len(self.labels), numbers=self.numbers
+        )
 
     @functools.cached_property
     def _evaluate(self) -> Any:
@@ -232,23 +315,40 @@ class Training:
         )
         return jax.jit(jax.vmap(evaluate))
 
-    def _check_finite(self, columns: Mapping[str, np.ndarray], step: int) -> None:
+    def _healthy(self, columns: Mapping[str, np.ndarray], step: int) -> np.ndarray:
+        """Whether the metrics of each lane are finite: bool [lane].
+
+        Raises Diverged if those of some lane are not, or of all lanes where these compete.
+        """
+        healthy = np.ones(len(self.labels), bool)
+        first = ""
         for name, values in columns.items():
             undefined = np.isnan(values) if name in _MAY_BE_UNDEFINED else False
             wrong = ~(np.isfinite(values) | undefined)
-            if not wrong.any():
-                continue
-            seed, update = np.argwhere(wrong)[0]
-            at = step + (int(update) + 1) * self.config.steps_per_update
-            raise Diverged(f"{name} of seed {seed} is {values[seed, update]} at step {at}")
+            if wrong.any() and not first:
+                lane, update = np.argwhere(wrong)[0]
+                at = step + (int(update) + 1) * self.config.steps_per_update
+                seed = self.labels[lane]["seed"]
+                first = f"{name} of seed {seed} is {values[lane, update]} at step {at}"
+            healthy &= ~wrong.any(1)
+        if first and not (self.lanes_compete and healthy.any()):
+            raise Diverged(first)
+        return healthy
 
 
-def _means(columns: Mapping[str, np.ndarray], seed: int, iterations: slice) -> Row:
-    """The metrics of a seed, averaged over the iterations in which they are defined."""
+def _whole(params: Any) -> np.ndarray:
+    """Whether all parameters of each lane are finite: bool [lane]."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    finite = [np.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in leaves]
+    return np.asarray(np.all(finite, axis=0))
+
+
+def _means(columns: Mapping[str, np.ndarray], lane: int, iterations: slice) -> Row:
+    """The metrics of a lane, averaged over the iterations in which they are defined."""
     means: Row = {}
     for name, values in columns.items():
         # Undefined: a return while no episode has ended, `value/explained` of equal returns.
-        some = values[seed][iterations]
+        some = values[lane][iterations]
         defined = some[np.isfinite(some)]
         if len(defined):
             means[name] = float(defined.mean())

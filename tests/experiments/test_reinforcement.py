@@ -1,5 +1,6 @@
 """Agents as experiments: what a run leaves, resume, other optimizers, numbers that blow up."""
 
+import functools
 import json
 import os
 import sys
@@ -174,3 +175,67 @@ def test_what_is_wrong_is_one_line(call, capsys):
 @pytest.mark.parametrize("optimizer", ["sam", "auon", "mirror_descent"])
 def test_other_optimizers_are_an_override(optimizer, call):
     assert call(*TINY, f"optimizer={optimizer}", "task.total_steps=256", "hydra.run.dir=run") == 0
+
+
+def _search(grid, **changes):
+    """A task that searches numbers of a tiny PPO."""
+    config = functools.partial(
+        ppo.Config, num_envs=8, num_steps=16, num_epochs=1, num_minibatches=2, hidden=(8,)
+    )
+    return Reinforcement(**{
+        "agents": {"ppo": config}, "env": "probe:action", "optimizer": Optimizer(optax.adam),
+        "seed": 0, "num_seeds": 2, "precision": "float32", "only": (), "total_steps": 512,
+        "steps_per_chunk": 256, "evaluation_episodes": 4, "grid": grid, **changes,
+    })  # fmt: skip
+
+
+def _trained(task):
+    """Rows of the only stage of a task, and those of its end."""
+    (stage,) = task.stages()
+    state = stage.init({})
+    state, first = stage.advance(state, None, 0, 256)
+    state, second = stage.advance(state, None, 256, 256)
+    return [*first, *second], stage.finish(state)
+
+
+def test_a_trial_is_the_training_with_its_numbers():
+    grid = {"ppo": {"learning_rate": [1e-3, 3e-2], "clip": [0.1, 0.3]}}
+    rows, finals = _trained(_search(grid))
+    config = functools.partial(
+        ppo.Config, num_envs=8, num_steps=16, num_epochs=1, num_minibatches=2, hidden=(8,),
+        learning_rate=3e-2, clip=0.1,
+    )  # fmt: skip
+    alone, finals_alone = _trained(_search(None, agents={"ppo": config}))
+    for found, expected in ((rows, alone), (finals, finals_alone)):
+        own = [row for row in found if row["learning_rate"] == 0.03 and row["clip"] == 0.1]
+        assert len(found) == 4 * len(own)
+        for row, other in zip(own, expected, strict=True):
+            assert set(row) == {*other, "learning_rate", "clip"}
+            for name, value in other.items():
+                np.testing.assert_allclose(row[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_a_search_finds_the_better_rate_and_bears_a_trial_that_diverges():
+    task = _search({"ppo": {"learning_rate": [1e-6, 3e-2, 1e30]}}, total_steps=4096)
+    task.validate()
+    (stage,) = task.stages()
+    state, rows = stage.advance(stage.init({}), None, 0, 4096)
+    assert stage.learned(state) == ()
+    found = [{"stage": "ppo", **row} for row in (*rows, *stage.finish(state))]
+    assert any(row.get("diverged") for row in found if row["learning_rate"] > 1)
+    best = task.summarize(found).values["best"]["ppo"]
+    assert best["learning_rate"] == 0.03
+    assert best["return"] > 0.9  # of 1; the lowest rate stays near 0
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"ppo": {"num_envs": [8]}}, r"grid.ppo must name some of \[.*'learning_rate'.*num_envs"),
+        ({"ppo": {"clip": [0.1, -1.0]}}, r"grid.ppo: clip must be >= 0, got -1"),
+        ({}, r"grid must give every method equally many trials, got \{'ppo': 0\}"),
+    ],
+)
+def test_searches_that_cannot_run_are_refused(grid, message):
+    with pytest.raises(ValueError, match=message):
+        _search(grid).validate()

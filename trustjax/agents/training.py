@@ -1,11 +1,14 @@
 """Training in compiled chunks of iterations with callbacks between them, or on several devices."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from trustjax._checks import check_number
 from trustjax.agents.algorithm import Algorithm, Metrics, S
@@ -53,6 +56,7 @@ def data_parallel(
     mesh: Mesh,
     *,
     num_seeds: int | None = None,
+    numbers: Mapping[str, ArrayLike] | None = None,
 ) -> tuple[Callable[[jax.Array], S], Callable[[S, int], tuple[S, Metrics]]]:
     """`init` and `advance` of an agent whose environments are split over the devices of a mesh.
 
@@ -66,6 +70,9 @@ def data_parallel(
       mesh: Mesh with one axis, such as `trustjax.parallel.make_mesh()`.
       num_seeds: Number of seeds that are trained side by side; keys, states and histories then have
         a leading axis of seeds. None for one seed without such an axis.
+      numbers: Numbers of the configuration by name, each [num_seeds], that differ between what is
+        trained side by side, such as the learning rates of a search. The other numbers are those of
+        `config`.
 
     Returns:
       The compiled functions `init(key) -> State` and
@@ -76,12 +83,25 @@ def data_parallel(
         is not a multiple of the number of devices times `num_minibatches`.
     """
     (axis_name,) = mesh.axis_names
-    agent = make_agent(config, axis_name=axis_name if mesh.size > 1 else None)
+    make = functools.partial(make_agent, axis_name=axis_name if mesh.size > 1 else None)
+    agent = make(config)
     if mesh.size > 1:
         config.check_devices(mesh.size)
     seeds = num_seeds is not None
     specs = agent.state_specs(axis_name, batch_axes=int(seeds))
-    update = jax.vmap(agent.update) if seeds else agent.update
+
+    def lanes(method: str) -> Callable[[Any], Any]:
+        """A method of the agent for one seed, or for all seeds, each with its numbers."""
+        if not seeds:
+            return getattr(agent, method)  # type: ignore[no-any-return]
+        each = {name: jnp.asarray(values) for name, values in (numbers or {}).items()}
+
+        def lane(own: Mapping[str, jax.Array], x: Any) -> Any:
+            return getattr(make(dataclasses.replace(config, **own)) if own else agent, method)(x)
+
+        return functools.partial(jax.vmap(lane), each)
+
+    update = lanes("update")
     if mesh.size > 1:
         update = jax.shard_map(
             update,
@@ -91,7 +111,7 @@ def data_parallel(
             # Third-party environments are not written for varying types; means are taken by hand.
             check_vma=False,
         )
-    init = jax.vmap(agent.init) if seeds else agent.init
+    init = lanes("init")
     placed = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,
