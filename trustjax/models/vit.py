@@ -26,18 +26,18 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Makes images what a pre-trained network was trained on.
+    """Turns images into the inputs that a pre-trained network was trained on.
 
-    Resizes, repeats a grey channel, then takes (image - mean) / std.
+    Images are resized, a grey channel is repeated, and each channel becomes (x - mean) / std.
 
     Attributes:
-      size: height and width.
-      channels: number of channels.
-      mean: of each channel, on images in [0, 1].
-      std: standard deviation of each channel.
-      method: of `jax.image.resize`; what "cubic" and "lanczos3" give beyond [0, 1] is clipped, as
-        in 8-bit images.
-      resize: False raises an error for images of another size instead.
+      size: Height and width in pixels.
+      channels: Number of channels.
+      mean: Mean of each channel, for images in [0, 1].
+      std: Standard deviation of each channel.
+      method: Method of `jax.image.resize`. Values that "cubic" and "lanczos3" give outside [0, 1]
+        are clipped, as in 8-bit images.
+      resize: Whether images of another size are resized; if not, they raise an error.
 
     Raises ValueError unless each channel has a finite mean and a positive finite std, in float32.
     """

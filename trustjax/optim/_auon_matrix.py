@@ -111,8 +111,8 @@ class Matrix(NamedTuple):
     Attributes:
       times: `factor -> factor * matrix`. The factor is a scalar, or has axes of size 1 in place of
         those of the matrix.
-      norm: float, the Frobenius norm of each matrix, with axes of size 1 in place of its own.
-      spread: float, (sum of x^2)^2 / (sum of x^4) over the entries x of each matrix, with such
+      norm: Float, the Frobenius norm of each matrix, with axes of size 1 in place of its own.
+      spread: Float, (sum of x^2)^2 / (sum of x^4) over the entries x of each matrix, with such
         axes. None if it was not computed.
     """
 
@@ -169,8 +169,8 @@ class Momentum(NamedTuple):
     does not write H to memory for the sake of several uses. Without Nesterov, H = M.
 
     Attributes:
-      share: float [], 1 - beta, or 1 without Nesterov.
-      ratio: float [], beta divided by `share`.
+      share: Float [], 1 - beta, or 1 without Nesterov.
+      ratio: Float [], beta divided by `share`.
       average: M.
       gradient: G, or None without Nesterov.
     """

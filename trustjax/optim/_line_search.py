@@ -17,10 +17,10 @@ class SearchResult(NamedTuple):
     """The outcome of a line search.
 
     Attributes:
-      num_tried: int32 [], the number of steps that were tried.
-      accepted: bool [], whether the last of them was accepted.
-      fraction: float [], the share of the full step in the last of them.
-      divergence: float [], the divergence that the last of them made.
+      num_tried: Int32 [], the number of steps that were tried.
+      accepted: Bool [], whether the last of them was accepted.
+      fraction: Float [], the share of the full step in the last of them.
+      divergence: Float [], the divergence that the last of them made.
     """
 
     num_tried: jax.Array
@@ -48,11 +48,11 @@ def backtracking(
 
     Args:
       evaluate: `fraction -> (loss, divergence)` at that fraction of the full step.
-      loss: float [], L(0), the loss without a step.
-      expected_decrease: float [], d, the fall of the loss that its gradient promises for the full
+      loss: Float [], L(0), the loss without a step.
+      expected_decrease: Float [], d, the fall of the loss that its gradient promises for the full
         step.
-      radius: float [], delta.
-      has_direction: bool [], False if there is nothing to try. Then no step is accepted.
+      radius: Float [], delta.
+      has_direction: Bool [], False if there is nothing to try. Then no step is accepted.
       backtrack: beta, in (0, 1].
       max_backtracks: The largest number of steps to try.
       accept_ratio: r, >= 0.

@@ -45,8 +45,8 @@ class AuONState(NamedTuple):
 
     Attributes:
       momentum: The average of the gradients, like the parameters. It is the only buffer.
-      radius: float [], the Frobenius norm that the update of a matrix may have: 1.
-      distance: float [], the Frobenius norm that it had, averaged over the matrices, before the
+      radius: Float [], the Frobenius norm that the update of a matrix may have: 1.
+      distance: Float [], the Frobenius norm that it had, averaged over the matrices, before the
         shape factor and the learning rate.
     """
 

@@ -25,10 +25,10 @@ class MirrorState(NamedTuple):
     """State of `mirror_descent`.
 
     Attributes:
-      count: int32 [], the number of steps so far.
-      radius: float [], half the squared dual norm of the last step. It bounds the distance for maps
+      count: Int32 [], the number of steps so far.
+      radius: Float [], half the squared dual norm of the last step. It bounds the distance for maps
         that are strongly convex in a norm.
-      distance: float [], the Bregman divergence of the new weights from the old ones.
+      distance: Float [], the Bregman divergence of the new weights from the old ones.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax

@@ -31,12 +31,12 @@ class NaturalState(NamedTuple):
     """State of `natural_gradient`.
 
     Attributes:
-      count: int32 [], the number of steps so far.
-      radius: float [], the divergence that the last step was allowed.
-      distance: float [], the divergence that it made; 0 if no step was accepted.
-      accepted: bool [], whether the line search found a step.
-      step_fraction: float [], the share of the full step that was taken; 0 if none was accepted.
-      num_products: int32 [], the number of Fisher-vector products that the last step took.
+      count: Int32 [], the number of steps so far.
+      radius: Float [], the divergence that the last step was allowed.
+      distance: Float [], the divergence that it made; 0 if no step was accepted.
+      accepted: Bool [], whether the line search found a step.
+      step_fraction: Float [], the share of the full step that was taken; 0 if none was accepted.
+      num_products: Int32 [], the number of Fisher-vector products that the last step took.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name, as in Optax
@@ -208,9 +208,9 @@ class _FullStep(NamedTuple):
 
     Attributes:
       step: One array per trained leaf.
-      length: float [], the factor of the solution x; 0 or not finite if there is no direction.
-      expected_decrease: float [], the fall of the loss, to first order.
-      num_products: int32 [], the number of Fisher-vector products that the step took.
+      length: Float [], the factor of the solution x; 0 or not finite if there is no direction.
+      expected_decrease: Float [], the fall of the loss, to first order.
+      num_products: Int32 [], the number of Fisher-vector products that the step took.
     """
 
     step: list[jax.Array]
