@@ -45,7 +45,8 @@ class FieldError(InputError):
         return make, (self.field, self.requirement, self.got)
 
 
-def _is_concrete_number(value: Any) -> bool:
+def is_concrete_number(value: Any) -> bool:
+    """Whether `value` is a number, or an array of them, that is not traced."""
     if isinstance(value, jax.core.Tracer | bool):
         return False
     return isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
@@ -65,7 +66,7 @@ def check_number(
     Traced values pass, so that radii and rates can be swept by `jax.vmap`; so do schedules and
     None. NaN never passes.
     """
-    if not _is_concrete_number(value):
+    if not is_concrete_number(value):
         return
     if at_least is not None and not np.all(np.asarray(value) >= at_least):
         raise FieldError(name, f"be >= {at_least:g}", value)

@@ -21,6 +21,15 @@ SHARED = [
 ]
 OF_ON_POLICY = [
     ({"num_envs": 6, "num_minibatches": 4}, "num_minibatches must divide the 6 environments"),
+    (
+        {"num_envs": 1, "num_minibatches": 4},
+        "num_minibatches must divide the 1 environments of an iteration, got 4; "
+        "shuffle='transitions' divides its 128 transitions instead",
+    ),
+    (
+        {"num_envs": 1, "num_minibatches": 4, "gru_size": 8},
+        "num_minibatches must divide the 1 environments of an iteration, got 4$",
+    ),
     ({"num_epochs": 0}, "num_epochs must be >= 1"),
     ({"value_clip": -0.1}, "value_clip must be >= 0"),
     ({"lambda_": -0.1}, "lambda_ must be >= 0"),

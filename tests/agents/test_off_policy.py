@@ -12,6 +12,7 @@ from agent_table import OFF_POLICY
 from agent_table import small_config as config
 
 from trustjax.agents import action_samples, data_parallel, replay, select_seed, train_in_chunks
+from trustjax.agents.off_policy import Learner
 from trustjax.distributions import TanhGaussian
 from trustjax.optim import sam
 from trustjax.parallel import make_mesh
@@ -94,6 +95,41 @@ class TestIdentities:
             "off_policy_mdpo", temperature=0.2, step_size=5.0, num_steps=8, learning_starts=64
         )
         check_close(found.params, expected.params, 1e-9, 1e-9)
+
+    @pytest.mark.parametrize("env", ["probe:both", "probe:continuous"])
+    def test_a_temperature_above_one_over_t_is_sac(self, env):
+        """t = 1 and a learned lambda = 5: the step in effect is 0.2, which does not repel."""
+        keys = jax.random.split(jax.random.key(0), 4)
+        number = jnp.linspace(-1.0, 1.0, 16)
+        batch = replay.Replayed(
+            number[:, None], number[:, None], number, number > 2, number[:, None]
+        )
+
+        def losses(algorithm, **options):
+            agent = config(algorithm, env=env, learn_temperature=True, **options).agent()
+            actor, old = (agent.actor.init(key, batch.observation) for key in keys[:2])
+            action = None if agent.env.num_actions else batch.action
+            critics = [agent.critic.init(key, batch.observation, action) for key in keys[2:]]
+            learner = agent._init_learner({"actor": old, "critics": critics})
+            learner = learner._replace(log_temperature=jnp.log(5.0))
+            return agent.policy_losses(actor, batch, keys, learner, critics)[0]
+
+        expected = losses("sac")
+        np.testing.assert_allclose(losses("off_policy_mdpo"), expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("temperature", "expected"), [(0.0, 2.0), (0.5, 2.0), (0.8, 1.25), (5.0, 0.2)]
+    )
+    def test_step_size_in_effect(self, temperature, expected):
+        """It is min(t, 1 / lambda) with t = 2, also for numbers that no check could see."""
+        fixed = Learner(*[None] * 7)
+
+        @jax.jit
+        def step_size(temperature):
+            agent = config("off_policy_mdpo", temperature=temperature, step_size=2.0).agent()
+            return agent.step_size(fixed)
+
+        np.testing.assert_allclose(step_size(temperature), expected, rtol=1e-6)
 
     @pytest.mark.slow
     def test_the_old_policy_is_a_copy_of_m_steps_ago(self):
@@ -243,6 +279,11 @@ def test_eight_devices_equal_one(x64):
         (
             "off_policy_mdpo",
             {"step_size": 6.0},
+            "step_size must be at most 1 / temperature, 5, .*got 6",
+        ),
+        (
+            "off_policy_mdpo",
+            {"step_size": np.float32(6.0), "temperature": jnp.asarray(0.2)},
             "step_size must be at most 1 / temperature, 5, .*got 6",
         ),
         ("off_policy_mdpo", {"order": 2.5}, "order must be <= 2"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from agent_table import small_config
+from agent_table import ON_POLICY, small_config
 
 from trustjax.agents import load_policy, select_seed, train_in_chunks
 from trustjax.agents.algorithm import adam
@@ -181,6 +181,24 @@ def test_failed_saving_leaves_what_was(tmp_path, monkeypatch):
     unnamed = dataclasses.replace(policy, env=Probe("both"))
     with pytest.raises(ValueError, match="env must be a name to be saved"):
         unnamed.save(path)
+
+
+# ---- schedules
+
+
+@pytest.mark.parametrize("name", ON_POLICY)
+def test_annealed_rate_stays_at_zero_past_the_end(name):
+    """Five iterations of four steps; a negative rate would ascend the loss."""
+    agent = agent_of(name, anneal_learning_rate=True)
+    schedule = agent.make_optimizer(lambda rate: rate, 0.01, 4)
+    rates = schedule(jnp.array([0, 3, 4, 19, 20, 24, 1000, 2**31 - 1]))
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.008, 0.002, 0, 0, 0, 0], rtol=1e-6)
+
+
+def test_annealed_step_size_stays_positive_past_the_end():
+    agent = agent_of("mdpo", step_size=2.0)
+    found = jax.vmap(agent.step_size)(jnp.array([0, 4, 5, 6, 1000]))
+    np.testing.assert_allclose(found, [2, 0.4, 0.4, 0.4, 0.4], rtol=1e-6)
 
 
 # ---- minibatches

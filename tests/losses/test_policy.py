@@ -58,6 +58,17 @@ def test_adaptive_kl():
         assert found == expected
 
 
+@pytest.mark.parametrize("kl", [0.0, 1.0])
+def test_adaptive_kl_comes_back(kl):
+    """Many iterations to one side, such as those after an annealed rate has reached 0."""
+    found = jax.lax.fori_loop(
+        0, 3000, lambda _, x: adapt_kl_coefficient(x, jnp.asarray(kl), 0.01), jnp.ones([])
+    )
+    assert 0 < found < np.inf
+    back = adapt_kl_coefficient(found, jnp.asarray(1 - kl), 0.01)
+    assert back == (2 * found if kl == 0 else found / 2)
+
+
 class TestMDPO:
     """The example with three actions."""
 

@@ -30,8 +30,10 @@ class OnPolicyConfig(AgentConfig):
         that differ by rounding alone become 0. Static.
       gru_size: Units of a GRU after the dense layers, for tasks that need memory; None for no GRU.
         Static.
-      anneal_learning_rate: Whether the learning rate falls linearly to 0 over the iterations;
-        static.
+      anneal_learning_rate: Whether the learning rate falls linearly to 0 over the iterations of
+        `total_steps`. Iterations past the last one have the rate 0: they go on collecting
+        transitions and statistics, but train nothing except the policy of TRPO, which has a radius
+        in place of a rate. Static.
       value_clip: The `clip` of `trustjax.losses.value_loss`, in units of the value, >= 0; None for
         the plain squared error.
       num_minibatches: Number of minibatches per epoch, >= 1; it divides `num_envs`, or all
@@ -66,19 +68,27 @@ class OnPolicyConfig(AgentConfig):
             "normalize_advantages", self.normalize_advantages, ("batch", "minibatch", "none")
         )
         check_choice("shuffle", self.shuffle, ("environments", "transitions"))
-        among = self.num_envs if self.shuffle == "environments" else self.steps_per_update
-        if among % self.num_minibatches:
-            raise FieldError(
-                "num_minibatches",
-                f"divide the {among} {self.shuffle} of an iteration",
-                self.num_minibatches,
-            )
+        self._check_minibatches()
         if self.shuffle == "transitions" and self.gru_size is not None:
             raise FieldError(
                 "shuffle",
                 "be 'environments' with a GRU, which needs whole sequences in time",
                 "'transitions'",
             )
+
+    def _check_minibatches(self) -> None:
+        among = self.num_envs if self.shuffle == "environments" else self.steps_per_update
+        if among % self.num_minibatches == 0:
+            return
+        advice, all_steps = "", self.steps_per_update
+        if self.gru_size is None and all_steps % self.num_minibatches == 0:
+            advice = f"shuffle='transitions' divides its {all_steps} transitions instead"
+        raise FieldError(
+            "num_minibatches",
+            f"divide the {among} {self.shuffle} of an iteration",
+            self.num_minibatches,
+            advice=advice,
+        )
 
     def check_devices(self, num_devices: int) -> None:
         """See `AgentConfig`."""

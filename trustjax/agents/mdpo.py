@@ -29,15 +29,15 @@ and densities are clipped from below at 1e-6.
 """
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number, is_concrete_number
 from trustjax._sharding import AxisName
 from trustjax.agents import off_policy
 from trustjax.agents.action_samples import ActionSamples, expectation, log_prob_of, sample_actions
@@ -49,6 +49,7 @@ from trustjax.agents.on_policy import OnPolicy, State
 from trustjax.agents.replay import Replayed
 from trustjax.distributions import Categorical, TanhGaussian
 from trustjax.losses import mdpo_actor_loss, mdpo_forward_loss, mdpo_loss, tsallis_log
+from trustjax.models.actor_critic import default_float
 from trustjax.trust import trust_metrics
 
 
@@ -211,7 +212,8 @@ class OffPolicyConfig(SharedConfig):
 
     Attributes:
       policy_steps: Gradient steps between two copies of the old policy (the paper's m), >= 1.
-      step_size: Step size t of the mirror descent step, > 0 and at most 1 / temperature.
+      step_size: Step size t of the mirror descent step, > 0 and at most 1 / temperature. While a
+        learned temperature lambda is above 1 / t, the step in effect is 1 / lambda.
       order: Order q' of the Tsallis divergence and entropy, in [1, 2]; 1 is the KL. Static.
       projection: The KL to the optimum of the step that is minimised: the paper's "reverse", with
         the new policy first, or "forward"; static.
@@ -239,9 +241,11 @@ class OffPolicyConfig(SharedConfig):
         check_number("regularization", self.regularization, at_least=0.0)
         if self.projection == "forward" and self.order != 1:
             raise FieldError("order", "be 1 with projection 'forward'", self.order)
-        if isinstance(self.step_size, int | float) and isinstance(self.temperature, int | float):
-            largest = 1 / self.temperature if self.temperature else math.inf
-            if not self.learn_temperature and self.step_size > largest:
+        numbers = self.step_size, self.temperature
+        if not self.learn_temperature and all(map(is_concrete_number, numbers)):
+            step_size, temperature = (np.asarray(number, np.float64) for number in numbers)
+            if np.any(step_size * temperature > 1 + 1e-6):  # 1e-6: float32 numbers are rounded
+                largest = 1 / np.max(temperature)
                 raise FieldError(
                     "step_size",
                     f"be at most 1 / temperature, {largest:g}, because a larger one repels the "
@@ -262,7 +266,8 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         mean(c log pi + (lambda - c) log pi_k - Q),   c = 1 / t, pi_k copied every m steps
 
     or its Tsallis form, or the forward projection. The critics and the temperature learn as in SAC.
-    MDPO adds the metrics `trust/distance`, `trust/radius` and `trust/used` to those of SAC.
+    MDPO adds the metrics `trust/distance`, `trust/radius`, `trust/used` and `step_size`, the step
+    in effect, to those of SAC.
 
     Source: arXiv:2005.09814, Eq. 4, Section 5 and Algorithm 2.
     """
@@ -292,6 +297,18 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         """The sum of the q-logarithms of all dimensions, as in the authors' code."""
         return jnp.sum(tsallis_log(log_prob, order=self.config.order), -1)
 
+    def step_size(self, learner: off_policy.Learner) -> jax.Array:
+        """The step size in effect, min(t, 1 / lambda), float [].
+
+        Without limits on pi the step goes to log pi = (1 - lambda t) log pi_k + t Q, whose fixed
+        point is Q / lambda. Beyond t = 1 / lambda the weight of log pi_k is negative: the policy is
+        repelled from the old one and overshoots the fixed point. At 1 / lambda the loss is that of
+        SAC, so that a learned temperature goes on controlling the entropy, which it would not if it
+        were capped at 1 / t instead.
+        """
+        first = jnp.asarray(self.config.step_size, default_float())
+        return first / jnp.maximum(self.temperature(learner) * first, 1)
+
     def policy_losses(
         self,
         actor: PyTree,
@@ -306,7 +323,10 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         old = self.distribution(learner.old_actor, batch.observation)
         samples = sample_actions(new, keys, epsilon=self.tanh_epsilon)
         log_prob = expectation(samples, samples.log_prob.sum(-1))
-        weights = {"step_size": config.step_size, "temperature": self.temperature(learner)}
+        weights = {
+            "step_size": self.step_size(learner),
+            "temperature": self.temperature(learner),
+        }
         if config.projection == "reverse":
             losses = expectation(
                 samples,
@@ -345,11 +365,12 @@ class OffPolicyMDPO(off_policy.OffPolicy):
 
         keys_new, keys_old = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         gain = objective(new, keys_new) - objective(old, keys_old)
-        radius = jnp.asarray(self.config.step_size, gain.dtype) * jnp.maximum(gain, 0)
-        distance = self.mean(new.kl_divergence(old))
-        return super().policy_update_metrics(state, batch, keys, before) | trust_metrics(
-            radius, distance
-        )
+        step_size = self.step_size(learner).astype(gain.dtype)
+        return {
+            **super().policy_update_metrics(state, batch, keys, before),
+            **trust_metrics(step_size * jnp.maximum(gain, 0), self.mean(new.kl_divergence(old))),
+            "step_size": step_size,
+        }
 
     def _forward_losses(
         self,
@@ -358,7 +379,7 @@ class OffPolicyMDPO(off_policy.OffPolicy):
         batch: Replayed,
         keys: jax.Array,
         critics: PyTree,
-        weights: dict[str, ArrayLike],
+        weights: dict[str, jax.Array],
     ) -> jax.Array:
         """The forward projection over samples of the old policy, or over all discrete actions."""
         count = 1 if isinstance(old, Categorical) else self.config.num_candidates

@@ -184,9 +184,15 @@ class OnPolicy(Algorithm[State]):
     def make_optimizer(
         self, make: MakeOptimizer, learning_rate: ArrayLike, steps_per_update: int
     ) -> optax.GradientTransformation:
-        """The optimizer with its learning rate, which falls to 0 if it is annealed.
+        """The optimizer with its learning rate, annealed if the configuration says so.
 
-        An annealed rate is constant within each iteration of `steps_per_update` gradient steps.
+        An annealed rate is constant within each iteration of `steps_per_update` gradient steps, and
+        falls with the iterations k:
+
+            rate max(1 - k / K, 0)
+
+        Past the last of the K iterations of `total_steps` it is 0, so that training on from there
+        changes nothing that this optimizer trains.
         """
         if not self.config.anneal_learning_rate:
             return make(learning_rate)
@@ -194,7 +200,8 @@ class OnPolicy(Algorithm[State]):
 
         def schedule(count: ArrayLike) -> jax.Array:
             done = jnp.asarray(count) // steps_per_update / num_updates
-            return jnp.asarray(learning_rate * (1 - done))
+            # Past the end a negative rate would ascend the loss.
+            return jnp.asarray(learning_rate * jnp.maximum(1 - done, 0))
 
         return make(schedule)
 

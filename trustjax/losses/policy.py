@@ -130,6 +130,9 @@ def adapt_kl_coefficient(
     .. math:: \beta / 2 \text{ if } d < d_{targ} / 1.5, \quad
               2 \beta \text{ if } d > 1.5 \, d_{targ}, \quad \text{else } \beta
 
+    The result is kept within [1e-6, 1e6]: at 0 or infinity, which float32 reaches after some 150
+    iterations to one side, doubling and halving would never come back.
+
     Args:
       coefficient: Current weight beta, float [].
       kl: Mean KL d between the policies before and after the update, in nats, float [].
@@ -146,7 +149,7 @@ def adapt_kl_coefficient(
     check_number("target", target, above=0.0)
     target = jnp.asarray(target, kl.dtype)
     adapted = jnp.where(kl > 1.5 * target, 2 * coefficient, coefficient)
-    return jnp.where(kl < target / 1.5, coefficient / 2, adapted)
+    return jnp.clip(jnp.where(kl < target / 1.5, coefficient / 2, adapted), 1e-6, 1e6)
 
 
 def mdpo_loss(
