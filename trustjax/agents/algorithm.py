@@ -18,7 +18,8 @@ from trustjax.agents import rollout as rollouts
 from trustjax.agents.policy import Evaluation, Policy
 from trustjax.agents.rollout import EpisodeStats, Rollout, Runner, Transition
 from trustjax.agents.running_statistics import Statistics, normalized
-from trustjax.envs import Environment, make_once
+from trustjax.envs import Environment, as_environment
+from trustjax.envs.checking import check_environment, check_params
 from trustjax.models.actor_critic import Actor, Carry, check_network, initial_carry
 from trustjax.optim import two_pass_step
 
@@ -133,7 +134,7 @@ class AgentConfig(abc.ABC):
     @property
     def environment(self) -> Environment:
         """The environment itself."""
-        return self.env if isinstance(self.env, Environment) else make_once(self.env)
+        return as_environment(self.env)
 
     def __post_init__(self) -> None:
         """Turns lists, which configuration files have in place of tuples, into tuples."""
@@ -170,8 +171,12 @@ class AgentConfig(abc.ABC):
                 f"be at least num_envs * num_steps, {self.steps_per_update}",
                 self.total_steps,
             )
-        if self.environment.num_actions is None and self.environment.action_low is None:
-            raise FieldError("env", "have either discrete or continuous actions", self.environment)
+        env = self.environment
+        if isinstance(self.env, Environment):
+            check_environment(env, self.env_params)
+        check_params(env, self.env_params)
+        if not isinstance(env.observation_shape, tuple):
+            raise FieldError("env", "have observations that are one array", env.observation_shape)
 
 
 class Algorithm(abc.ABC, Generic[S]):

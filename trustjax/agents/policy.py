@@ -15,7 +15,7 @@ from trustjax._checks import FieldError, check_number
 from trustjax.agents._policy_file import Contents, read, write
 from trustjax.agents.rollout import flatten_observations, to_env_action
 from trustjax.agents.running_statistics import Statistics, normalized
-from trustjax.envs import Environment, make_once
+from trustjax.envs import Environment, as_environment
 from trustjax.models.actor_critic import Actor, Carry, default_float, initial_carry
 
 _STATIC = {"static": True}
@@ -55,7 +55,7 @@ class Policy:
     @property
     def environment(self) -> Environment:
         """The environment itself."""
-        return self.env if isinstance(self.env, Environment) else make_once(self.env)
+        return as_environment(self.env)
 
     def initial_carry(self, batch_shape: Sequence[int] = ()) -> Carry:
         """The carry at the start of an episode; () for a policy without a GRU."""

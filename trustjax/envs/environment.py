@@ -4,6 +4,7 @@ import abc
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Observation = Any
@@ -16,7 +17,8 @@ class Environment(abc.ABC):
     """One environment as pure functions; `jax.vmap` over keys and states makes many of them.
 
     Attributes:
-      name: Full name, such as "gymnax:CartPole-v1".
+      name: Full name, such as "gymnax:CartPole-v1"; for a subclass without one, the name of the
+        class.
       default_params: Pytree of numbers that may differ between calls. Its `max_steps_in_episode` is
         the time limit in steps.
       observation_shape: Shape of one observation.
@@ -30,10 +32,16 @@ class Environment(abc.ABC):
     name: str
     default_params: EnvParams
     observation_shape: tuple[int, ...]
-    num_actions: int | None
+    num_actions: int | None = None
     action_low: np.ndarray | None = None
     action_high: np.ndarray | None = None
     unwrapped: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Names a subclass that has no name after its class."""
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
 
     @abc.abstractmethod
     def reset(self, key: jax.Array, params: EnvParams = None) -> tuple[Observation, EnvState]:
@@ -66,3 +74,11 @@ class Environment(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+
+def example_action(env: Environment) -> jax.Array:
+    """An action of `env` with its shape and dtype, all zeros."""
+    if env.num_actions is not None:
+        return jnp.zeros([], jnp.int32)
+    assert env.action_low is not None
+    return jnp.zeros(env.action_low.shape, jnp.result_type(float))

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from trustjax._checks import FieldError
 from trustjax.envs import brax, gymnax, playground, probe
 from trustjax.envs.arguments import check_arguments, check_known, merged, split_name
 from trustjax.envs.environment import Environment
@@ -40,6 +41,23 @@ def make_once(name: str) -> Environment:
     return make(name)
 
 
+def as_environment(env: str | Environment) -> Environment:
+    """The environment itself, from an object or a name; the same object for the same name.
+
+    Raises ValueError for anything else, with the adapter to use, and like `make` for a bad name.
+    """
+    if isinstance(env, Environment):
+        return env
+    if isinstance(env, str):
+        return make_once(env)
+    raise FieldError(
+        "env",
+        "be the name of an environment or a trustjax.envs.Environment",
+        env if isinstance(env, type) else type(env),
+        advice=next(advice for is_kind, advice in _OTHERS if is_kind(env)),
+    )
+
+
 def names(source: str) -> tuple[str, ...]:
     """Names of the environments of a source, without "SOURCE:".
 
@@ -50,6 +68,21 @@ def names(source: str) -> tuple[str, ...]:
     """
     _check_source(source, source)
     return _SOURCES[source].names()
+
+
+# What to write for an object that is no environment, by the first test that it passes.
+_OTHERS: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda env: isinstance(env, type), "give an object of the class, as in env=Walk()"),
+    (
+        lambda env: hasattr(env, "observation_size") or hasattr(env, "action_size"),
+        'write trustjax.envs.brax.Brax("mine", env=env)',
+    ),
+    (
+        lambda env: hasattr(env, "step_env") and hasattr(env, "default_params"),
+        'register its class, gymnax.register("Mine-v0", Mine), and write env="gymnax:Mine-v0"',
+    ),
+    (lambda env: True, "subclass trustjax.envs.EpisodicEnvironment, which takes plain steps"),
+)
 
 
 class _Source(NamedTuple):

@@ -1,0 +1,176 @@
+"""Checks of environments that are given as objects, before anything is compiled.
+
+The environment's functions are traced once, without computing anything, and their results are
+compared with the interface of `Environment`. An error names the result that is at fault, such as
+"env.step.reward" or "env.step.state['place']".
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trustjax._checks import FieldError, check_number
+from trustjax.envs.environment import Environment, EnvParams, example_action
+
+_RESET = ("observation", "state")
+_STEP = ("observation", "state", "reward", "terminated", "truncated", "info")
+_ADVICE = (
+    "trustjax.envs.EpisodicEnvironment makes all of them from a plain step, and "
+    "trustjax.envs.brax.Brax wraps an environment with brax's interface"
+)
+
+
+def check_environment(env: Environment, params: EnvParams = None) -> None:
+    """Checks that resets and steps return what `Environment` says.
+
+    Args:
+      env: Environment object.
+      params: Parameters to call it with, whose numbers may be traced; None for its defaults.
+
+    Raises:
+      ValueError: A result is missing, or has another structure, shape or dtype than it must have;
+        the result is named.
+    """
+    _check_actions(env)
+    check_params(env, params)
+    if params is None:
+        params = getattr(env, "default_params", None)
+    key = jax.random.key(0)
+
+    def reset(key: jax.Array) -> Any:
+        return unpacked("env.reset", env.reset(key, params), _RESET, advice=_ADVICE)
+
+    def step(key: jax.Array, state: Any) -> tuple[Any, ...]:
+        result = env.step(key, state, example_action(env), params)
+        *values, info = unpacked("env.step", result, _STEP, advice=_ADVICE)
+        if not isinstance(info, Mapping) or "final_observation" not in info:
+            raise FieldError(
+                "env.step.info",
+                "be a dict with final_observation, the observation before any reset",
+                sorted(info) if isinstance(info, Mapping) else type(info).__name__,
+                advice="trustjax.envs.EpisodicEnvironment adds it",
+            )
+        return *values, info["final_observation"]
+
+    before, state = _results("env.reset", reset, key)
+    shape = jax.tree.map(lambda x: tuple(x.shape), before)
+    if getattr(env, "observation_shape", None) != shape:
+        raise FieldError(
+            "env.observation_shape",
+            f"be {shape}, as in env.reset",
+            getattr(env, "observation_shape", "none"),
+        )
+    result = _results("env.step", step, key, state)
+    observation, next_state, reward, terminated, truncated, final_observation = result
+    check_same("env.step.observation", observation, before, "env.reset")
+    check_same("env.step.info['final_observation']", final_observation, before, "env.reset")
+    check_same("env.step.state", next_state, state, "env.reset")
+    _check_strong("env.reset.state", state)
+    _check_strong("env.step.state", next_state)
+    check_reward("env.step.reward", reward)
+    check_flag("env.step.terminated", terminated)
+    check_flag("env.step.truncated", truncated)
+
+
+def check_params(env: Environment, params: EnvParams) -> None:
+    """Raises ValueError unless `params` is None or has the structure of the defaults of `env`."""
+    default = getattr(env, "default_params", None)
+    structure: Any = jax.tree.structure(params)
+    if params is not None and structure != jax.tree.structure(default):
+        raise FieldError("env_params", f"have the structure of {default!r}", repr(params))
+
+
+def unpacked(call: str, result: Any, names: tuple[str, ...], *, advice: str = "") -> Any:
+    """The results of a call; raises ValueError unless they are a tuple with one for each name."""
+    if isinstance(result, tuple | list) and len(result) == len(names):
+        return result
+    is_tuple = isinstance(result, tuple | list)
+    got = f"{len(result)} values" if is_tuple else type(result).__name__
+    raise FieldError(call, f"return ({', '.join(names)})", got, advice=advice)
+
+
+def check_same(name: str, found: Any, expected: Any, source: str) -> None:
+    """Raises ValueError unless both have the same structure, shapes and dtypes.
+
+    `source` says where the expected one comes from. A leaf that differs is named.
+    """
+    structure: Any = jax.tree.structure(expected)
+    if structure != jax.tree.structure(found):
+        raise FieldError(
+            name,
+            f"have the structure that it has in {source}, {_stars(expected)}",
+            _stars(found),
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    for (path, leaf), expected_leaf in zip(leaves, jax.tree.leaves(expected), strict=True):
+        described, required = _described(leaf), _described(expected_leaf)
+        if described != required:
+            where = name + jax.tree_util.keystr(path)
+            raise FieldError(where, f"be {required}, as in {source}", described)
+
+
+def check_reward(name: str, reward: Any) -> None:
+    """Raises ValueError unless the reward is one real number."""
+    is_real = jnp.issubdtype(jnp.result_type(reward), jnp.integer) or jnp.issubdtype(
+        jnp.result_type(reward), jnp.floating
+    )
+    if jnp.shape(reward) or not is_real:
+        raise FieldError(name, "be one number, float []", _described(reward))
+
+
+def check_flag(name: str, flag: Any) -> None:
+    """Raises ValueError unless the flag is bool []."""
+    if jnp.shape(flag) or jnp.result_type(flag) != jnp.bool_:
+        raise FieldError(name, "be bool []", _described(flag), advice="write `done > 0` for 0 or 1")
+
+
+def _results(call: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The shapes and dtypes that a call returns."""
+    try:
+        return jax.eval_shape(function, *args)
+    except TypeError as error:
+        if "not a valid JAX type" not in str(error):
+            raise
+        raise FieldError(call, "return pytrees of arrays alone", str(error)) from error
+
+
+def _check_strong(name: str, state: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if leaf.weak_type:
+            raise FieldError(
+                name + jax.tree_util.keystr(path),
+                "not be weakly typed, or loops are compiled twice",
+                f"a weak {_described(leaf)}",
+                advice=f"give the dtype: jnp.asarray(x, jnp.{leaf.dtype})",
+            )
+
+
+def _check_actions(env: Environment) -> None:
+    bounds = [bound for bound in (env.action_low, env.action_high) if bound is not None]
+    if (env.num_actions is not None) == bool(bounds) or len(bounds) == 1:
+        raise FieldError(
+            "env",
+            "have either discrete or continuous actions, that is num_actions or both action_low "
+            "and action_high",
+            env,
+        )
+    if env.num_actions is not None:
+        check_number("env.num_actions", env.num_actions, at_least=1)
+    elif any(jnp.ndim(bound) != 1 or jnp.shape(bound) != jnp.shape(bounds[0]) for bound in bounds):
+        raise FieldError(
+            "env.action_low and env.action_high",
+            "be float [d]",
+            " and ".join(str(jnp.shape(bound)) for bound in bounds),
+        )
+
+
+def _described(x: Any) -> str:
+    """The dtype and the shape of an array, such as "float32 [3, 2]"."""
+    return f"{jnp.result_type(x)} {list(jnp.shape(x))}"
+
+
+def _stars(tree: Any) -> Any:
+    """The tree with a star for each array, which shows its structure."""
+    return jax.tree.map(lambda _: "*", tree)
