@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -30,6 +31,22 @@ def test_runs_within_three_minutes(path, tmp_path, monkeypatch):
     assert not printed
     found = [len(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
     assert found == stored
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_imported_is_there(path):
+    """The imports of our packages, without the time that the cells take."""
+    notebook = nbformat.read(path, as_version=4)
+    lines = [
+        ast.unparse(statement)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for statement in ast.walk(ast.parse(re.sub(r"^\s*[%!].*", "", cell.source, flags=re.M)))
+        if isinstance(statement, ast.ImportFrom)
+        and (statement.module or "").partition(".")[0] in ("trustjax", "experiments")
+    ]
+    assert lines
+    exec("\n".join(lines), {})
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

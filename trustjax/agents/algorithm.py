@@ -351,6 +351,9 @@ def mask_missing_episodes(metrics: Mapping[str, ArrayLike]) -> dict[str, np.ndar
     return found | {name: np.where(ended, found[name], np.nan) for name in _EPISODES}
 
 
+known = mask_missing_episodes  # its name in earlier versions; deprecated
+
+
 def partition_specs(axis_name: str, batch_axes: int) -> tuple[PartitionSpec, PartitionSpec]:
     """The partition specs of the replicated and of the environment-sharded parts of a state.
 

@@ -31,6 +31,7 @@ from optax.contrib import MuonDimensionNumbers
 from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import reduction_dtype, widened
 from trustjax.optim import _leaves
+from trustjax.optim._auon_brake import brake_excess as brake_excess
 from trustjax.optim._auon_matrix import MatrixRule, matrix_axes, matrix_update, new_average
 from trustjax.optim._leaves import PyTree
 from trustjax.optim.auon_labels import matrix_labels as matrix_labels
