@@ -14,12 +14,16 @@ SHARED = {
     "hidden": (8,), "num_minibatches": 2, "num_epochs": 2, "normalize_observations": True,
     "normalize_rewards": True, "learning_rate": 0.001,
 }  # fmt: skip
-OWN = {"mdpo": {"policy_steps": 3}}
+OWN = {
+    "mdpo": {"policy_steps": 3, "entropy_coefficient": 0.01},
+    "trpo": {"entropy_coefficient": 0.01},
+}
+BY_KL = {"target_kl": 2e-5, "desired_kl": 1e-5, "anneal_learning_rate": False}
 
 
-def trained(algorithm, num_devices, num_updates=10, num_seeds=None):
+def trained(algorithm, num_devices, num_updates=10, num_seeds=None, **options):
     mesh = make_mesh(num_devices)
-    config = small_config(algorithm, **SHARED, **OWN.get(algorithm, {}))
+    config = small_config(algorithm, **SHARED | OWN.get(algorithm, {}) | options)
     init, advance = data_parallel(type(config).agent, config, mesh, num_seeds=num_seeds)
     key = jax.random.key(0)
     state, history = advance(
@@ -53,6 +57,15 @@ def test_eight_devices_equal_one(algorithm, seeds, x64):
     np.testing.assert_allclose(*used, rtol=1e-6)
     check_equal(found, expected)
     assert found[1]["entropy"].shape == ((10,) if seeds is None else (seeds, 10))
+
+
+@pytest.mark.slow
+def test_rates_and_ends_by_the_kl_on_eight_devices(x64):
+    """Every device sees the KL of all, and so takes the same steps."""
+    found, expected = (trained("ppo", number, num_updates=4, **BY_KL) for number in (8, 1))
+    check_equal(found, expected)
+    assert len(set(found[1]["learning_rate"])) > 1
+    assert np.any(found[1]["gradient_steps"] < 4)
 
 
 @pytest.mark.slow

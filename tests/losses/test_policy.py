@@ -12,6 +12,7 @@ import pytest
 from trustjax.distributions import Categorical, DiagonalGaussian
 from trustjax.losses import (
     adapt_kl_coefficient,
+    adapt_learning_rate,
     mdpo_actor_loss,
     mdpo_loss,
     ppo_clip_loss,
@@ -67,6 +68,26 @@ def test_adaptive_kl_comes_back(kl):
     assert 0 < found < np.inf
     back = adapt_kl_coefficient(found, jnp.asarray(1 - kl), 0.01)
     assert back == (2 * found if kl == 0 else found / 2)
+
+
+@pytest.mark.parametrize(
+    ("rate", "kl", "expected"),
+    [
+        (3e-3, 0.021, 2e-3),  # above 2 d: divided by 1.5
+        (3e-3, 0.019, 3e-3),
+        (3e-3, 0.006, 3e-3),
+        (3e-3, 0.004, 4.5e-3),  # below d / 2: multiplied by 1.5
+        (3e-3, 0.0, 3e-3),  # the first minibatch, where the policy is still the old one
+        (1.2e-5, 1.0, 1e-5),  # the bounds
+        (9e-3, 1e-6, 1e-2),
+        (3e-3, np.nan, 3e-3),
+        (3e-3, np.inf, 2e-3),
+    ],
+)
+def test_adaptive_learning_rate(rate, kl, expected):
+    """By hand, at d = 0.01."""
+    found = adapt_learning_rate(jnp.asarray(rate), jnp.asarray(kl), 0.01)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 class TestMDPO:

@@ -39,6 +39,8 @@ class OnPolicyConfig(AgentConfig):
       num_minibatches: Number of minibatches per epoch, >= 1; it divides `num_envs`, or all
         transitions of an iteration, as `shuffle` says. Static.
       num_epochs: Passes over the transitions of an iteration, >= 1; static.
+      entropy_coefficient: Weight of the mean entropy of the policy in nats, which is added to the
+        objective that the policy maximises, >= 0.
       shuffle: How minibatches are drawn. "environments": one of every `num_minibatches`
         neighbouring environments, drawn anew for each epoch and, without a GRU, for each step.
         "transitions": uniformly from all transitions. Static.
@@ -53,6 +55,7 @@ class OnPolicyConfig(AgentConfig):
     value_clip: ArrayLike | None = None
     num_minibatches: int = static(4)
     num_epochs: int = static(4)
+    entropy_coefficient: ArrayLike = 0.0
     shuffle: Literal["environments", "transitions"] = static("environments")
 
     def validate(self) -> None:
@@ -64,6 +67,7 @@ class OnPolicyConfig(AgentConfig):
         check_number("lambda_", self.lambda_, at_least=0.0, at_most=1.0)
         check_number("clip_rewards", self.clip_rewards, above=0.0)
         check_number("value_clip", self.value_clip, at_least=0.0)
+        check_number("entropy_coefficient", self.entropy_coefficient, at_least=0.0)
         check_choice(
             "normalize_advantages", self.normalize_advantages, ("batch", "minibatch", "none")
         )
@@ -108,7 +112,16 @@ class OnPolicyConfig(AgentConfig):
 class OffPolicyConfig(AgentConfig):
     """The fields that all off-policy algorithms add to `AgentConfig`.
 
+    `learning_rate` is that of the policy, and of the critics and the temperature as well where they
+    have none of their own.
+
     Attributes:
+      critic_learning_rate: Learning rate of the critics, > 0; None for `learning_rate`.
+      temperature_learning_rate: Learning rate of a learned temperature, > 0; None for
+        `learning_rate`.
+      reward_scale: Factor on the rewards in the targets of the critics, > 0. The replay and
+        `episode/return` keep the rewards as they are. A larger scale weighs the entropy less, as a
+        temperature divided by it would.
       gradient_steps: Gradient steps after each step of the environments, >= 1. Divided by
         `num_envs` it is the ratio of updates to data. Static.
       batch_size: Transitions in a minibatch, >= 1; static.
@@ -139,6 +152,9 @@ class OffPolicyConfig(AgentConfig):
     orthogonal: bool = static(False)
     optimizer: MakeOptimizer = static(functools.partial(adam, eps=1e-8))
     max_grad_norm: ArrayLike | None = None
+    critic_learning_rate: ArrayLike | None = None
+    temperature_learning_rate: ArrayLike | None = None
+    reward_scale: ArrayLike = 1.0
     gradient_steps: int = static(1)
     batch_size: int = static(256)
     buffer_size: int = static(1_000_000)
@@ -183,10 +199,18 @@ class OffPolicyConfig(AgentConfig):
         for name in ("gradient_steps", "batch_size"):
             check_number(name, getattr(self, name), at_least=1)
         check_number("learning_starts", self.learning_starts, at_least=0)
+        for name in ("critic_learning_rate", "temperature_learning_rate", "reward_scale"):
+            check_number(name, getattr(self, name), above=0.0)
         check_number("target_rate", self.target_rate, above=0.0, at_most=1.0)
         check_number("temperature", self.temperature, at_least=0.0)
         if self.learn_temperature:
             check_number("temperature", self.temperature, above=0.0)
+        elif self.temperature_learning_rate is not None:
+            raise FieldError(
+                "temperature_learning_rate",
+                "be None where the temperature is fixed",
+                self.temperature_learning_rate,
+            )
         check_choice("temperature_form", self.temperature_form, ("log", "exponential"))
         check_choice("actor_critic", self.actor_critic, ("smallest", "first"))
         check_choice("explore", self.explore, ("sample", "mode"))

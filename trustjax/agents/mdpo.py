@@ -62,6 +62,7 @@ class Config(OnPolicyConfig):
     `optimizer` and `learning_rate` apply to both policy and value, which have separate states.
 
     Attributes:
+      value_learning_rate: Learning rate of the value, > 0; None for `learning_rate`.
       policy_steps: Gradient steps of the policy in one iteration (the paper's m), >= 1; static.
       step_size: Step size t_0 of the mirror descent step in the first iteration, > 0.
       anneal_step_size: Whether t_k = t_0 (1 - k / K) falls over the K iterations; otherwise
@@ -72,6 +73,7 @@ class Config(OnPolicyConfig):
 
     num_epochs: int = static(5)
     num_minibatches: int = static(16)
+    value_learning_rate: ArrayLike | None = None
     policy_steps: int = static(10)
     step_size: ArrayLike = 1.0
     anneal_step_size: bool = static(True)
@@ -82,7 +84,8 @@ class Config(OnPolicyConfig):
         super().validate()
         check_whole_batch(self)
         check_number("policy_steps", self.policy_steps, at_least=1)
-        check_number("step_size", self.step_size, above=0.0)
+        for name in ("step_size", "value_learning_rate"):
+            check_number(name, getattr(self, name), above=0.0)
         check_choice("kl", self.kl, ("new_old", "old_new"))
 
     def agent(self, *, axis_name: AxisName | None = None) -> "MDPO":
@@ -107,26 +110,27 @@ class MDPO(OnPolicy):
 
     An iteration takes m gradient steps of the policy on the whole batch, on
 
-        mean(-r A + KL(pi || pi_k) / t_k),   t_k = t_0 max(1 - k / K, 1 / K)
+        mean(-r A + KL(pi || pi_k) / t_k) - c entropy,   t_k = t_0 max(1 - k / K, 1 / K)
 
-    and then fits the value by epochs of minibatches. Without `anneal_step_size`, t_k = t_0
-    throughout. MDPO adds the metrics `loss/value` and `step_size`, which is t_k.
+    where c is `entropy_coefficient`, 0 in the paper, and then fits the value by epochs of
+    minibatches. Without `anneal_step_size`, t_k = t_0 throughout. MDPO adds the metrics
+    `loss/value` and `step_size`, which is t_k.
 
     Source: arXiv:2005.09814, Eq. 5 and Algorithm 1.
     """
 
     config: Config
 
-    def _optimizer(self, steps_per_update: int) -> optax.GradientTransformation:
-        return self.make_optimizer(
-            self.config.optimizer, self.config.learning_rate, steps_per_update
-        )
-
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        config = self.config
+        config, make = self.config, self.config.optimizer
+        rate, value_rate = config.learning_rate, config.value_learning_rate
         return (
-            self._optimizer(config.policy_steps),
-            self._optimizer(config.num_epochs * config.num_minibatches),
+            self.make_optimizer(make, rate, config.policy_steps),
+            self.make_optimizer(
+                make,
+                rate if value_rate is None else value_rate,
+                config.num_epochs * config.num_minibatches,
+            ),
         )
 
     def init_learner(self, params: dict[str, PyTree]) -> Learner:
@@ -157,8 +161,11 @@ class MDPO(OnPolicy):
         )
         update_metrics = self.policy_update_metrics(actor, batch)
         distance = update_metrics[f"kl/{self.config.kl}"]
-        # A loss no higher than at pi_k means KL <= t_k gain.
-        radius = step_size * jnp.maximum(update_metrics["gain"], 0)
+        # A loss no higher than at pi_k means KL <= t_k (gain + c (entropy - entropy of pi_k)).
+        old: Any = batch.old
+        more_entropy = update_metrics["entropy"] - self.mean(old.entropy())
+        gain = update_metrics["gain"] + self.config.entropy_coefficient * more_entropy
+        radius = step_size * jnp.maximum(gain, 0)
         metrics = {
             "loss/value": value_loss,
             "step_size": step_size,
@@ -191,7 +198,7 @@ class MDPO(OnPolicy):
                 new.log_prob(batch.action), batch.log_prob, batch.advantage, kl,
                 step_size=step_size,
             )  # fmt: skip
-            return jnp.mean(losses), None
+            return jnp.mean(losses) - self.entropy_bonus(new), None
 
         def output_fn(params: PyTree, batch: Batch) -> jax.Array:
             return jnp.asarray(self.distributions(params, batch)[0])

@@ -101,7 +101,11 @@ class OffPolicy(Algorithm[State]):
             initial_log_std=config.initial_log_std, log_std_range=config.log_std_range,
         )  # fmt: skip
         self.critic = ActionValue(**self.critic_torso_kwargs, num_actions=self.env.num_actions)
-        self._tx = config.optimizer(config.learning_rate)
+        rate = config.learning_rate
+        self._actor_tx, self._critic_tx, self._temperature_tx = (
+            config.optimizer(rate if own is None else own)
+            for own in (rate, config.critic_learning_rate, config.temperature_learning_rate)
+        )
 
     # What an algorithm implements.
 
@@ -267,9 +271,11 @@ class OffPolicy(Algorithm[State]):
         if self.config.learn_temperature:
             log_temperature = jnp.log(jnp.asarray(self.config.temperature, default_float()))
         return Learner(
-            actor=self._tx.init(params["actor"]),
-            critics=self._tx.init(params["critics"]),
-            temperature=() if log_temperature is None else self._tx.init(log_temperature),
+            actor=self._actor_tx.init(params["actor"]),
+            critics=self._critic_tx.init(params["critics"]),
+            temperature=(
+                () if log_temperature is None else self._temperature_tx.init(log_temperature)
+            ),
             log_temperature=log_temperature,
             target_critics=jax.tree.map(jnp.copy, params["critics"]),
             old_actor=self.init_old_actor(params["actor"]),
@@ -324,7 +330,7 @@ class OffPolicy(Algorithm[State]):
         def output_fn(critics: Sequence[PyTree], batch: Replayed) -> jax.Array:
             return jnp.stack([self._value_of_action(critic, batch) for critic in critics], -1)
 
-        step = self.make_train_step(loss_fn, self._tx, output_fn)
+        step = self.make_train_step(loss_fn, self._critic_tx, output_fn)
         critics, opt_state, loss, value = step(critics, learner.critics, batch)
         state = state._replace(
             params=state.params | {"critics": critics}, learner=learner._replace(critics=opt_state)
@@ -344,7 +350,7 @@ class OffPolicy(Algorithm[State]):
         def output_fn(actor: PyTree, batch: Replayed) -> jax.Array:
             return jnp.asarray(self.distribution(actor, batch.observation)[0])
 
-        step = self.make_train_step(loss_fn, self._tx, output_fn)
+        step = self.make_train_step(loss_fn, self._actor_tx, output_fn)
         actor, opt_state, loss, log_prob = step(state.params["actor"], learner.actor, batch)
         state = state._replace(
             params=state.params | {"actor": actor}, learner=learner._replace(actor=opt_state)
@@ -361,7 +367,7 @@ class OffPolicy(Algorithm[State]):
             losses = temperature_loss(log_temperature, log_prob, target_entropy=target, form=form)
             return jnp.mean(losses), None
 
-        step = self.make_train_step(loss_fn, self._tx)
+        step = self.make_train_step(loss_fn, self._temperature_tx)
         log_temperature, opt_state, _, _ = step(learner.log_temperature, learner.temperature)
         return learner._replace(log_temperature=log_temperature, temperature=opt_state)
 
@@ -386,7 +392,12 @@ class OffPolicy(Algorithm[State]):
         return jax.vmap(lambda one, key: one.sample(key))(distribution, keys)  # type: ignore[no-any-return]
 
     def _sample_batch(self, state: State, key: jax.Array) -> tuple[Replayed, jax.Array]:
-        """A normalised minibatch [batch, ...] and keys [group, 2] to sample actions with."""
+        """A minibatch [batch, ...] and keys [group, 2] to sample actions with.
+
+        Rewards are scaled. Observations before and after a step are normalised with the statistics
+        of this iteration for all networks, the target critics and the old policy included, so that
+        equal weights are equal policies.
+        """
         config = self.config
         keys = replays.group_keys(key, config.num_groups, axis_name=self.axis_name)
         size = config.batch_size // config.num_groups
@@ -396,4 +407,5 @@ class OffPolicy(Algorithm[State]):
         return batch._replace(
             observation=normalize(batch.observation),
             final_observation=normalize(batch.final_observation),
+            reward=batch.reward * jnp.asarray(self.config.reward_scale, batch.reward.dtype),
         ), keys[:, 1:]

@@ -175,6 +175,11 @@ class OnPolicy(Algorithm[State]):
             self.actor, actor_params, batch.observation, batch.is_first, batch.actor_carry
         )[0]
 
+    def entropy_bonus(self, distributions: Any) -> jax.Array:
+        """The weighted mean entropy, [], which an algorithm adds to what its policy maximises."""
+        entropy = jnp.mean(distributions.entropy())
+        return jnp.asarray(self.config.entropy_coefficient * entropy)
+
     def values(self, critic_params: PyTree, batch: Batch) -> jax.Array:
         """The values of the batch's observations."""
         observations, is_first, carry = batch.observation, batch.is_first, batch.critic_carry
@@ -196,14 +201,18 @@ class OnPolicy(Algorithm[State]):
         """
         if not self.config.anneal_learning_rate:
             return make(learning_rate)
-        num_updates = self.config.num_updates
 
         def schedule(count: ArrayLike) -> jax.Array:
-            done = jnp.asarray(count) // steps_per_update / num_updates
-            # Past the end a negative rate would ascend the loss.
-            return jnp.asarray(learning_rate * jnp.maximum(1 - done, 0))
+            return jnp.asarray(self.annealed(learning_rate, jnp.asarray(count) // steps_per_update))
 
         return make(schedule)
+
+    def annealed(self, learning_rate: ArrayLike, iteration: jax.Array) -> ArrayLike:
+        """The learning rate in an iteration; it falls linearly to 0 over them if it is annealed."""
+        if not self.config.anneal_learning_rate:
+            return learning_rate
+        # Past the end a negative rate would ascend the loss.
+        return learning_rate * jnp.maximum(1 - iteration / self.config.num_updates, 0)
 
     def epochs(
         self,

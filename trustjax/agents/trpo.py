@@ -35,7 +35,8 @@ class Config(OnPolicyConfig):
     """The configuration of TRPO.
 
     `optimizer`, `learning_rate`, `num_epochs`, `num_minibatches` and `shuffle` of `OnPolicyConfig`
-    apply to the value alone.
+    apply to the value alone. `entropy_coefficient` adds the entropy to the objective of Eq. 14, for
+    the gradient and for the improvement that the line search asks for; the constraint stays.
 
     Attributes:
       radius: Largest mean KL of one iteration (the paper's delta), in nats, >= 0.
@@ -104,10 +105,11 @@ class TRPO(OnPolicy):
 
     An iteration takes one step of `trustjax.optim.natural_gradient` on the whole batch, to
 
-        maximise mean(r A)   subject to   mean KL(pi_k || pi) <= delta
+        maximise mean(r A) + c entropy   subject to   mean KL(pi_k || pi) <= delta
 
-    and then fits the value by epochs of minibatches. TRPO adds the metrics `loss/value` and
-    `step_fraction`, the fraction of the full step that the line search accepted.
+    where c is `entropy_coefficient`, 0 in the paper, and then fits the value by epochs of
+    minibatches. TRPO adds the metrics `loss/value` and `step_fraction`, the fraction of the full
+    step that the line search accepted.
 
     Source: arXiv:1502.05477, Eq. 14 and Appendix C.
     """
@@ -134,8 +136,9 @@ class TRPO(OnPolicy):
 
         # Objective and constraint of Eq. 14, the objective with its sign turned.
         def loss_fn(params: PyTree) -> jax.Array:
-            log_prob = self.distributions(params, batch).log_prob(batch.action)
-            return -jnp.mean(trpo_surrogate(log_prob, batch.log_prob, batch.advantage))
+            new = self.distributions(params, batch)
+            surrogate = trpo_surrogate(new.log_prob(batch.action), batch.log_prob, batch.advantage)
+            return -jnp.mean(surrogate) - self.entropy_bonus(new)
 
         def divergence_fn(params: PyTree) -> jax.Array:
             return jnp.mean(batch.old.kl_divergence(self.distributions(params, batch)))

@@ -14,6 +14,7 @@ from trustjax.losses.off_policy import sac_critic_loss as sac_critic_loss
 from trustjax.losses.off_policy import temperature_loss as temperature_loss
 from trustjax.losses.off_policy import tsallis_log as tsallis_log
 from trustjax.losses.policy import adapt_kl_coefficient as adapt_kl_coefficient
+from trustjax.losses.policy import adapt_learning_rate as adapt_learning_rate
 from trustjax.losses.policy import mdpo_loss as mdpo_loss
 from trustjax.losses.policy import ppo_clip_loss as ppo_clip_loss
 from trustjax.losses.policy import ppo_kl_loss as ppo_kl_loss

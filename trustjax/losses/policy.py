@@ -152,6 +152,46 @@ def adapt_kl_coefficient(
     return jnp.clip(jnp.where(kl < target / 1.5, coefficient / 2, adapted), 1e-6, 1e6)
 
 
+def adapt_learning_rate(
+    learning_rate: jax.Array,
+    kl: jax.Array,
+    target: jax.typing.ArrayLike,
+    *,
+    lowest: jax.typing.ArrayLike = 1e-5,
+    highest: jax.typing.ArrayLike = 1e-2,
+) -> jax.Array:
+    r"""The learning rate that follows the KL from the policy of the rollout.
+
+    .. math:: \max(\eta / 1.5, \eta_{min}) \text{ if } d > 2 \, d_{targ}, \quad
+              \min(1.5 \, \eta, \eta_{max}) \text{ if } 0 < d < d_{targ} / 2, \quad
+              \text{else } \eta
+
+    Args:
+      learning_rate: Current learning rate eta, float [].
+      kl: Mean KL(pi_k || pi) d of the policy from the one of the rollout, in nats, float []. A KL
+        of 0, that of the first minibatch, changes nothing.
+      target: Target d_targ of the mean KL, in nats, > 0.
+      lowest: Bound below which the rate does not fall, > 0.
+      highest: Bound above which the rate does not rise, > 0.
+
+    Returns:
+      The next learning rate, [] in the dtype of `learning_rate`.
+
+    Raises:
+      ValueError: `target`, `lowest` or `highest` is not > 0.
+
+    Source: the schedule "adaptive" of RSL-RL, arXiv:2509.10771, and `ADAPTIVE_KL` of brax.
+    """
+    for name, number in (("target", target), ("lowest", lowest), ("highest", highest)):
+        check_number(name, number, above=0.0)
+    target = jnp.asarray(target, kl.dtype)
+    lowest, highest = (jnp.asarray(bound, learning_rate.dtype) for bound in (lowest, highest))
+    slower = jnp.maximum(learning_rate / 1.5, lowest)
+    faster = jnp.minimum(learning_rate * 1.5, highest)
+    adapted = jnp.where(kl > 2 * target, slower, learning_rate)
+    return jnp.where((kl > 0) & (kl < target / 2), faster, adapted)
+
+
 def mdpo_loss(
     log_prob: jax.Array,
     old_log_prob: jax.Array,
