@@ -46,6 +46,7 @@ _TITLES = {
     "entropy": "Entropy of the policy",
     "episode/return": "Return in training",
     "episode/length": "Episode length in training",
+    "evaluation/return": "Return without noise",
     "final/return": "Final return without noise",
     "final/training_return": "Final return in training",
 }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,9 +16,17 @@ from experiments.optimizers import Optimizer
 from experiments.runtime.task import Diverged, Summary
 from experiments.tasks.search import Grid, Measure, Search, label
 from experiments.trackers import Row
-from trustjax._checks import FieldError, InputError
-from trustjax.agents import AgentConfig, data_parallel, select_seed
+from trustjax._checks import FieldError, InputError, check_count
+from trustjax.agents import (
+    AgentConfig,
+    Best,
+    data_parallel,
+    evaluate_and_keep_best,
+    initial_best,
+    select_seed,
+)
 from trustjax.agents.algorithm import mask_missing_episodes
+from trustjax.agents.training import EVALUATION
 from trustjax.envs import make
 from trustjax.parallel import make_mesh
 from trustjax.trust import means_of_trust
@@ -51,7 +59,10 @@ class Reinforcement:
       total_steps: Steps of one seed in all its environments together.
       steps_per_chunk: Steps in one compiled call, rounded to whole iterations. Metrics are written
         after it, with a row for each iteration.
-      evaluation_episodes: Episodes at the end of training, without noise in the actions.
+      evaluation_episodes: Episodes of an evaluation, without noise in the actions. There is always
+        one at the end of training.
+      evaluation_every: Steps between two evaluations during training, after which the best policy
+        so far is kept; each falls on the end of a chunk. None for no evaluation during training.
       mesh: Devices that share the environments; None for one device.
       grid: Values to try by agent and number of its Config, to search for hyperparameters; see
         `Search`. None to train every agent as it is configured.
@@ -67,6 +78,7 @@ class Reinforcement:
     total_steps: int
     steps_per_chunk: int
     evaluation_episodes: int
+    evaluation_every: int | None = None
     mesh: Mesh | None = None
     grid: Grid | None = None
 
@@ -75,6 +87,7 @@ class Reinforcement:
         for name in ("num_seeds", "total_steps", "steps_per_chunk", "evaluation_episodes"):
             if getattr(self, name) < 1:
                 raise FieldError(name, "be >= 1", getattr(self, name))
+        check_count("evaluation_every", self.evaluation_every, at_least=1)
         try:
             make(self.env)
         except ValueError as error:
@@ -124,6 +137,7 @@ class Reinforcement:
             lanes_compete=self.search is not None,
             chunk=self.steps_per_chunk,
             evaluation_episodes=self.evaluation_episodes,
+            evaluation_every=self.evaluation_every,
             mesh=self.mesh or make_mesh(num_devices=1),
         )
 
@@ -174,6 +188,18 @@ class Reinforcement:
         reinforcement_report.plot(rows, list(self.only or self.agents), self.env, folder)
 
 
+class Evaluated(NamedTuple):
+    """The state of a stage that is evaluated during training.
+
+    Attributes:
+      training: States of the agent, of all lanes.
+      best: The best policy of each lane so far.
+    """
+
+    training: Any
+    best: Best
+
+
 @dataclass(frozen=True, eq=False)
 class Training:
     """The stage of one agent; a step is one step of one environment.
@@ -188,7 +214,9 @@ class Training:
       labels: First columns of the rows of each lane, its seed among them.
       lanes_compete: Whether a lane may diverge as long as another one does not, as in a search.
       chunk: Steps of one call of `advance` before they are rounded to whole iterations.
-      evaluation_episodes: Episodes of the final evaluation.
+      evaluation_episodes: Episodes of an evaluation.
+      evaluation_every: Steps between two evaluations during training, which make the state an
+        `Evaluated`; None for no evaluation before the end, and the states of the agent alone.
       mesh: Devices that share the environments.
     """
 
@@ -201,6 +229,7 @@ class Training:
     lanes_compete: bool
     chunk: int
     evaluation_episodes: int
+    evaluation_every: int | None
     mesh: Mesh
 
     @property
@@ -229,7 +258,10 @@ class Training:
         """All lanes before the first iteration that learns."""
         del final
         init, _ = self._programs
-        return init(self._keys(jax.random.key(self.seed)))
+        state = init(self._keys(jax.random.key(self.seed)))
+        if self.evaluation_every is None:
+            return state
+        return Evaluated(state, jax.jit(jax.vmap(initial_best))(state))
 
     def batches(self) -> None:
         """There is no data."""
@@ -237,8 +269,18 @@ class Training:
     def advance(
         self, state: Any, batches: None, step: int, num_steps: int
     ) -> tuple[Any, list[Row]]:
-        """One row for each lane and iteration, or for a few iterations where there are many."""
+        """One row for each lane and iteration, or for a few iterations where there are many.
+
+        The last row of a lane has `evaluation/return` and `evaluation/length` where one is due.
+        """
         del batches
+        if isinstance(state, Evaluated):
+            training, rows = self._advance(state.training, step, num_steps)
+            state = state._replace(training=training)
+            return self._evaluated(state, rows) if self._is_due(step, num_steps) else (state, rows)
+        return self._advance(state, step, num_steps)
+
+    def _advance(self, state: Any, step: int, num_steps: int) -> tuple[Any, list[Row]]:
         _, advance = self._programs
         size = self.config.steps_per_update
         start = step or self.config.first_update * size  # whose steps `init` has taken
@@ -265,6 +307,7 @@ class Training:
 
         A lane that has diverged has none.
         """
+        state = _training(state)
         key = jax.random.fold_in(jax.random.key(self.seed), 1)  # 1: not the keys of the training
         returns, lengths = self._evaluate(state, self._keys(key))
         training = mask_missing_episodes(state.episodes)["episode/return"]
@@ -284,17 +327,23 @@ class Training:
 
     def learned(self, state: Any) -> Any:
         """The parameters of all networks and lanes; of none where a lane may diverge."""
-        return () if self.lanes_compete else state.params
+        return () if self.lanes_compete else _training(state).params
 
     def save(self, state: Any, folder: Path) -> None:
-        """Writes the policy of every seed to policies/NAME/seed_N.npz; none of a search."""
+        """Writes the policy of every seed to policies/NAME/seed_N.npz; none of a search.
+
+        The best one in the evaluations during training is in seed_N_best.npz.
+        """
         if self.lanes_compete:
             return
         agent = self.config.agent()
         own = folder / "policies" / self.name
         own.mkdir(parents=True, exist_ok=True)
         for lane, seed in enumerate(self.seed_index):
-            agent.policy(select_seed(state, lane)).save(own / f"seed_{seed}.npz")
+            agent.policy(select_seed(_training(state), lane)).save(own / f"seed_{seed}.npz")
+            if isinstance(state, Evaluated):
+                best: Any = select_seed(state.best, lane)
+                agent.policy(best).save(own / f"seed_{seed}_best.npz")
 
     def _keys(self, key: jax.Array) -> jax.Array:
         """The key of every lane; lanes of one seed share it."""
@@ -315,6 +364,33 @@ class Training:
         )
         return jax.jit(jax.vmap(evaluate))
 
+    def _is_due(self, step: int, num_steps: int) -> bool:
+        """Whether a multiple of `evaluation_every`, or the end, is in the steps of a chunk."""
+        end, every = step + num_steps, self.evaluation_every or self.num_steps
+        return end == self.num_steps or end // every > step // every
+
+    def _evaluated(self, state: Evaluated, rows: list[Row]) -> tuple[Evaluated, list[Row]]:
+        """The state with the best policies, and the rows with the evaluation in the last ones."""
+        keys = self._keys(jax.random.fold_in(jax.random.key(self.seed), EVALUATION))
+        best, found = self._keep_best(state.training, state.best, keys)
+        last = rows[-len(self.labels) :]
+        for name, values in found.items():
+            for row, value in zip(last, np.asarray(values, np.float64), strict=True):
+                if np.isfinite(value):  # it may not be in a lane that has diverged
+                    row[name] = float(value)
+        return state._replace(best=best), rows
+
+    @functools.cached_property
+    def _keep_best(self) -> Any:
+        agent, num_episodes = self.config.agent(), self.evaluation_episodes
+        return jax.jit(
+            jax.vmap(
+                lambda state, best, key: evaluate_and_keep_best(
+                    agent, state, best, key, num_episodes
+                )
+            )
+        )
+
     def _healthy(self, columns: Mapping[str, np.ndarray], step: int) -> np.ndarray:
         """Whether the metrics of each lane are finite: bool [lane].
 
@@ -334,6 +410,11 @@ class Training:
         if first and not (self.lanes_compete and healthy.any()):
             raise Diverged(first)
         return healthy
+
+
+def _training(state: Any) -> Any:
+    """The states of the agent in the state of a stage."""
+    return state.training if isinstance(state, Evaluated) else state
 
 
 def _whole(params: Any) -> np.ndarray:

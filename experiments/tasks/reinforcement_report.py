@@ -59,9 +59,11 @@ def plot(rows: Sequence[Row], names: Sequence[str], env: str, folder: Path) -> N
         settings = {"xlabel": "steps", **plots.metric_settings(metric)}
         return plots.Panel(title, plots.curves(rows, names, metric), settings)
 
-    returns = panel("episode/return", f"{env}: return in training")
-    plots.plot_bands([returns], names, folder / "learning_curves.png")
     known = {name for row in rows for name in row}  # SAC has no radius
+    returns = [panel("episode/return", f"{env}: return in training")]
+    if "evaluation/return" in known:
+        returns.append(panel("evaluation/return", f"{env}: return without noise"))
+    plots.plot_bands(returns, names, folder / "learning_curves.png")
     metrics = [m for m in ("kl/new_old", "trust/used", "entropy") if m in known]
     contents = [panel(metric, plots.metric_title(metric)) for metric in metrics]
     plots.plot_bands(contents, names, folder / "trust_region.png")

@@ -30,6 +30,7 @@ TINY = (
     "task.agents.ppo.learning_rate=0.03",
     "checkpoint.every=512",
 )
+EVALUATED = (*TINY, "task.evaluation_every=400")  # at the ends of the chunks in which it falls
 TINY_REPLAY = (
     "+exp=mdpo_vs_sac",
     "env.name=probe:continuous",
@@ -71,7 +72,7 @@ def call(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
     """The reward of the probe is that of the action: fails with the advantage's sign flipped."""
-    assert call(*TINY, "hydra.run.dir=run") == 0
+    assert call(*EVALUATED, "hydra.run.dir=run") == 0
     assert "probe:action, 1024 steps" in capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "summary.json").read_text())["result"]["ppo"]
     assert found["final/return"]["seeds"] == [1.0, 1.0]
@@ -80,8 +81,11 @@ def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
     trained = [(row["step"], row["seed"]) for row in rows if "time/seconds" in row]
     assert trained == [(128 * i, seed) for i in range(1, 9) for seed in range(2)]  # iterations
     assert {"trust/radius", "trust/distance", "trust/used", "kl/new_old"} <= set(rows[0])
-    for seed in range(2):
-        policy = load_policy(tmp_path / "run" / "policies" / "ppo" / f"seed_{seed}.npz")
+    evaluated = [(row["step"], row["seed"]) for row in rows if "evaluation/return" in row]
+    assert evaluated == [(step, seed) for step in (512, 1024) for seed in range(2)]
+    assert [row["evaluation/return"] for row in rows if row.get("step") == 1024] == [1, 1]
+    for name in ("seed_0", "seed_1", "seed_0_best", "seed_1_best"):
+        policy = load_policy(tmp_path / "run" / "policies" / "ppo" / f"{name}.npz")
         shape = policy.environment.observation_shape
         action, _ = policy.act(np.ones(shape), jax.random.key(0), deterministic=True)
         assert action == 1
@@ -90,10 +94,14 @@ def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("tiny", "agent"), [(TINY, "ppo"), pytest.param(TINY_REPLAY, "mdpo", marks=pytest.mark.slow)]
+    ("tiny", "agent"),
+    [(EVALUATED, "ppo"), pytest.param(TINY_REPLAY, "mdpo", marks=pytest.mark.slow)],
 )
 def test_resume_gives_the_same_numbers(call, tmp_path, monkeypatch, capsys, tiny, agent):
-    """A run that was cut off goes on with the same bits: keys, environments, replay are saved."""
+    """A run that was cut off goes on with the same bits.
+
+    Keys, environments, the replay and the best policy are saved.
+    """
     assert call(*tiny, "hydra.run.dir=whole") == 0
     advance = Training.advance
 
@@ -115,6 +123,15 @@ def test_resume_gives_the_same_numbers(call, tmp_path, monkeypatch, capsys, tiny
         for name in ("whole", "cut")
     )
     assert whole == cut
+    policies = {
+        name: {
+            path.name: path.read_bytes()
+            for path in (tmp_path / name / "policies" / agent).glob("*.npz")
+        }
+        for name in ("whole", "cut")
+    }
+    assert len(policies["whole"]) == (4 if tiny is EVALUATED else 2)  # with the best ones
+    assert policies["whole"] == policies["cut"]
 
 
 def task(**changes):

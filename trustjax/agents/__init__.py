@@ -19,6 +19,10 @@ from trustjax.agents.policy import Policy as Policy
 from trustjax.agents.policy import load_policy as load_policy
 from trustjax.agents.ppo import PPO as PPO
 from trustjax.agents.sac import SAC as SAC
+from trustjax.agents.training import Best as Best
 from trustjax.agents.training import data_parallel as data_parallel
+from trustjax.agents.training import evaluate_and_keep_best as evaluate_and_keep_best
+from trustjax.agents.training import initial_best as initial_best
 from trustjax.agents.training import train_in_chunks as train_in_chunks
+from trustjax.agents.training import train_with_evaluations as train_with_evaluations
 from trustjax.agents.trpo import TRPO as TRPO

@@ -36,6 +36,7 @@ class TrainState(Protocol):
       params: Variables of the networks, {"actor": ..., ...}.
       runner: The environments.
       observations: Running statistics of the observations; None if they are not normalised.
+      iteration: Number of iterations done so far, int32 [].
       episodes: Mean return and length from the last iteration in which an episode ended; 0 before.
     """
 
@@ -45,6 +46,8 @@ class TrainState(Protocol):
     def runner(self) -> Runner: ...  # noqa: D102
     @property
     def observations(self) -> Statistics | None: ...  # noqa: D102
+    @property
+    def iteration(self) -> jax.Array: ...  # noqa: D102
     @property
     def episodes(self) -> Metrics: ...  # noqa: D102
 

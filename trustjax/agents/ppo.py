@@ -85,17 +85,29 @@ class Config(OnPolicyConfig):
 
 
 class Learner(NamedTuple):
-    """The optimizer state of PPO, and the numbers that adapt.
+    """The optimizer state and the adaptive coefficient of PPO.
 
     Attributes:
       opt_state: Optimizer state of policy and value together.
       kl_coefficient: Current weight beta of the KL, float [].
-      learning_rate: Current learning rate, float []; None unless it adapts to `desired_kl`.
     """
 
     opt_state: optax.OptState
     kl_coefficient: jax.Array
-    learning_rate: jax.Array | None = None
+
+
+class AdaptiveLearner(NamedTuple):
+    """The same with `desired_kl`; apart, because a checkpoint has every field, even None.
+
+    Attributes:
+      opt_state: Optimizer state of policy and value together.
+      kl_coefficient: Current weight beta of the KL, float [].
+      learning_rate: Current learning rate, float [].
+    """
+
+    opt_state: optax.OptState
+    kl_coefficient: jax.Array
+    learning_rate: jax.Array
 
 
 class _Progress(NamedTuple):
@@ -141,30 +153,31 @@ class PPO(OnPolicy):
         steps = config.num_epochs * config.num_minibatches
         return self.make_optimizer(config.optimizer, config.learning_rate, steps)
 
-    def _learning_rate(self, learner: Learner, iteration: jax.Array) -> ArrayLike | None:
+    def _learning_rate(
+        self, learner: Learner | AdaptiveLearner, iteration: jax.Array
+    ) -> ArrayLike | None:
         """The rate of an iteration's first step; None where the optimizer's own schedule has it."""
-        if self.config.desired_kl is not None:
+        if isinstance(learner, AdaptiveLearner):
             return learner.learning_rate
         if self.config.target_kl is None:
             return None
         # The schedule counts steps, of which an iteration that ends early takes fewer.
         return self.annealed(self.config.learning_rate, iteration)
 
-    def init_learner(self, params: dict[str, PyTree]) -> Learner:
+    def init_learner(self, params: dict[str, PyTree]) -> Learner | AdaptiveLearner:
         """The first optimizer state, and the first values of the numbers that adapt."""
         config, dtype = self.config, jnp.zeros([]).dtype
-        adapts = config.desired_kl is not None
-        learner = Learner(
-            opt_state=(),
-            kl_coefficient=jnp.asarray(config.kl_coefficient, dtype),
-            learning_rate=jnp.asarray(config.learning_rate, dtype) if adapts else None,
-        )
-        tx = self._optimizer(self._learning_rate(learner, jnp.zeros([], jnp.int32)))
-        return learner._replace(opt_state=tx.init(params))
+        beta = jnp.asarray(config.kl_coefficient, dtype)
+        rate = jnp.asarray(config.learning_rate, dtype)
+        scheduled = config.target_kl is None and config.desired_kl is None
+        opt_state = self._optimizer(None if scheduled else rate).init(params)
+        if config.desired_kl is None:
+            return Learner(opt_state, beta)
+        return AdaptiveLearner(opt_state, beta, rate)
 
     def learn(
         self, state: State, batch: Batch, key: jax.Array
-    ) -> tuple[dict[str, PyTree], Learner, Metrics]:
+    ) -> tuple[dict[str, PyTree], Learner | AdaptiveLearner, Metrics]:
         """Takes epochs of minibatch steps on Eq. 9, and adapts the coefficient of the KL."""
         config, learner = self.config, state.learner
         beta = learner.kl_coefficient
@@ -203,10 +216,10 @@ class PPO(OnPolicy):
             radius, distance = jnp.asarray(config.kl_target), update_metrics["kl/old_new"]
         metrics = update_metrics | last_losses | trust_metrics(radius, distance)
         metrics["kl_coefficient"] = beta
-        learner = Learner(progress.opt_state, beta)
-        if config.desired_kl is not None:
-            learner = learner._replace(learning_rate=progress.learning_rate)
-            metrics["learning_rate"] = learner.learning_rate
+        learner = learner._replace(opt_state=progress.opt_state, kl_coefficient=beta)
+        if isinstance(learner, AdaptiveLearner):
+            metrics["learning_rate"] = jnp.asarray(progress.learning_rate)
+            learner = learner._replace(learning_rate=metrics["learning_rate"])
         if progress.gradient_steps is not None:
             metrics["gradient_steps"] = progress.gradient_steps
         return params, learner, metrics

@@ -1,9 +1,9 @@
-"""Training in compiled chunks of iterations with callbacks between them, or on several devices."""
+"""Training with callbacks or evaluations between chunks of iterations, or on several devices."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,126 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from trustjax._checks import check_number
-from trustjax.agents.algorithm import Algorithm, Metrics, S
+from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, S
+from trustjax.agents.running_statistics import Statistics
 
 Callback = Callable[[Any, Metrics], bool | None]
+
+# Folded into the key of a training it gives that of the evaluations; no split has such an index.
+EVALUATION = 2**31
+
+
+class Best(NamedTuple):
+    """The policy with the highest mean return so far, as the part of a state that acts.
+
+    An agent takes it for a state: `agent.policy(best)`, `agent.act(best, ...)`.
+
+    Attributes:
+      params: Variables of the policy, {"actor": ...}.
+      observations: Statistics that normalise its observations; None if they are not normalised.
+      mean_return: Its mean return, float []; -inf before the first evaluation.
+    """
+
+    params: dict[str, PyTree]
+    observations: Statistics | None
+    mean_return: jax.Array
+
+
+def initial_best(state: Any) -> Best:
+    """A copy of the policy of a first state, which any evaluation exceeds."""
+    actor, observations = jax.tree.map(jnp.copy, (state.params["actor"], state.observations))
+    return Best({"actor": actor}, observations, jnp.full([], -jnp.inf))
+
+
+def evaluate_and_keep_best(
+    agent: Algorithm[S], state: S, best: Best, key: jax.Array, num_episodes: int
+) -> tuple[Best, Metrics]:
+    """The better one of a state's policy and `best`, and the evaluation of that policy.
+
+    Args:
+      agent: The algorithm.
+      state: State whose policy plays, without noise in its actions.
+      best: The best policy so far, which stays unless the mean return is higher than its own. A
+        return that is NaN is not.
+      key: Random key of the episodes. With the same key all evaluations begin from the same states,
+        so that their differences are those of the policies.
+      num_episodes: Number of episodes, >= 1.
+
+    Returns:
+      The best policy, and the means `evaluation/return` and `evaluation/length`, [].
+    """
+    found = agent.evaluate(state, key, num_episodes)
+    mean_return = jnp.mean(found.returns).astype(best.mean_return.dtype)
+    own = Best({"actor": state.params["actor"]}, state.observations, mean_return)
+    better = mean_return > best.mean_return
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), own, best)
+    return best, {
+        "evaluation/return": mean_return,
+        "evaluation/length": jnp.mean(found.lengths.astype(mean_return.dtype)),
+    }
+
+
+def train_with_evaluations(
+    agent: Algorithm[S], key: jax.Array, *, updates_per_evaluation: int, num_episodes: int
+) -> tuple[S, Metrics, Best]:
+    """`agent.train(key)` with evaluations on the way, and the best policy that they found.
+
+    A pure function of the key, which `jax.jit` compiles as a whole and `jax.vmap` maps over seeds.
+    The training is the same as without evaluations, whose episodes have keys of their own.
+
+    Args:
+      agent: Algorithm, such as PPO, TRPO, MDPO or SAC.
+      key: Random key of the whole training.
+      updates_per_evaluation: Iterations between two evaluations, >= 1. There is always one after
+        the last iteration.
+      num_episodes: Episodes of each evaluation, >= 1, played without noise in the actions. All
+        evaluations of a training begin from the same states.
+
+    Returns:
+      The last state.
+      The metrics of `train`, [iterations], with `evaluation/return`, `evaluation/length`, and
+      `evaluation/steps`, the steps of all environments together so far, int32; [evaluations].
+      The policy with the highest mean return; the earliest one if several have it.
+
+    Raises:
+      ValueError: `updates_per_evaluation` or `num_episodes` < 1.
+
+    >>> import jax
+    >>> from trustjax.agents import ppo
+    >>> agent = ppo.PPO(ppo.Config(total_steps=3 * 64 * 128, hidden=(8,)))
+    >>> def train(key):
+    ...     return train_with_evaluations(agent, key, updates_per_evaluation=2, num_episodes=4)
+    >>> state, history, best = jax.jit(train)(jax.random.key(0))
+    >>> history["evaluation/steps"].tolist()
+    [16384, 24576]
+    >>> bool(best.mean_return == history["evaluation/return"].max())
+    True
+    >>> policy = agent.policy(best)
+    """
+    check_number("updates_per_evaluation", updates_per_evaluation, at_least=1)
+    check_number("num_episodes", num_episodes, at_least=1)
+    config, key_play = agent.config, jax.random.fold_in(key, EVALUATION)
+
+    def stretch(carry: tuple[S, Best], num_updates: int) -> tuple[tuple[S, Best], Any]:
+        state, history = agent.advance(carry[0], num_updates)
+        best, found = evaluate_and_keep_best(agent, state, carry[1], key_play, num_episodes)
+        found["evaluation/steps"] = state.iteration * config.steps_per_update
+        return (state, best), (history, found)
+
+    state = agent.init(key)
+    whole, rest = divmod(config.num_updates - config.first_update, updates_per_evaluation)
+    carry, (history, found) = jax.lax.scan(
+        lambda carry, _: stretch(carry, updates_per_evaluation),
+        (state, initial_best(state)), length=whole,
+    )  # fmt: skip
+    history = jax.tree.map(lambda x: x.reshape(-1), history)
+    if rest:
+        carry, (last_history, last) = stretch(carry, rest)
+        last = jax.tree.map(lambda x: x[None], last)
+        history, found = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts), (history, found), (last_history, last)
+        )
+    return carry[0], history | found, carry[1]
 
 
 def train_in_chunks(
