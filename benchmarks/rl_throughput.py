@@ -47,6 +47,8 @@ TASKS = {
     "inverted_pendulum": (200_000, 500.0, 1_600_000),
     "hopper": (200_000, 450.0, 1_600_000),
 }
+# The pendulum is not Markov on the spring backend; see docs/environments.md.
+BACKENDS = {"inverted_pendulum": "generalized", "hopper": "spring"}
 
 
 class Programs:
@@ -134,9 +136,11 @@ def brax(programs: Programs, rounds: int) -> Numbers:
     for task, (steps, _, _) in TASKS.items():
         shared = ["--steps", str(steps), "--num-envs", "256"]
         found[task] = rows(take_turns({
-            "trustjax": programs.ours(*shared, "--repeat", "1", "--environment", _spring(task),
+            "trustjax": programs.ours(*shared, "--repeat", "1", "--environment", _like_brax(task),
                                       "--set", *BRAX_SIZES),
-            "brax": programs.peer("brax", *shared, "--environment", task),
+            "brax": programs.peer(
+                "brax", *shared, "--environment", task, "--backend", BACKENDS[task]
+            ),
         }, rounds))  # fmt: skip
     return found
 
@@ -150,12 +154,13 @@ def target(programs: Programs, rounds: int) -> Numbers:
     for task, (_, wanted, most) in TASKS.items():
         each = take_turns({
             "trustjax": programs.ours(
-                "--environment", _spring(task), "--steps", str(most), "--num-envs", "64",
+                "--environment", _like_brax(task), "--steps", str(most), "--num-envs", "64",
                 "--repeat", "0", "--target", str(wanted), "--set", "num_steps=32", *DETAILS,
                 "num_epochs=10", "num_minibatches=16", "learning_rate=1e-3",
             ),
             "brax": programs.peer(
-                "brax", "--environment", task, "--steps", str(most), "--num-envs", "256",
+                "brax", "--environment", task, "--backend", BACKENDS[task], "--steps", str(most),
+                "--num-envs", "256",
                 "--epochs", "78", "--target", str(wanted),
             ),
         }, rounds)  # fmt: skip
@@ -210,7 +215,7 @@ def sac_brax(programs: Programs, rounds: int) -> Numbers:
     shared = ["--steps", "40000", "--num-envs", "8"]
     return rows(take_turns({
         "trustjax": programs.ours(
-            "--agent", "sac", *shared, "--environment", _spring("inverted_pendulum"),
+            "--agent", "sac", *shared, "--environment", _like_brax("inverted_pendulum"),
             "--evaluate", "32", "--deterministic", "--repeat", "1", "--set", *SAC_SIZES,
             "batch_size=128", "gradient_steps=8", "learning_starts=5000", "num_steps=25",
             "target_entropy=-0.5",
@@ -236,8 +241,9 @@ def shuffle(programs: Programs, rounds: int) -> Numbers:
     return found
 
 
-def _spring(task: str) -> str:
-    return f"brax:{task}?backend=spring"
+def _like_brax(task: str) -> str:
+    """The environment as brax's own wrappers have it, which return to the first state."""
+    return f"brax:{task}?backend={BACKENDS[task]}&fresh_resets=False"
 
 
 QUESTIONS = {

@@ -75,14 +75,16 @@ def play(
     @jax.jit
     def steps(key: jax.Array) -> Any:
         key_reset, key_steps = jax.random.split(key)
-        observation, state = env.reset(key_reset)
+        observation, state = env.reset(key_reset, policy.env_params)
+        if env.draws_starts:  # only one episode is shown, which needs no reset in every step
+            state = env.draw_start(key_reset, state, policy.env_params)
 
         def step(carry: Any, key: jax.Array) -> Any:
             observation, state, memory = carry
             key_act, key_step = jax.random.split(key)
             action, memory = policy.act(observation, key_act, memory, deterministic=deterministic)
             after, next_state, reward, terminated, truncated, info = env.step(
-                key_step, state, action
+                key_step, state, action, policy.env_params
             )
             ended = terminated | truncated
             poses = state.now.pipeline_state.x if bodies else None

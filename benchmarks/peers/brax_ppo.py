@@ -1,13 +1,12 @@
 """Times brax.training's PPO in the environment that `build.sh brax` makes; prints one line of JSON.
 
 python brax_ppo.py --environment inverted_pendulum --steps 500000 --num-envs 256
-    [--seed N] [--epochs N] [--target RETURN]
+    [--backend NAME] [--seed N] [--epochs N] [--target RETURN]
 
-The backend is spring, with brax's own networks (policy 4 x 32, value 5 x 256). The settings are
-those of brax's training notebook for the inverted pendulum, which has 2048 environments; batches
-are scaled to the number of environments here. The notebook has no settings for PPO on hopper:
-unrolls of 20 steps and a reward scale of 5 are our choice, with the same number of transitions per
-iteration.
+The networks are brax's own (policy 4 x 32, value 5 x 256). The settings are those of brax's
+training notebook for the inverted pendulum, which has 2048 environments; batches are scaled to the
+number of environments here. The notebook has no settings for PPO on hopper: unrolls of 20 steps and
+a reward scale of 5 are our choice, with the same number of transitions per iteration.
 
 brax trains between evaluations and reports the speed of such an epoch without the evaluation. The
 first epoch, which compiles, is left out; seconds to a return are steps over the others' speed.
@@ -39,6 +38,7 @@ SETTINGS = {  # unroll length, reward scale
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--environment", choices=SETTINGS, default="inverted_pendulum")
+    parser.add_argument("--backend", default="generalized")
     parser.add_argument("--steps", type=int, default=500_000)
     parser.add_argument("--num-envs", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
@@ -58,7 +58,7 @@ def main() -> None:
 
     train = functools.partial(
         ppo.train,
-        environment=envs.get_environment(given.environment, backend="spring"),
+        environment=envs.get_environment(given.environment, backend=given.backend),
         episode_length=1000,
         normalize_observations=True,
         num_minibatches=MINIBATCHES,

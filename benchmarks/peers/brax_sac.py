@@ -3,10 +3,9 @@
 python brax_sac.py --environment inverted_pendulum --steps 40000 --num-envs 8 [--seed N]
     [--epochs N]
 
-The settings are those of our own benchmark: the spring backend, networks of 64 and 64 units, as
-many gradient steps as transitions, batches of 128, 5000 steps before the first gradient, and a
-target entropy of half the action dimensions. brax takes the first steps with its initial policy,
-not with random actions.
+The settings are those of our own benchmark: networks of 64 and 64 units, as many gradient steps as
+transitions, batches of 128, 5000 steps before the first gradient, and a target entropy of half the
+action dimensions. brax takes the first steps with its initial policy, not with random actions.
 
 brax trains between evaluations and reports the speed of such an epoch without the evaluation. The
 first epoch, which compiles, is left out.
@@ -33,6 +32,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--environment", default="inverted_pendulum")
+    parser.add_argument("--backend", default="generalized")
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--num-envs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -46,7 +46,7 @@ def main() -> None:
         reports.append((int(steps), float(metrics["eval/episode_reward"]), speed))
 
     sac.train(
-        environment=envs.get_environment(given.environment, backend="spring"),
+        environment=envs.get_environment(given.environment, backend=given.backend),
         num_timesteps=given.steps,
         episode_length=1000,
         num_envs=given.num_envs,

@@ -309,15 +309,17 @@ class Training:
         """
         state = _training(state)
         key = jax.random.fold_in(jax.random.key(self.seed), 1)  # 1: not the keys of the training
-        returns, lengths = self._evaluate(state, self._keys(key))
+        found = self._evaluate(state, self._keys(key))
         training = mask_missing_episodes(state.episodes)["episode/return"]
         rows: list[Row] = []
         for lane, own in enumerate(self.labels):
             row = {
                 **own,
-                "final/return": float(np.mean(returns[lane])),
-                "final/length": float(np.mean(lengths[lane])),
+                "final/return": float(np.mean(found.returns[lane])),
+                "final/length": float(np.mean(found.lengths[lane])),
             }
+            if not np.all(found.finished[lane]):  # in an environment that keeps no time limit
+                row["final/cut_off"] = float(1 - np.mean(found.finished[lane]))
             if np.isfinite(training[lane]):  # NaN as long as no episode has ended
                 row["final/training_return"] = float(training[lane])
             rows.append(row)

@@ -12,8 +12,11 @@ import pytest
 from agent_table import ON_POLICY, small_config
 
 from trustjax.agents import load_policy, select_seed, train_in_chunks
+from trustjax.agents import policy as policy_module
 from trustjax.agents.algorithm import adam
 from trustjax.agents.batch import draw_environments
+from trustjax.envs import Environment
+from trustjax.envs.brax import BraxParams
 from trustjax.envs.probe import Probe
 from trustjax.geometry import hypentropy
 from trustjax.optim import auon, mirror_descent, sam, tram
@@ -136,9 +139,64 @@ def test_evaluate():
     np.testing.assert_array_equal(lengths, np.full(4, 5))
     params = Probe("final_observation").default_params._replace(max_steps_in_episode=4)
     shorter = agent_of("ppo", env="probe:final_observation", env_params=params)
-    returns, lengths = shorter.evaluate(agent.init(KEY), KEY, 2)
-    np.testing.assert_array_equal(returns, np.zeros(2))
-    np.testing.assert_array_equal(lengths, np.full(2, 4))
+    state = agent.init(KEY)
+    found = shorter.evaluate(state, KEY, 2)
+    np.testing.assert_array_equal(found.returns, np.zeros(2))
+    np.testing.assert_array_equal(found.lengths, np.full(2, 4))
+    assert np.all(found.finished)
+    # The parameters belong to the policy, and can be replaced by those of a call.
+    check_close(shorter.policy(state).evaluate(KEY, 2), found)
+    longer = shorter.policy(state).evaluate(
+        KEY, 2, env_params=params._replace(max_steps_in_episode=3)
+    )
+    np.testing.assert_array_equal(longer.lengths, np.full(2, 3))
+
+
+class Endless(Environment):
+    """Rewards of 1 without an end, with a time limit in its parameters that it does not keep."""
+
+    name = "endless"
+    observation_shape = (1,)
+    num_actions = 2
+
+    def __init__(self, default_params):
+        self.default_params = default_params
+
+    def reset(self, key, params=None):
+        return jnp.zeros(1), jnp.zeros([])
+
+    def step(self, key, state, action, params=None):
+        never = jnp.zeros([], bool)
+        observation = jnp.zeros(1)
+        return observation, state, jnp.ones([]), never, never, {"final_observation": observation}
+
+
+@pytest.mark.parametrize(
+    ("params", "max_steps", "expected"),
+    [
+        ({}, 7, 7),
+        ({}, None, 20),
+        ({"max_steps_in_episode": 9}, None, 9),
+        (BraxParams(6), None, 6),
+        (BraxParams(6), 8, 8),
+    ],
+)
+def test_evaluation_ends_where_episodes_do_not(params, max_steps, expected, monkeypatch):
+    monkeypatch.setattr(policy_module, "MOST_STEPS", 20)
+    agent = agent_of("ppo", env=Endless(params))
+    found = agent.evaluate(agent.init(KEY), KEY, 2, max_steps=max_steps)
+    np.testing.assert_array_equal(found.lengths, np.full(2, expected))
+    np.testing.assert_array_equal(found.returns, np.full(2, expected))
+    assert not np.any(found.finished)
+
+
+def test_some_episodes_are_cut_off():
+    agent = agent_of("ppo", env="probe:final_observation")
+    state = agent.init(KEY)
+    with pytest.raises(ValueError, match="max_steps must be >= 1, got 0"):
+        agent.evaluate(state, KEY, 2, max_steps=0)
+    limits = jax.vmap(lambda most: agent.evaluate(state, KEY, 1, max_steps=most).finished)
+    np.testing.assert_array_equal(limits(jnp.array([4, 5, 6]))[:, 0], [False, True, True])
 
 
 @pytest.mark.slow

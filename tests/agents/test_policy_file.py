@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from trustjax.agents import PPO, load_policy, ppo
+from trustjax.envs import make
 
 CONFIG = ppo.Config(
     env="probe:observation", num_envs=2, num_steps=2, total_steps=8, num_minibatches=1,
@@ -233,6 +234,70 @@ def test_files_without_the_flag_are_read(saved):
     del about["normalized"]
     np.savez(path, **arrays | {"about": np.array(json.dumps(about))})
     assert load_policy(path).statistics is not None
+
+
+class TestEnvironmentParameters:
+    """Of the environment in which the policy was trained."""
+
+    @pytest.fixture
+    def pole(self, tmp_path):
+        """A policy of CartPole with a heavy pole and a short limit, and the path of its file."""
+        params = make("gymnax:CartPole-v1").default_params
+        params = params.replace(max_steps_in_episode=20, gravity=12)
+        agent = PPO(dataclasses.replace(CONFIG, env="gymnax:CartPole-v1", env_params=params))
+        policy = agent.policy(agent.init(jax.random.key(0)))
+        policy.save(tmp_path / "policy.npz")
+        return policy, tmp_path / "policy.npz"
+
+    def test_are_in_the_file(self, pole):
+        policy, path = pole
+        found = load_policy(path)
+        assert found.env_params == policy.env_params
+        assert isinstance(found.env_params.max_steps_in_episode, int)
+        assert isinstance(found.env_params.gravity, float)
+        found, expected = (p.evaluate(jax.random.key(0), 4).lengths for p in (found, policy))
+        np.testing.assert_array_equal(found, expected)
+        assert np.max(found) <= 20
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"gravity": None}, "it must have env_params/gravity"),
+            ({"more": np.ones(())}, "it must not have 'env_params/more'"),
+            ({"gravity": np.ones(1)}, r"env_params/gravity must have shape \(\), got \(1,\)"),
+            (
+                {"max_steps_in_episode": np.float64(3)},
+                "must be of a kind with int64, got 'float64'",
+            ),
+            (
+                {"gravity": np.array("9.8")},
+                "'env_params/gravity': it must be of numbers, got '<U3'",
+            ),
+        ],
+    )
+    def test_that_differ_are_refused(self, pole, changes, message):
+        _, path = pole
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays |= {f"env_params/{name}": array for name, array in changes.items()}
+        np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+        with pytest.raises(ValueError, match=message):
+            load_policy(path)
+
+    def test_of_another_kind_are_not_written(self, pole):
+        policy, path = pole
+        wrong = policy.env_params.replace(max_steps_in_episode=2.5)
+        for params, message in (
+            ({"gravity": 9.8}, "env_params must have the structure"),
+            (wrong, "env_params/max_steps_in_episode: .*float64.*int64"),
+        ):
+            with pytest.raises(ValueError, match=f"this policy cannot be saved: {message}"):
+                dataclasses.replace(policy, env_params=params).save(path)
+
+    def test_are_not_there_by_default(self, saved):
+        path, arrays = saved
+        assert not any(name.startswith("env_params") for name in arrays)
+        assert load_policy(path).env_params is None
 
 
 def test_mode(policy, tmp_path):

@@ -10,9 +10,15 @@ import pytest
 from rolling import Counting, Rollout, check_interface, rollout
 
 from trustjax.agents import ppo
+from trustjax.agents.rollout import act_randomly, collect, start
 from trustjax.envs import make, names
 from trustjax.envs.brax import Brax, BraxParams
 from trustjax.envs.third_party import building, default_promotion, import_extra
+from trustjax.models.actor_critic import Actor
+
+training = import_extra("brax.envs.wrappers.training", install="brax")
+Wrapper = import_extra("brax.envs.base", install="brax").Wrapper
+GymnaxToBraxWrapper = import_extra("gymnax.wrappers.brax", install="gymnax").GymnaxToBraxWrapper
 
 LIMIT = 8
 
@@ -24,14 +30,15 @@ def push(t, state=None):
 
 @pytest.fixture(scope="module")
 def pendulum():
-    env = make("brax:inverted_pendulum", backend="spring", max_steps_in_episode=LIMIT)
+    env = make(
+        "brax:inverted_pendulum", backend="spring", max_steps_in_episode=LIMIT, fresh_resets=False
+    )
     return env, jax.jit(env.reset), jax.jit(env.step)
 
 
 def reference(key, length, *, limit, repeats):
     """Of brax's own wrappers: observations, rewards, done, truncation."""
     package = import_extra("brax.envs", install="brax")
-    training = import_extra("brax.envs.wrappers.training", install="brax")
     with building():
         env = package.get_environment("inverted_pendulum", backend="spring")
     env = training.AutoResetWrapper(training.EpisodeWrapper(env, limit * repeats, repeats))
@@ -98,7 +105,8 @@ def test_an_episode_that_terminates(pendulum):
 
 @pytest.mark.slow
 def test_action_repeat_like_brax():
-    env = make("brax:inverted_pendulum?backend=spring&action_repeat=2", max_steps_in_episode=3)
+    name = "brax:inverted_pendulum?backend=spring&action_repeat=2&fresh_resets=False"
+    env = make(name, max_steps_in_episode=3)
     key = jax.random.key(1)
     found = rollout(env, push, 7, key)
     check_against_brax(found, reference(key, 7, limit=3, repeats=2))
@@ -169,11 +177,11 @@ def test_an_end_among_the_repeats(recovers):
     np.testing.assert_array_equal(found.final[:, 0], [3, 5, 3, 5])
 
 
-@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("fresh", [None, False, True])
 def test_resets(fresh):
     found = rollout(counting(max_steps_in_episode=2, fresh_resets=fresh), nothing, 8)
     starts = found.before[::2, 1]
-    assert len(np.unique(starts)) == (4 if fresh else 1)
+    assert len(np.unique(starts)) == (1 if fresh is False else 4)
     np.testing.assert_array_equal(found.final[:, 1], found.before[:, 1])
 
 
@@ -187,6 +195,40 @@ def test_what_stays_over_a_reset(fresh):
     assert state.now.info["steps"] == (1 if fresh else 3)
     assert info["metrics"]["count"] == 1
     assert state.time == 1
+
+
+# Of 2 environments in 192 steps, with 48 episodes of 4 steps each: the first start states, and
+# those that are drawn every 32 steps; one for every episode; or the first ones alone.
+STARTS = {None: 2 * (1 + 6), True: 2 * 48, False: 2}
+
+
+@pytest.mark.parametrize("fresh", STARTS)
+def test_start_states_of_agents(fresh):
+    env = counting(max_steps_in_episode=4, fresh_resets=fresh)
+    actor = Actor(hidden=(2,), num_actions=None, action_size=1)
+    variables = actor.init(jax.random.key(0), jnp.zeros((1, 2)))
+
+    def numbers(key):
+        runner = start(env, None, key, 2, ((), ()))
+        _, random = act_randomly(env, None, runner, key, 192, 1.0)
+        _, rollout = collect(env, None, actor, variables, lambda x: x, runner, key, 192)
+        return random.observation[..., 1], rollout.observation[..., 1]
+
+    seeds = jax.vmap(numbers)  # where a condition on a batched value would become a select
+    keys = jax.random.split(jax.random.key(0), 2)
+    for seen in jax.jit(seeds)(keys):
+        assert [len(np.unique(of_seed)) for of_seed in seen] == [STARTS[fresh]] * 2
+    assert ("cond[" in str(jax.make_jaxpr(seeds)(keys))) == (fresh is None)
+
+
+@pytest.mark.slow
+def test_targets_of_reacher():
+    """More of them than environments, by default."""
+    env = make("brax:reacher?max_steps_in_episode=10&backend=generalized")
+    runner = jax.jit(lambda key: start(env, None, key, 2, ((), ())))(jax.random.key(0))
+    play = jax.jit(lambda runner, key: act_randomly(env, None, runner, key, 100, 1.0)[1])
+    target = play(runner, jax.random.key(1)).observation[..., 4]
+    assert len(np.unique(target.round(4))) >= 2 * 4
 
 
 def test_limits_under_vmap():
@@ -239,6 +281,40 @@ def test_errors():
         make("brax:hopper?bakend=spring")
     with pytest.raises(ValueError, match="env must not be given with a name"):
         make("brax:hopper", env=Counting())
+
+
+class Renamed(training.AutoResetWrapper):
+    """A wrapper of one's own that resets."""
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (
+            lambda env: training.AutoResetWrapper(env),
+            "AutoResetWrapper, which loses the final observations",
+        ),
+        (lambda env: Renamed(env), "AutoResetWrapper, which loses"),
+        (
+            lambda env: training.EpisodeWrapper(env, 10, 1),
+            "EpisodeWrapper, which ends episodes at its time",
+        ),
+        (
+            lambda env: training.VmapWrapper(env),
+            "VmapWrapper, which steps many environments at once",
+        ),
+        (lambda env: Wrapper(training.AutoResetWrapper(env)), "AutoResetWrapper, which loses"),
+        (lambda env: GymnaxToBraxWrapper(env), "GymnaxToBraxWrapper, which loses"),
+    ],
+)
+def test_wrappers_that_are_refused(wrap, message):
+    with pytest.raises(ValueError, match=f"env must not be wrapped in {message}") as caught:
+        Brax("mine", env=wrap(Counting()))
+    assert "take that wrapper off" in str(caught.value)
+
+
+def test_other_wrappers_are_not_refused():
+    assert Brax("mine", env=Wrapper(Counting())).observation_shape == (2,)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
     variables/params/...       the variables of the network
     statistics/mean, ...       the statistics that normalise observations; none of them or all
     clip_observations          the largest absolute value of a normalised observation
+    env_params/...             the parameters of the environment; none of them for its defaults
 
 No header is trusted beyond the bytes that are there, and all arrays are compared with the network
 that `about` describes, in the environment that it names, before the policy is built.
@@ -42,6 +43,8 @@ _FORMAT = "trustjax policy 1"
 _DTYPES = ("float32", "float64")
 _REPR = reprlib.Repr()
 _REPR.maxstring = 80
+_TEXT_OR_FLOAT = "fU"  # kinds of NumPy's dtypes
+_PARAMS = "env_params/"
 _STATISTICS = tuple(f"statistics/{name}" for name in Statistics._fields)
 
 
@@ -54,6 +57,7 @@ class Contents(NamedTuple):
       variables: Variables of the network.
       statistics: Statistics of the observations; None if they are not normalised.
       clip_observations: Largest absolute value of a normalised observation, float [].
+      env_params: Parameters of the environment; None for its defaults.
     """
 
     env: str
@@ -61,11 +65,12 @@ class Contents(NamedTuple):
     variables: Any
     statistics: Statistics | None
     clip_observations: jax.Array
+    env_params: Any
 
 
 def write(path: Path, contents: Contents) -> None:
     """Writes the file completely or not at all; raises ValueError if `read` would refuse it."""
-    env, actor, variables, statistics, clip = contents
+    env, actor, variables, statistics, clip, env_params = contents
     fields = {name: getattr(actor, name) for name in _KINDS}
     fields["dtype"] = fields["dtype"] and str(jnp.dtype(fields["dtype"]))
     about = {
@@ -78,6 +83,8 @@ def write(path: Path, contents: Contents) -> None:
     arrays["clip_observations"] = np.asarray(clip)
     text = json.dumps(about)
     try:
+        if env_params is not None:
+            arrays |= _params_arrays(env_params, make_once(env).default_params)
         _check(text, arrays)
     except ValueError as error:
         raise ValueError(f"this policy cannot be saved: {error}") from error
@@ -106,13 +113,17 @@ def read(path: str | os.PathLike[str]) -> Contents:
     except ValueError as error:
         problem = " ".join(str(error).split())
         raise ValueError(f"{path} must be a policy saved by trustjax: {problem}") from error
-    leaves = {name: jnp.asarray(array) for name, array in arrays.items()}
+    env_params = _params(arrays, make_once(env).default_params)
+    leaves = {
+        name: jnp.asarray(array) for name, array in arrays.items() if not name.startswith(_PARAMS)
+    }
     clip = leaves.pop("clip_observations")
     statistics = [leaves.pop(name) for name in _STATISTICS if name in leaves]
     nested = flax.traverse_util.unflatten_dict(leaves, sep="/")
     return Contents(
-        env, actor, nested["variables"], Statistics(*statistics) if statistics else None, clip
-    )
+        env, actor, nested["variables"], Statistics(*statistics) if statistics else None, clip,
+        env_params,
+    )  # fmt: skip
 
 
 def _arrays(file: Any, size: int) -> Arrays:
@@ -131,7 +142,8 @@ def _arrays(file: Any, size: int) -> Arrays:
                 if name in arrays:
                     raise ValueError(f"{_short(name)} is there twice")
                 try:
-                    arrays[name] = _array(archive.read(member))
+                    kinds = "biuf" if name.startswith(_PARAMS) else _TEXT_OR_FLOAT
+                    arrays[name] = _array(archive.read(member), kinds)
                 except Exception as error:  # see below
                     raise ValueError(f"{_short(name)}: {_short_error(error)}") from error
     # zipfile and NumPy's header parser do not document what they raise for damaged bytes.
@@ -140,16 +152,17 @@ def _arrays(file: Any, size: int) -> Arrays:
     return arrays
 
 
-def _array(content: bytes) -> npt.NDArray[Any]:
-    """The array in the content of an .npy file, of numbers or texts as `np.save` writes them."""
+def _array(content: bytes, kinds: str) -> npt.NDArray[Any]:
+    """The array in the content of an .npy file, whose dtype is of one of these kinds of NumPy."""
     stream = io.BytesIO(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("its header must be of version 1.0")
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.kind not in "fU":
-        raise ValueError(f"it must be floating, got {_short(dtype)}")
+    if dtype.kind not in kinds:
+        wanted = "floating" if kinds == _TEXT_OR_FLOAT else "of numbers"
+        raise ValueError(f"it must be {wanted}, got {_short(dtype)}")
     data = content[stream.tell() :]
     if min(shape, default=0) < 0 or len(data) != dtype.itemsize * math.prod(shape):
         raise ValueError(f"its header says shape {_short(shape)}, but it has {len(data)} bytes")
@@ -189,7 +202,10 @@ def _check(text: str, arrays: Arrays) -> tuple[str, Actor]:
     shapes = dict(_shapes(actor, features)) | {"clip_observations": ()}
     if normalized or (normalized is None and any(name in arrays for name in _STATISTICS)):
         shapes |= dict(zip(_STATISTICS, ((features,), (features,), ()), strict=True))
-    _check_names("it", arrays, shapes)
+    defaults = _named(env.default_params) if any(x.startswith(_PARAMS) for x in arrays) else {}
+    _check_names("it", arrays, [*shapes, *defaults])
+    for name, default in defaults.items():
+        _check_param(name, arrays[name], np.asarray(default))
     for name, shape in shapes.items():
         _check_array(name, arrays[name], shape)
     dtypes = {arrays[name].dtype for name in shapes if name.startswith("variables/")}
@@ -317,6 +333,53 @@ def _check_array(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> 
         raise ValueError(f"{name} must be finite")
     elif name in _STATISTICS[1:] and (array < 0).any():
         raise ValueError(f"{name} must be >= 0")
+
+
+def _named(env_params: Any) -> dict[str, Any]:
+    """The leaves of an environment's parameters by the names that they have in a file."""
+    leaves = jax.tree.leaves_with_path(env_params)
+    return {
+        _PARAMS + jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+
+
+def _params_arrays(env_params: Any, defaults: Any) -> Arrays:
+    """The parameters by name, in the dtypes of the defaults."""
+    expected: Any = jax.tree.structure(defaults)
+    found: Any = jax.tree.structure(env_params)
+    if found != expected:
+        raise FieldError("env_params", f"have the structure {_short(expected)}", _short(found))
+    named, arrays = _named(env_params), {}
+    for name, default in _named(defaults).items():
+        try:
+            arrays[name] = np.asarray(named[name]).astype(
+                np.asarray(default).dtype, casting="same_kind"
+            )
+        except TypeError as error:
+            raise ValueError(f"{name}: {_short_error(error)}") from error
+    return arrays
+
+
+def _params(arrays: Arrays, defaults: Any) -> Any:
+    """The parameters in `arrays`, with Python numbers where the defaults have some; or None."""
+    named = _named(defaults)
+    if not named.keys() <= arrays.keys():
+        return None
+    leaves = [
+        jnp.asarray(arrays[name], default.dtype)
+        if isinstance(default, jax.Array | np.ndarray)
+        else arrays[name].item()
+        for name, default in named.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(defaults), leaves)
+
+
+def _check_param(name: str, array: npt.NDArray[Any], default: npt.NDArray[Any]) -> None:
+    if array.shape != default.shape:
+        raise FieldError(name, f"have shape {default.shape}", _short(array.shape))
+    if array.dtype.kind != default.dtype.kind:
+        raise FieldError(name, f"be of a kind with {default.dtype}", _short(array.dtype))
 
 
 def _short(value: Any) -> str:

@@ -253,7 +253,7 @@ class Algorithm(abc.ABC, Generic[S]):
         """The trained policy alone, which acts and can be saved."""
         return Policy(
             state.params["actor"], state.observations, jnp.asarray(self.config.clip_observations),
-            self.actor, self.config.env,
+            self.actor, self.config.env, self.config.env_params,
         )  # fmt: skip
 
     def act(
@@ -273,11 +273,17 @@ class Algorithm(abc.ABC, Generic[S]):
         return initial_carry(self.actor, batch_shape)
 
     def evaluate(
-        self, state: S, key: jax.Array, num_episodes: int, *, deterministic: bool = True
+        self,
+        state: S,
+        key: jax.Array,
+        num_episodes: int,
+        *,
+        deterministic: bool = True,
+        max_steps: ArrayLike | None = None,
     ) -> Evaluation:
         """Returns and lengths of whole episodes of the policy; see `Policy.evaluate`."""
         return self.policy(state).evaluate(
-            key, num_episodes, deterministic=deterministic, env_params=self.config.env_params
+            key, num_episodes, deterministic=deterministic, max_steps=max_steps
         )
 
     # Pieces that algorithms are made of.

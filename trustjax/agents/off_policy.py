@@ -186,16 +186,17 @@ class OffPolicy(Algorithm[State]):
         """One iteration: steps of the environments, each followed by gradient steps."""
         config, observations = self.config, state.observations
         key, key_rollout, key_learn, key_end = jax.random.split(state.key, 4)
-        keys = (
+        each = (
+            jnp.arange(config.num_steps),
             rollouts.draw_keys(key_rollout, state.runner.env_index, config.num_steps),
             jax.random.split(key_learn, (config.num_steps, config.gradient_steps)),
         )
 
-        def step(state: State, keys: tuple[jax.Array, jax.Array]) -> tuple[State, Any]:
-            (keys_action, keys_step), keys_gradient = keys
+        def step(state: State, each: tuple[jax.Array, ...]) -> tuple[State, Any]:
+            time, (keys_action, keys_step), keys_gradient = each
             action = self._training_action(state, keys_action)
             runner, transition = rollouts.step_envs(
-                self.env, config.env_params, state.runner, action, keys_step, squashed=True
+                self.env, config.env_params, state.runner, action, keys_step, time, squashed=True
             )
             transition = jax.tree.map(lambda x: x[None], transition)
             state = state._replace(runner=runner, replay=replays.add(state.replay, transition))
@@ -203,7 +204,7 @@ class OffPolicy(Algorithm[State]):
             return state, (jax.tree.map(lambda x: x[0], transition), metrics)
 
         before = state
-        state, (transitions, metrics) = jax.lax.scan(step, state, keys)
+        state, (transitions, metrics) = jax.lax.scan(step, state, each)
         metrics = {name: jnp.mean(x) for name, x in metrics.items()}
         sums, _, episodes = self.accumulate_episode_stats(before, transitions)
         batch, group_keys = self._sample_batch(state, key_end)

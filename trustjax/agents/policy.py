@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import FieldError, check_number
 from trustjax.agents._policy_file import Contents, read, write
-from trustjax.agents.rollout import flatten_observations, to_env_action
+from trustjax.agents.rollout import flatten_observations, reset_envs, to_env_action
 from trustjax.agents.running_statistics import Statistics, normalized
 from trustjax.envs import Environment, as_environment
 from trustjax.models.actor_critic import Actor, Carry, default_float, initial_carry
@@ -21,16 +21,28 @@ from trustjax.models.actor_critic import Actor, Carry, default_float, initial_ca
 _STATIC = {"static": True}
 
 
-class Evaluation(NamedTuple):
-    """The results of whole episodes.
+MOST_STEPS = 10_000  # of an evaluation in an environment without a known time limit
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The results of episodes, which can be unpacked: `returns, lengths = agent.evaluate(...)`.
 
     Attributes:
       returns: Undiscounted sums of the rewards, float [episode].
       lengths: Numbers of steps, int32 [episode].
+      finished: Whether the episode came to its end, bool [episode]. Where it did not, `max_steps`
+        cut it off, and its return and length are those until then.
     """
 
     returns: jax.Array
     lengths: jax.Array
+    finished: jax.Array
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        """The returns and the lengths."""
+        return iter((self.returns, self.lengths))
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +56,7 @@ class Policy:
       clip_observations: Largest absolute value of a normalised observation, > 0.
       actor: The network; static.
       env: The environment, or its name; static.
+      env_params: Parameters of the environment; None for its defaults.
     """
 
     variables: Any
@@ -51,6 +64,7 @@ class Policy:
     clip_observations: ArrayLike
     actor: Actor = dataclasses.field(metadata=_STATIC)
     env: str | Environment = dataclasses.field(metadata=_STATIC)
+    env_params: Any = None
 
     @property
     def environment(self) -> Environment:
@@ -104,22 +118,37 @@ class Policy:
         *,
         deterministic: bool = True,
         env_params: Any = None,
+        max_steps: ArrayLike | None = None,
     ) -> Evaluation:
         """Plays `num_episodes` episodes to their ends, each in an environment of its own.
 
-        Raises ValueError if `num_episodes` < 1.
+        Args:
+          key: Random key of the episodes.
+          num_episodes: Number of episodes, >= 1.
+          deterministic: Whether to take the mode of the distribution in place of a sample.
+          env_params: Parameters of the environment; None for those of the policy.
+          max_steps: Steps after which an episode that has not ended is cut off, >= 1. None for the
+            time limit of the environment, `max_steps_in_episode` of its parameters, or for 10,000
+            if there is none.
+
+        Raises:
+          ValueError: `num_episodes` or `max_steps` is below 1.
         """
         check_number("num_episodes", num_episodes, at_least=1)
+        check_number("max_steps", max_steps, at_least=1)
         env = self.environment
+        env_params = self.env_params if env_params is None else env_params
+        if max_steps is None:
+            max_steps = _time_limit(env.default_params if env_params is None else env_params)
         key_reset, key_play = jax.random.split(key)
-        observation, env_state = jax.vmap(env.reset, (0, None))(
-            jax.random.split(key_reset, num_episodes), env_params
+        observation, env_state = reset_envs(
+            env, env_params, jax.random.split(key_reset, num_episodes)
         )
-        zeros = jnp.zeros(num_episodes)
+        done = jnp.zeros(num_episodes, bool)
+        found = Evaluation(jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32), done)
         start = _Play(
-            observation, env_state, self.initial_carry((num_episodes,)),
-            Evaluation(zeros, jnp.zeros(num_episodes, jnp.int32)),
-            jnp.zeros(num_episodes, bool), jnp.zeros([], jnp.int32),
+            observation, env_state, self.initial_carry((num_episodes,)), found,
+            jnp.zeros([], jnp.int32),
         )  # fmt: skip
 
         def step(play: _Play) -> _Play:
@@ -130,16 +159,18 @@ class Policy:
             observation, env_state, reward, terminated, truncated, _ = jax.vmap(
                 env.step, (0, 0, 0, None)
             )(jax.random.split(key_step, num_episodes), play.env_state, action, env_params)
-            returns, lengths = play.found
-            # The step that ends an episode still counts: `play.done` is from before it.
+            before, done = play.found, play.found.finished
             found = Evaluation(
-                returns + jnp.where(play.done, 0, reward).astype(returns.dtype),
-                lengths + (~play.done).astype(lengths.dtype),
+                before.returns + jnp.where(done, 0, reward).astype(before.returns.dtype),
+                before.lengths + (~done).astype(before.lengths.dtype),
+                done | terminated | truncated,
             )
-            done = play.done | terminated | truncated
-            return _Play(observation, env_state, carry, found, done, play.step + 1)
+            return _Play(observation, env_state, carry, found, play.step + 1)
 
-        return jax.lax.while_loop(lambda play: ~jnp.all(play.done), step, start).found
+        def goes_on(play: _Play) -> jax.Array:
+            return (play.step < max_steps) & ~jnp.all(play.found.finished)
+
+        return jax.lax.while_loop(goes_on, step, start).found
 
     def __repr__(self) -> str:
         """A summary in one line, without the weights."""
@@ -153,14 +184,15 @@ class Policy:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the policy to one .npz file without pickles, completely or not at all.
 
-        Raises ValueError if the environment was not given by name, or if `load_policy` would refuse
-        the file, as for weights that are not finite or for a batch of policies.
+        Raises ValueError if the environment was not given by name, if `env_params` are not built
+        like its default parameters, or if `load_policy` would refuse the file, as for weights that
+        are not finite or for a batch of policies.
         """
         if isinstance(self.env, Environment):
             raise FieldError("env", "be a name to be saved", repr(self.env))
         contents = Contents(
             self.env, self.actor, self.variables, self.statistics,
-            jnp.asarray(self.clip_observations, default_float()),
+            jnp.asarray(self.clip_observations, default_float()), self.env_params,
         )  # fmt: skip
         write(Path(path), contents)
 
@@ -178,16 +210,24 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
       OSError: The file does not exist or cannot be read.
       ModuleNotFoundError: The package of the environment is not installed.
     """
-    env, actor, variables, statistics, clip = read(path)
-    return Policy(variables, statistics, clip, actor, env)
+    env, actor, variables, statistics, clip, env_params = read(path)
+    return Policy(variables, statistics, clip, actor, env, env_params)
 
 
 class _Play(NamedTuple):
-    """The episodes in progress; those that are `done` go on without being counted."""
+    """The episodes in progress; those that are finished go on without being counted."""
 
     observation: jax.Array
     env_state: Any
     carry: Carry
     found: Evaluation
-    done: jax.Array
     step: jax.Array
+
+
+def _time_limit(env_params: Any) -> ArrayLike:
+    """The time limit in the parameters of an environment, which may be a dict or an object."""
+    name = "max_steps_in_episode"
+    limit: ArrayLike | None = (
+        env_params.get(name) if isinstance(env_params, Mapping) else getattr(env_params, name, None)
+    )
+    return MOST_STEPS if limit is None else limit

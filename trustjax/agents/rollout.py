@@ -15,6 +15,9 @@ from trustjax.distributions import Distribution
 from trustjax.envs import Environment
 from trustjax.models.actor_critic import Actor, Carry, default_float, reset_carry
 
+STEPS_PER_START = 32  # between two draws of start states
+_START_KEY = 0x5747  # folded into the key of a step, which the environment may split
+
 Normalize = Callable[[jax.Array], jax.Array]
 
 
@@ -103,7 +106,7 @@ def start(
     """Resets `num_envs` environments; `carries` are the first ones of the actor and the critic."""
     index = jnp.arange(num_envs, dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    observation, env_state = jax.vmap(env.reset, (0, None))(keys, env_params)
+    observation, env_state = reset_envs(env, env_params, keys)
     zeros = jnp.zeros(num_envs, default_float())
     return Runner(
         env_index=index,
@@ -114,6 +117,15 @@ def start(
         critic_carry=carries[1],
         sums=EpisodeStats(zeros, jnp.zeros(num_envs, jnp.int32), zeros),
     )
+
+
+def reset_envs(env: Environment, env_params: Any, keys: jax.Array) -> tuple[Any, Any]:
+    """Resets environments with these keys, [environment]; returns observations and states."""
+    observation, env_state = jax.vmap(env.reset, (0, None))(keys, env_params)
+    if env.draws_starts:
+        # With the same keys: the states that are drawn are those of the reset, and computed once.
+        env_state = jax.vmap(env.draw_start, (0, 0, None))(keys, env_state, env_params)
+    return observation, env_state
 
 
 def collect(
@@ -128,17 +140,18 @@ def collect(
 ) -> tuple[Runner, Rollout]:
     """Steps all environments of `runner` `num_steps` times with actions drawn from the policy."""
 
-    def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Rollout]:
-        keys_action, keys_step = keys
+    def step(runner: Runner, each: tuple[jax.Array, jax.Array]) -> tuple[Runner, Rollout]:
+        time, (keys_action, keys_step) = each
         # The runner already holds the first observation of a new episode, but not its carry.
         carry = reset_carry(runner.actor_carry, runner.is_first)
         distribution, carry = actor.apply(variables, normalize(runner.observation), carry)
         action = jax.vmap(lambda one, key: one.sample(key))(distribution, keys_action)
-        after, transition = step_envs(env, env_params, runner, action, keys_step)
+        after, transition = step_envs(env, env_params, runner, action, keys_step, time)
         rollout = Rollout(runner.is_first, distribution, *transition)
         return after._replace(actor_carry=carry), rollout
 
-    return jax.lax.scan(step, runner, draw_keys(key, runner.env_index, num_steps))
+    keys = draw_keys(key, runner.env_index, num_steps)
+    return jax.lax.scan(step, runner, (jnp.arange(num_steps), keys))
 
 
 def draw_keys(key: jax.Array, index: jax.Array, num_steps: int) -> jax.Array:
@@ -157,13 +170,28 @@ def step_envs(
     runner: Runner,
     action: jax.Array,
     keys: jax.Array,
+    time: jax.Array,
     *,
     squashed: bool = False,
 ) -> tuple[Runner, Transition]:
-    """Steps all environments once; see `to_env_action` for `action` and `squashed`."""
+    """Steps all environments once; see `to_env_action` for `action` and `squashed`.
+
+    `time`, int32 [], counts the steps of the rollout: every `STEPS_PER_START` of them,
+    environments that draw start states draw new ones. It must not be batched by `jax.vmap`, which
+    would turn this condition into a select, with a reset in every step.
+    """
+    env_state = runner.env_state
+    if env.draws_starts:
+
+        def draw_starts(env_state: Any) -> Any:
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, _START_KEY)
+            return jax.vmap(env.draw_start, (0, 0, None))(own, env_state, env_params)
+
+        due = time % STEPS_PER_START == 0
+        env_state = jax.lax.cond(due, draw_starts, lambda same: same, env_state)
     observation, env_state, reward, terminated, truncated, info = jax.vmap(
         env.step, (0, 0, 0, None)
-    )(keys, runner.env_state, to_env_action(env, action, squashed=squashed), env_params)
+    )(keys, env_state, to_env_action(env, action, squashed=squashed), env_params)
     transition = Transition(
         observation=runner.observation,
         action=action,
@@ -193,11 +221,13 @@ def act_randomly(
     Continuous actions are those of a squashed policy, in [-1, 1).
     """
 
-    def step(runner: Runner, keys: jax.Array) -> tuple[Runner, Transition]:
+    def step(runner: Runner, each: tuple[jax.Array, jax.Array]) -> tuple[Runner, Transition]:
+        time, keys = each
         action = jax.vmap(lambda key: random_action(env, key))(keys[0])
-        return step_envs(env, env_params, runner, action, keys[1], squashed=True)
+        return step_envs(env, env_params, runner, action, keys[1], time, squashed=True)
 
-    after, transitions = jax.lax.scan(step, runner, draw_keys(key, runner.env_index, num_steps))
+    keys = draw_keys(key, runner.env_index, num_steps)
+    after, transitions = jax.lax.scan(step, runner, (jnp.arange(num_steps), keys))
     ended = transitions.terminated | transitions.truncated
     sums, _ = accumulate_episode_stats(runner.sums, transitions.reward, ended, discount)
     return after._replace(sums=sums), transitions

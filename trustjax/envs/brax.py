@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 from trustjax.envs.arguments import check_arguments, coerce_like
 from trustjax.envs.environment import Environment, EnvParams, EnvState, Observation, Step
 from trustjax.envs.third_party import building, default_promotion, import_extra, strip_weak_types
@@ -22,6 +22,15 @@ _BACKENDS = ("generalized", "positional", "spring", "mjx")
 def names() -> tuple[str, ...]:
     """Names of brax's environments, including those that were registered with it."""
     return tuple(_package()._envs)
+
+
+# What the wrappers with these words in the names of their classes do, in brax and other packages.
+_REFUSED_WRAPPERS = {
+    "AutoReset": "loses the final observations of episodes",
+    "EpisodeWrapper": "ends episodes at its time limit as if they had terminated",
+    "VmapWrapper": "steps many environments at once",
+    "GymnaxToBrax": "loses the final observations of episodes",
+}
 
 
 class BraxParams(NamedTuple):
@@ -39,7 +48,8 @@ class BraxState(NamedTuple):
 
     Attributes:
       now: Current state of brax.
-      first: Parts of the first state to which a new episode returns; {} with `fresh_resets`.
+      first: Parts of the start state to which a new episode returns; {} if each episode draws its
+        own.
       time: Steps of the agent since the start of the episode, int32 [].
     """
 
@@ -58,9 +68,9 @@ class Brax(Environment):
       episode_length counts steps of the simulation, which are `action_repeat` times as many.
     - If an episode terminates during the repeats of an action, it ends there. Brax simulates the
       remaining repeats, adds their rewards, and forgets the end if the last state is a valid one.
-    - With `fresh_resets` a new episode has a completely new state. Without it, as in brax, the
-      physics and the observation return to their first values, and the state's `info`, in which
-      environments of MuJoCo Playground store a random key, stays as it is.
+    - Every episode has a start state of its own, unless `fresh_resets` is False: brax's wrappers
+      return to the state in which an environment began, so that few environments are trained from
+      few start states.
 
     Observations are float [n]; if an environment has several, the one named "state" is used.
     `info["metrics"]` holds the metrics of brax's state.
@@ -71,14 +81,20 @@ class Brax(Environment):
       max_steps_in_episode: Time limit in steps of the agent, >= 1.
       action_repeat: Steps of the simulation for one step of the agent, >= 1; their rewards are
         summed.
-      fresh_resets: Whether every episode starts from a state of its own, at the cost of a reset in
-        every step. Otherwise every episode of an environment starts from its first state.
+      fresh_resets: True: every episode starts from a completely new state, at the cost of a reset
+        in every step. None: the same in `step` alone, while agents let `draw_start` draw a new
+        start state every 32 steps, which costs little and gives every episode of at least 32 steps
+        a start of its own. False, as in brax: every episode starts from the first state of its
+        environment. With a drawn or first state the physics and the observation return to it, and
+        the state's `info`, in which environments of MuJoCo Playground store a random key, stays as
+        it is.
       **kwargs: Arguments of brax's environment, such as `backend`: "generalized", "positional",
         "spring" or "mjx".
 
     Raises:
-      ValueError: A number is out of range, the environment does not take an argument, or it has
-        several observations without one named "state".
+      ValueError: A number is out of range, the environment does not take an argument, it has
+        several observations without one named "state", or it is in a wrapper that restarts, limits
+        or batches episodes, such as brax's AutoResetWrapper, EpisodeWrapper and VmapWrapper.
     """
 
     def __init__(
@@ -89,11 +105,12 @@ class Brax(Environment):
         env: Any = None,
         max_steps_in_episode: int = 1000,
         action_repeat: int = 1,
-        fresh_resets: bool = False,
+        fresh_resets: bool | None = None,
         **kwargs: Any,
     ) -> None:
         """Builds the environment."""
-        coerce_like("fresh_resets", fresh_resets, False)
+        if fresh_resets is not None:
+            coerce_like("fresh_resets", fresh_resets, False)
         for key, value in (
             ("max_steps_in_episode", max_steps_in_episode),
             ("action_repeat", action_repeat),
@@ -102,11 +119,13 @@ class Brax(Environment):
         self.name = name if env is not None else f"brax:{name}"
         if env is None:
             env = _build(name, kwargs)
+        _check_wrappers(env)
         self.default_params = BraxParams(max_steps_in_episode)
         self.num_actions = None
         self.action_low = -np.ones(env.action_size, np.float32)
         self.action_high = np.ones(env.action_size, np.float32)
-        self.unwrapped, self._repeats, self._fresh = env, action_repeat, fresh_resets
+        self.unwrapped, self._repeats = env, action_repeat
+        self.draws_starts, self._returns = fresh_resets is None, fresh_resets is False
         # Compiled, because some environments modify the dicts of the state that they are given.
         self._reset = jax.jit(lambda key: strip_weak_types(env.reset(key)))
         self._simulate = jax.jit(self._repeat)
@@ -127,9 +146,14 @@ class Brax(Environment):
         del params
         with default_promotion():
             now = self._reset(_old_style(key))
-            kept = () if self._fresh else self._returning
-            first = {part: getattr(now, part) for part in kept}
+            first = self._start_of(now) if self._returns else {}
             return _float(_seen(now.obs)), BraxState(now, first, jnp.zeros([], jnp.int32))
+
+    def draw_start(self, key: jax.Array, state: EnvState, params: EnvParams = None) -> EnvState:
+        """See `Environment`."""
+        del params
+        with default_promotion():
+            return state._replace(first=self._start_of(self._reset(_old_style(key))))
 
     def step(
         self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams = None
@@ -143,7 +167,7 @@ class Brax(Environment):
             truncated = (time >= limit) & ~terminated
             ended = terminated | truncated
             # `vmap` turns a conditional reset into a select, so that its cost arises in every step.
-            if self._fresh:
+            if not state.first:
                 now = _where(ended, self._reset(_old_style(key)), then)
             else:
                 now = then.replace(
@@ -162,6 +186,10 @@ class Brax(Environment):
                 truncated,
                 info,
             )
+
+    def _start_of(self, now: Any) -> dict[str, Any]:
+        """The parts of a state of brax to which later episodes return."""
+        return {part: getattr(now, part) for part in self._returning}
 
     def _repeat(self, now: Any, action: jax.Array) -> tuple[Any, jax.Array]:
         """The state after all repeats of an action, or at the end of the episode before.
@@ -182,6 +210,26 @@ class Brax(Environment):
             now = strip_weak_types(self.unwrapped.step(now, action))
             return now, now.reward
         return jax.lax.scan(repeat, (now, jnp.zeros_like(now.reward)), length=self._repeats)[0]
+
+
+def _check_wrappers(env: Any) -> None:
+    """Raises ValueError for an environment in a wrapper that changes how its episodes end."""
+    within = env
+    while within is not None:
+        for kind in type(within).__mro__:
+            for word, what in _REFUSED_WRAPPERS.items():
+                if word in kind.__name__:
+                    raise FieldError(
+                        "env",
+                        f"not be wrapped in {kind.__name__}, which {what}",
+                        repr(env),
+                        advice="take that wrapper off: Brax(..., max_steps_in_episode=, "
+                        "action_repeat=) and the agents do its work",
+                    )
+        # The wrappers of brax and of MuJoCo Playground keep what they wrap in `env`, those of
+        # gymnax in `_env`. Through `getattr` each would show the attributes of the inner ones too.
+        own = getattr(within, "__dict__", {})
+        within = own.get("env", own.get("_env"))
 
 
 def _build(name: str, kwargs: dict[str, Any]) -> Any:

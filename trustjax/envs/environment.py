@@ -26,6 +26,7 @@ class Environment(abc.ABC):
       action_low: Lower bounds of continuous actions, float32 [d], which may be infinite; None if
         actions are discrete.
       action_high: Upper bounds of continuous actions, float32 [d], like `action_low`.
+      draws_starts: Whether agents use `draw_start` in place of a reset in every step.
       unwrapped: The wrapped environment of another package; None if there is none.
     """
 
@@ -35,6 +36,7 @@ class Environment(abc.ABC):
     num_actions: int | None = None
     action_low: np.ndarray | None = None
     action_high: np.ndarray | None = None
+    draws_starts: bool = False
     unwrapped: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -50,6 +52,15 @@ class Environment(abc.ABC):
         Returns:
           The first observation, and the state.
         """
+
+    def draw_start(self, key: jax.Array, state: EnvState, params: EnvParams = None) -> EnvState:
+        """The state with a new start state, in which the episodes that follow will start.
+
+        Where `draws_starts` is True, agents call it after resets and every 32 steps, and `step`
+        starts new episodes in this state: a cheap form for environments with expensive resets.
+        """
+        del key, params
+        return state
 
     @abc.abstractmethod
     def step(
