@@ -69,7 +69,7 @@ def parts(agent: PPO) -> dict[str, Callable[[State], State]]:
 
     def random_numbers(state: State) -> State:
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(state.key, i), (128, 2)))(
-            state.runner.place
+            state.runner.env_index
         )
         noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (2,))))(keys[:, :, 0])
         return _depending(state, noise)
