@@ -13,7 +13,8 @@ import pytest
 from experiments import run
 from experiments.optimizers import Optimizer
 from experiments.runtime.task import Diverged
-from experiments.tasks.reinforcement import Reinforcement, Training
+from experiments.tasks.reinforcement import Reinforcement
+from experiments.tasks.reinforcement_training import Training
 from experiments.trackers import read_rows
 from trustjax.agents import load_policy, mdpo, ppo
 
