@@ -18,14 +18,13 @@ from trustjax.losses.anchored import adpo_metrics as adpo_metrics
 from trustjax.losses.anchored import adpo_optimum as adpo_optimum
 from trustjax.losses.anchored import adpo_pairwise_loss as adpo_pairwise_loss
 from trustjax.losses.anchored import sequence_log_ratios as sequence_log_ratios
+from trustjax.losses.anchored_targets import (
 from trustjax.losses.anchored_targets import bradley_terry_targets as bradley_terry_targets
 from trustjax.losses.anchored_targets import hard_targets as hard_targets
 from trustjax.losses.anchored_targets import kde_targets as kde_targets
 from trustjax.losses.anchored_targets import reward_targets as reward_targets
 from trustjax.losses.anchored_targets import smooth_hybrid_temperature as smooth_hybrid_temperature
-from trustjax.losses.anchored_targets import (
-    target_entropy_temperature as target_entropy_temperature,
-)
+from trustjax.losses.dpo import dpo_loss as dpo_loss
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss
 from trustjax.losses.off_policy import mdpo_forward_loss as mdpo_forward_loss
 from trustjax.losses.off_policy import policy_mean as policy_mean
@@ -40,9 +39,22 @@ from trustjax.losses.policy import ppo_clip_loss as ppo_clip_loss
 from trustjax.losses.policy import ppo_kl_loss as ppo_kl_loss
 from trustjax.losses.policy import trpo_surrogate as trpo_surrogate
 from trustjax.losses.policy import value_loss as value_loss
+from trustjax.losses.preference import cr_dpo_loss as cr_dpo_loss
+from trustjax.losses.preference import kto_loss as kto_loss
+from trustjax.losses.preference import preference_metrics as preference_metrics
+from trustjax.losses.preference_levels import pairs_from_levels as pairs_from_levels
+from trustjax.losses.preference_levels import preference_levels as preference_levels
+from trustjax.losses.preference_levels import trpa_loss as trpa_loss
+from trustjax.losses.preference_levels import trpa_metrics as trpa_metrics
+from trustjax.losses.preference_levels import trpa_trust_region as trpa_trust_region
 from trustjax.losses.ranking import pl_dpo_loss as pl_dpo_loss
 from trustjax.losses.ranking import plackett_luce_loss as plackett_luce_loss
 from trustjax.losses.ranking import ranking_of as ranking_of
+from trustjax.losses.reference_free import alphapo_loss as alphapo_loss
+from trustjax.losses.reference_free import cpo_loss as cpo_loss
+from trustjax.losses.reference_free import nll_loss as nll_loss
+from trustjax.losses.reference_free import orpo_loss as orpo_loss
+from trustjax.losses.reference_free import simpo_loss as simpo_loss
 from trustjax.losses.regularizer import bregman_penalty as bregman_penalty
 from trustjax.losses.regularizer import mesa_penalty as mesa_penalty
 from trustjax.losses.regularizer import r3f_penalty as r3f_penalty
