@@ -18,12 +18,14 @@ from trustjax.losses.anchored import adpo_metrics as adpo_metrics
 from trustjax.losses.anchored import adpo_optimum as adpo_optimum
 from trustjax.losses.anchored import adpo_pairwise_loss as adpo_pairwise_loss
 from trustjax.losses.anchored import sequence_log_ratios as sequence_log_ratios
-from trustjax.losses.anchored_targets import (
 from trustjax.losses.anchored_targets import bradley_terry_targets as bradley_terry_targets
 from trustjax.losses.anchored_targets import hard_targets as hard_targets
 from trustjax.losses.anchored_targets import kde_targets as kde_targets
 from trustjax.losses.anchored_targets import reward_targets as reward_targets
 from trustjax.losses.anchored_targets import smooth_hybrid_temperature as smooth_hybrid_temperature
+from trustjax.losses.anchored_targets import (
+    target_entropy_temperature as target_entropy_temperature,
+)
 from trustjax.losses.dpo import dpo_loss as dpo_loss
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss
 from trustjax.losses.off_policy import mdpo_forward_loss as mdpo_forward_loss
@@ -42,11 +44,6 @@ from trustjax.losses.policy import value_loss as value_loss
 from trustjax.losses.preference import cr_dpo_loss as cr_dpo_loss
 from trustjax.losses.preference import kto_loss as kto_loss
 from trustjax.losses.preference import preference_metrics as preference_metrics
-from trustjax.losses.preference_levels import pairs_from_levels as pairs_from_levels
-from trustjax.losses.preference_levels import preference_levels as preference_levels
-from trustjax.losses.preference_levels import trpa_loss as trpa_loss
-from trustjax.losses.preference_levels import trpa_metrics as trpa_metrics
-from trustjax.losses.preference_levels import trpa_trust_region as trpa_trust_region
 from trustjax.losses.ranking import pl_dpo_loss as pl_dpo_loss
 from trustjax.losses.ranking import plackett_luce_loss as plackett_luce_loss
 from trustjax.losses.ranking import ranking_of as ranking_of
@@ -61,3 +58,8 @@ from trustjax.losses.regularizer import r3f_penalty as r3f_penalty
 from trustjax.losses.regularizer import smart_penalty as smart_penalty
 from trustjax.losses.regularizer import smart_perturbation as smart_perturbation
 from trustjax.losses.regularizer import trpo_penalty as trpo_penalty
+from trustjax.losses.trpa import pairs_from_levels as pairs_from_levels
+from trustjax.losses.trpa import preference_levels as preference_levels
+from trustjax.losses.trpa import trpa_loss as trpa_loss
+from trustjax.losses.trpa import trpa_metrics as trpa_metrics
+from trustjax.losses.trpa import trpa_trust_region as trpa_trust_region

@@ -7,7 +7,7 @@ With log pi(y | x) the sum over the tokens of the answer, the losses of DPO's fa
 
 They keep the policy near the reference pi_ref: a larger beta keeps it nearer. The variants of DPO
 are in `dpo`, the losses without a reference in `reference_free`, those of answers that a rule sorts
-into levels in `preference_levels`. This file adds DPO with a likelihood (`cr_dpo_loss`) and single
+into levels in `trpa`. This file adds DPO with a likelihood (`cr_dpo_loss`) and single
 answers that are labelled good or bad (`kto_loss`); all of them can be imported from here.
 
 Every loss returns one value per pair or example, in float32 at least; the caller takes the mean.
@@ -27,16 +27,16 @@ from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._sharding import AxisName
 from trustjax.losses._pairs import rows, total
 from trustjax.losses.dpo import dpo_loss as dpo_loss
-from trustjax.losses.preference_levels import pairs_from_levels as pairs_from_levels
-from trustjax.losses.preference_levels import preference_levels as preference_levels
-from trustjax.losses.preference_levels import trpa_loss as trpa_loss
-from trustjax.losses.preference_levels import trpa_metrics as trpa_metrics
-from trustjax.losses.preference_levels import trpa_trust_region as trpa_trust_region
 from trustjax.losses.reference_free import alphapo_loss as alphapo_loss
 from trustjax.losses.reference_free import cpo_loss as cpo_loss
 from trustjax.losses.reference_free import nll_loss as nll_loss
 from trustjax.losses.reference_free import orpo_loss as orpo_loss
 from trustjax.losses.reference_free import simpo_loss as simpo_loss
+from trustjax.losses.trpa import pairs_from_levels as pairs_from_levels
+from trustjax.losses.trpa import preference_levels as preference_levels
+from trustjax.losses.trpa import trpa_loss as trpa_loss
+from trustjax.losses.trpa import trpa_metrics as trpa_metrics
+from trustjax.losses.trpa import trpa_trust_region as trpa_trust_region
 
 
 def cr_dpo_loss(

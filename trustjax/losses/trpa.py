@@ -23,8 +23,7 @@ import jax.numpy as jnp
 from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import reduction_dtype
 from trustjax._sharding import AxisName
-from trustjax.losses._pairs import total
-from trustjax.losses._ratio import exp_times
+from trustjax.losses._pairs import bounded_expm1, total
 from trustjax.losses._shapes import check_shape
 from trustjax.trust import trust_metrics
 
@@ -232,10 +231,7 @@ def trpa_trust_region(
     included = _token_mask(log_probs, mask)
     log_probs, old_log_probs = _masked(included, log_probs=log_probs, old_log_probs=old_log_probs)
     d = jax.lax.stop_gradient(old_log_probs) - log_probs
-    # Near 0, exp(d) - 1 would lose its digits; far from it, exp(d) would overflow.
-    near = jnp.abs(d) < 1
-    grown = jnp.where(near, jnp.expm1(jnp.where(near, d, 0)), exp_times(d, jnp.ones_like(d)) - 1)
-    kl = grown - d
+    kl = bounded_expm1(d) - d
     if max_kl is not None:
         kl = jnp.minimum(kl, jnp.asarray(max_kl, kl.dtype))
     tokens = total(jnp.sum(included, dtype=kl.dtype), axis_name)
