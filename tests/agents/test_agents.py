@@ -13,9 +13,15 @@ GIVEN_ON_POLICY = {
 }  # fmt: skip
 GIVEN_OFF_POLICY = {
     "max_grad_norm": 0.5, "target_entropy": -1.0, "learn_temperature": True,
-    "normalize_observations": True,
+    "normalize_observations": True, "critic_learning_rate": 1e-3, "temperature_learning_rate": 1e-3,
 }  # fmt: skip
-OWN = {"ppo": {"surrogate": "adaptive_kl"}}
+OWN = {
+    "ppo": {
+        "surrogate": "adaptive_kl", "target_kl": 0.02, "desired_kl": 0.01,
+        "anneal_learning_rate": False,
+    },
+    "mdpo": {"value_learning_rate": 1e-3},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", AGENTS)

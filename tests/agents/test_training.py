@@ -60,7 +60,11 @@ def test_the_best_policy_stays(agent, monkeypatch):
     kept = []
     for count, value in enumerate([np.nan, 1.0, 1.0, 0.0, 2.0, np.nan]):
         monkeypatch.setattr(
-            agent, "evaluate", lambda *_, value=value: Evaluation(jnp.full(2, value), jnp.ones(2))
+            agent,
+            "evaluate",
+            lambda *_, value=value: Evaluation(
+                jnp.full(2, value), jnp.ones(2, jnp.int32), jnp.ones(2, bool)
+            ),
         )
         state = first._replace(params=jax.tree.map(lambda x, c=count: x * 0 + c, first.params))
         best, found = evaluate_and_keep_best(agent, state, best, KEY, 2)

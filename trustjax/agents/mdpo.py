@@ -140,12 +140,14 @@ class MDPO(OnPolicy):
 
     def step_size(self, iteration: jax.Array) -> jax.Array:
         """The step size t_k of iteration k, float []; at least t_0 / K if it is annealed."""
-        first = jnp.asarray(self.config.step_size)
+        first = jnp.asarray(self.config.step_size, default_float())
         if not self.config.anneal_step_size:
             return first
         num_updates = self.config.num_updates
         # The lower bound keeps 1 / t_k finite in iterations after the last one.
-        return first * jnp.maximum(1 - iteration / num_updates, 1 / num_updates)
+        return first * jnp.maximum(
+            1 - iteration.astype(default_float()) / num_updates, 1 / num_updates
+        )
 
     def learn(
         self, state: State, batch: Batch, key: jax.Array
