@@ -26,7 +26,32 @@ from trustjax.losses.anchored_targets import smooth_hybrid_temperature as smooth
 from trustjax.losses.anchored_targets import (
     target_entropy_temperature as target_entropy_temperature,
 )
+from trustjax.losses.covariance_mask import clip_cov_mask as clip_cov_mask
+from trustjax.losses.covariance_mask import kl_cov_mask as kl_cov_mask
 from trustjax.losses.dpo import dpo_loss as dpo_loss
+from trustjax.losses.group import dapo_loss as dapo_loss
+from trustjax.losses.group import dr_grpo_loss as dr_grpo_loss
+from trustjax.losses.group import grpo_loss as grpo_loss
+from trustjax.losses.group import gspo_loss as gspo_loss
+from trustjax.losses.group import reinforce_plus_plus_loss as reinforce_plus_plus_loss
+from trustjax.losses.group import rloo_loss as rloo_loss
+from trustjax.losses.group_advantage import informative_groups as informative_groups
+from trustjax.losses.group_advantage import (
+    reinforce_plus_plus_advantages as reinforce_plus_plus_advantages,
+)
+from trustjax.losses.group_advantage import (
+    reinforce_plus_plus_baseline_advantages as reinforce_plus_plus_baseline_advantages,
+)
+from trustjax.losses.group_advantage import soft_overlong_penalty as soft_overlong_penalty
+from trustjax.losses.group_advantage import token_rewards as token_rewards
+from trustjax.losses.group_advantage import trust_grpo_advantages as trust_grpo_advantages
+from trustjax.losses.group_advantage import trust_weight as trust_weight
+from trustjax.losses.group_variants import cispo_loss as cispo_loss
+from trustjax.losses.group_variants import gmpo_loss as gmpo_loss
+from trustjax.losses.group_variants import luspo_loss as luspo_loss
+from trustjax.losses.group_variants import sapo_loss as sapo_loss
+from trustjax.losses.group_variants import vespo_loss as vespo_loss
+from trustjax.losses.kl_estimator import kl_estimate as kl_estimate
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss
 from trustjax.losses.off_policy import mdpo_forward_loss as mdpo_forward_loss
 from trustjax.losses.off_policy import policy_mean as policy_mean
@@ -47,6 +72,8 @@ from trustjax.losses.preference import preference_metrics as preference_metrics
 from trustjax.losses.ranking import pl_dpo_loss as pl_dpo_loss
 from trustjax.losses.ranking import plackett_luce_loss as plackett_luce_loss
 from trustjax.losses.ranking import ranking_of as ranking_of
+from trustjax.losses.reduction import masked_mean as masked_mean
+from trustjax.losses.reduction import reduce_tokens as reduce_tokens
 from trustjax.losses.reference_free import alphapo_loss as alphapo_loss
 from trustjax.losses.reference_free import cpo_loss as cpo_loss
 from trustjax.losses.reference_free import nll_loss as nll_loss
@@ -63,3 +90,9 @@ from trustjax.losses.trpa import preference_levels as preference_levels
 from trustjax.losses.trpa import trpa_loss as trpa_loss
 from trustjax.losses.trpa import trpa_metrics as trpa_metrics
 from trustjax.losses.trpa import trpa_trust_region as trpa_trust_region
+from trustjax.losses.trust_mask import divergence_mask as divergence_mask
+from trustjax.losses.trust_mask import off_policy_mask as off_policy_mask
+from trustjax.losses.trust_mask import rollout_weights as rollout_weights
+from trustjax.losses.trust_mask import sequence_trust_mask as sequence_trust_mask
+from trustjax.losses.trust_mask import token_divergence as token_divergence
+from trustjax.losses.trust_mask import trust_metrics as trust_metrics

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_count, check_number
 from trustjax._dtypes import widened
 
 
@@ -71,7 +71,7 @@ def gae(
     bootstrap = jnp.where(terminated, jnp.zeros_like(next_values), gamma * next_values)
     ended = terminated | truncated
     # Eq. 16 as a recursion: sum_l (gamma lambda)^l delta_{t+l}, which stops where an episode ends.
-    return _accumulate(
+    return accumulate(
         rewards + bootstrap - values,
         jnp.where(ended, jnp.zeros_like(rewards), gamma * lambda_),
     )
@@ -117,7 +117,7 @@ def lambda_returns(
     ends = truncated | last
     mixed = jnp.where(ends, next_values, (1 - lambda_) * next_values)
     zeros = jnp.zeros_like(rewards)
-    return _accumulate(
+    return accumulate(
         rewards + jnp.where(terminated, zeros, gamma * mixed),
         jnp.where(terminated | ends, zeros, gamma * lambda_),
     )
@@ -195,7 +195,7 @@ def vtrace(
     zeros = jnp.zeros_like(rewards)
     # Eq. 1 as a recursion from the last step to the first.
     deltas = rho * (rewards + jnp.where(terminated, zeros, gamma * next_values) - values)
-    corrections = _accumulate(deltas, jnp.where(terminated | truncated, zeros, gamma * c))
+    corrections = accumulate(deltas, jnp.where(terminated | truncated, zeros, gamma * c))
     targets = values + corrections
     # Section 4.2: the advantage bootstraps from v_{t+1}, where that belongs to the same episode.
     next_targets = jnp.concatenate([targets[1:], next_values[-1:]])
@@ -210,43 +210,68 @@ def group_relative(
     scale: str = "std",
     epsilon: float = 1e-6,
     axis: int = -1,
+    ddof: int = 1,
+    tolerance: float = 1e-6,
+    group_size: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
     r"""Rewards relative to the mean of their group, in units of its standard deviation.
 
     .. math:: A_i = \frac{r_i - \bar r}{s + \epsilon}, \qquad
-              s^2 = \frac{1}{G - 1} \sum_i (r_i - \bar r)^2
+              s^2 = \frac{1}{G - ddof} \sum_i (r_i - \bar r)^2
 
-    A group of equal rewards and a group of one reward have advantages of 0.
+    A group of equal rewards and a group of one reward have advantages of 0. (In verl, the advantage
+    in a group of one is the reward itself.)
 
     Args:
       rewards: Rewards of each group along `axis`, float [..., G].
-      scale: "std", or "none" for A_i = r_i minus the mean (Dr. GRPO).
-      epsilon: Small number that is added to s.
+      scale: "std"; "none" for A_i = r_i minus the mean (Dr. GRPO); or "batch" for one s, that of
+        the rewards of all groups around their common mean (Lite PPO, TRL).
+      epsilon: Small number that is added to s; TRL has 1e-4.
       axis: Axis of the group.
+      ddof: 1 or 0: s^2 divides by G - ddof.
+      tolerance: Rewards of a group whose maximum and minimum differ by no more than this count as
+        equal, >= 0: sums of rounded numbers do, and s would amplify what they differ by.
+      group_size: G, where `rewards` hold the groups behind each other along `axis`, [..., P G]
+        (TRL's and verl's batches); None where the axis is the group.
+      axis_name: For "batch", the mesh axes over which groups are split inside `jax.shard_map`.
 
     Returns:
       Advantages of the same shape in float32 at least, constants for gradients.
 
     Raises:
-      ValueError: `scale` is unknown, or the axis does not exist or is empty.
+      ValueError: `scale` is unknown, the axis does not exist or is empty, a number is out of range,
+        or a group is not whole on a device.
 
-    Source: Shao et al., arXiv:2402.03300; "none": Liu et al., arXiv:2503.20783. The papers do not
-    define s; the released codes (verl, TRL) divide by G - 1.
+    Source: Shao et al., arXiv:2402.03300; "none": Liu et al., arXiv:2503.20783; "batch": Liu et
+    al., arXiv:2508.08221. The papers do not define s; the released codes (verl, TRL) divide by
+    G - 1.
     """
-    check_choice("scale", scale, ("std", "none"))
-    size = _group_size(rewards, axis, at_least=1)
-    rewards = widened(jax.lax.stop_gradient(rewards))
+    check_choice("scale", scale, ("std", "none", "batch"))
+    check_number("tolerance", tolerance, at_least=0.0)
+    if ddof not in (0, 1):
+        raise FieldError("ddof", "be 0 or 1", ddof)
+    if axis_name is not None and scale != "batch":
+        raise FieldError("axis_name", 'be None for a scale other than "batch"', axis_name)
+    shape = jnp.shape(rewards)
+    rewards, axis, size = _grouped(rewards, axis, group_size, at_least=1)
     centred = rewards - jnp.mean(rewards, axis, keepdims=True)
     # The mean of equal numbers is rounded, and dividing by s would amplify the difference.
-    equal = jnp.min(rewards, axis, keepdims=True) == jnp.max(rewards, axis, keepdims=True)
+    lowest = jnp.min(rewards, axis, keepdims=True)
+    highest = jnp.max(rewards, axis, keepdims=True)
+    equal = (lowest == highest) | (highest - lowest <= tolerance)
     centred = jnp.where(equal, jnp.zeros_like(centred), centred)
-    if scale == "none":
-        return centred
-    variance = jnp.sum(jnp.square(centred), axis, keepdims=True) / max(size - 1, 1)
-    return centred / (jnp.sqrt(variance) + epsilon)
+    if scale == "std":
+        squares = jnp.sum(jnp.square(centred), axis, keepdims=True)
+        centred = centred / (jnp.sqrt(squares / max(size - ddof, 1)) + epsilon)
+    if scale == "batch":
+        centred = centred / (_deviation(rewards, ddof, axis_name) + epsilon)
+    return centred.reshape(shape)
 
 
-def leave_one_out(rewards: jax.Array, *, axis: int = -1) -> jax.Array:
+def leave_one_out(
+    rewards: jax.Array, *, axis: int = -1, group_size: int | None = None
+) -> jax.Array:
     r"""Rewards relative to the mean of the other rewards in their group.
 
     .. math:: A_i = r_i - \frac{1}{G - 1} \sum_{j \ne i} r_j
@@ -254,12 +279,14 @@ def leave_one_out(rewards: jax.Array, *, axis: int = -1) -> jax.Array:
     Args:
       rewards: Rewards of each group along `axis`, float [..., G] with G >= 2.
       axis: Axis of the group.
+      group_size: As in `group_relative`.
 
     Returns:
       Advantages of the same shape in float32 at least, constants for gradients.
 
     Raises:
-      ValueError: The axis does not exist or has fewer than two entries.
+      ValueError: The axis does not exist or has fewer than two entries, or a group is not whole on
+        a device.
 
     Source: RLOO, Ahmadian et al., arXiv:2402.14740.
 
@@ -267,24 +294,60 @@ def leave_one_out(rewards: jax.Array, *, axis: int = -1) -> jax.Array:
     >>> print(leave_one_out(jnp.array([3.0, 0.0, 0.0])))
     [ 3.  -1.5 -1.5]
     """
-    size = _group_size(rewards, axis, at_least=2)
-    rewards = widened(jax.lax.stop_gradient(rewards))
+    shape = jnp.shape(rewards)
+    rewards, axis, size = _grouped(rewards, axis, group_size, at_least=2)
     # r - (sum - r) / (G - 1) = (r - mean) G / (G - 1).
-    return (rewards - jnp.mean(rewards, axis, keepdims=True)) * (size / (size - 1))
+    advantages = (rewards - jnp.mean(rewards, axis, keepdims=True)) * (size / (size - 1))
+    return advantages.reshape(shape)
 
 
-def _group_size(rewards: jax.Array, axis: int, *, at_least: int) -> int:
+def _grouped(
+    rewards: jax.Array, axis: int, group_size: int | None, *, at_least: int
+) -> tuple[jax.Array, int, int]:
+    """Rewards as constants with one axis for the group, that axis, and the size of a group."""
     shape = jnp.shape(rewards)
     if not -len(shape) <= axis < len(shape):
         raise FieldError("axis", f"be an axis of rewards, whose shape is {shape}", axis)
-    if shape[axis] < at_least:
+    axis = axis % len(shape)
+    check_count("group_size", group_size, at_least=at_least)
+    size = shape[axis] if group_size is None else group_size
+    if size < at_least or shape[axis] < at_least:
         raise FieldError(
             "rewards", f"have at least {at_least} entries along axis {axis}", f"shape {shape}"
         )
-    return shape[axis]
+    _check_whole(rewards, axis, size)
+    rewards = widened(jax.lax.stop_gradient(rewards))
+    grouped = (*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :])
+    return rewards.reshape(grouped), axis + 1, size
 
 
-def _accumulate(terms: jax.Array, factors: jax.Array) -> jax.Array:
+def _check_whole(rewards: jax.Array, axis: int, size: int) -> None:
+    """Raises FieldError unless every device holds whole groups along the axis."""
+    held = jnp.shape(rewards)[axis]
+    if isinstance(rewards, jax.Array) and not isinstance(rewards, jax.core.Tracer):
+        held = rewards.sharding.shard_shape(rewards.shape)[axis]
+    if held % size != 0:
+        raise FieldError(
+            "rewards",
+            f"have whole groups of {size} on every device along axis {axis}",
+            f"{held} entries on a device",
+            advice="split a batch between groups, not within them",
+        )
+
+
+def _deviation(rewards: jax.Array, ddof: int, axis_name: str | tuple[str, ...] | None) -> jax.Array:
+    """The standard deviation of all rewards, over all devices."""
+
+    def total(values: jax.Array) -> jax.Array:
+        number = jnp.sum(values)
+        return number if axis_name is None else jax.lax.psum(number, axis_name)
+
+    count = total(jnp.ones_like(rewards))
+    squares = total(jnp.square(rewards - total(rewards) / count))
+    return jnp.sqrt(squares / jnp.maximum(count - ddof, 1))
+
+
+def accumulate(terms: jax.Array, factors: jax.Array) -> jax.Array:
     """x_t = terms_t + factors_t x_{t+1} from the last step to the first, with 0 after the last."""
 
     def step(carry: jax.Array, each: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from trustjax._checks import check_number
 from trustjax._dtypes import widened
-from trustjax.losses._ratio import exp_times, log_ratio
+from trustjax.losses._ratio import clip_log_ratio, exp_times, log_ratio
 from trustjax.losses._shapes import same_shape
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss
 from trustjax.losses.off_policy import sac_actor_loss as sac_actor_loss
@@ -80,13 +80,8 @@ def ppo_clip_loss(
     """
     check_number("clip", clip, at_least=0.0)
     log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
-    width = jnp.asarray(clip, log_r.dtype)
-    # Eq. 7 clips r only where that lowers the objective: above if A > 0, below if A < 0. Clipping
-    # log r instead avoids the derivative of an exp that overflows, whose product with 0 is NaN.
-    highest = jnp.log1p(width)
-    lowest = jnp.log(jnp.maximum(1 - width, jnp.zeros_like(width)))
-    log_r = jnp.where((advantage > 0) & (log_r > highest), highest, log_r)
-    log_r = jnp.where((advantage < 0) & (log_r < lowest), lowest, log_r)
+    # Eq. 7 clips r only where that lowers the objective: above if A > 0, below if A < 0.
+    log_r = clip_log_ratio(log_r, advantage, clip, None)
     return -exp_times(log_r, advantage)
 
 

@@ -1,0 +1,157 @@
+"""Losses of group-based language policies: worked examples, far ratios, masks, sharding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from trustjax.losses import (
+    cispo_loss,
+    dapo_loss,
+    divergence_mask,
+    dr_grpo_loss,
+    gmpo_loss,
+    grpo_loss,
+    gspo_loss,
+    informative_groups,
+    kl_estimate,
+    luspo_loss,
+    masked_mean,
+    reduce_tokens,
+    reinforce_plus_plus_advantages,
+    reinforce_plus_plus_loss,
+    rloo_loss,
+    sapo_loss,
+    soft_overlong_penalty,
+    trust_grpo_advantages,
+    trust_metrics,
+    trust_weight,
+    vespo_loss,
+)
+
+LOSSES = {
+    "grpo": grpo_loss,
+    "dr_grpo": dr_grpo_loss,
+    "dapo": dapo_loss,
+    "reinforce_plus_plus": reinforce_plus_plus_loss,
+    "gspo": gspo_loss,
+    "gspo_token": functools.partial(gspo_loss, level="token"),
+    "rloo": rloo_loss,
+    "cispo": cispo_loss,
+    "sapo": sapo_loss,
+    "gmpo": gmpo_loss,
+    "vespo": vespo_loss,
+    "luspo": luspo_loss,
+}
+each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+# The fact sheet on the GRPO family, section 6.4: NumPy in float64.
+NEW = np.array([[-1, -0.5, -2], [-0.7, -1.2, 0]])
+OLD = np.array([[-1.2, -0.4, -2.5], [-0.7, -0.9, 0]])
+REFERENCE = np.array([[-1.1, -0.6, -2.2], [-0.8, -1, 0]])
+MASK = np.array([[1, 1, 1], [1, 1, 0]])
+ADVANTAGES = np.array([1.0, -1.0])
+
+
+def test_worked_losses(x64):
+    given = (NEW, OLD, ADVANTAGES, MASK)
+    for expected, found in (
+        (-0.30096748360719, grpo_loss(*given, reduction="token_mean")),
+        (-0.10080623633933, grpo_loss(*given)),
+        (-0.75241870901798, grpo_loss(*given, reduction="sequence_sum")),
+        (-0.50161247267865, grpo_loss(*given, reduction="constant", normalizer=3)),
+        (-0.25080623633933, dr_grpo_loss(*given)),
+        (-0.32124803523922, dapo_loss(*given)),
+        (-0.11770669603269, dapo_loss(*given, reduction="sequence_mean")),
+        (-0.00035, gspo_loss(*given)),
+        (-0.16964601178747, gspo_loss(*given, clip=0.2, clip_high=0.2)),
+        (-0.16964601178747, gspo_loss(*given, clip=0.2, clip_high=0.2, level="token")),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-11)
+    for kind, token, sequence in (
+        ("k1", 0.06, 0.04166666666667),
+        ("k2", 0.011, 0.01125),
+        ("k3", 0.01092915306921, 0.01129430890735),
+    ):
+        values = kl_estimate(NEW, REFERENCE, kind)
+        np.testing.assert_allclose(masked_mean(values, MASK), token, rtol=1e-11)
+        found = reduce_tokens(values, MASK, reduction="sequence_mean")
+        np.testing.assert_allclose(found, sequence, rtol=1e-11)
+
+
+def test_worked_trust_grpo(x64):
+    outcome, thinking = np.array([1.0, 0, 0, 1]), np.array([0.2, 0.8, 0.9, 0.4])
+    np.testing.assert_allclose(trust_weight(outcome, thinking), 0.5769498103804866, rtol=1e-14)
+    advantages = functools.partial(trust_grpo_advantages, total_steps=1500)
+    for step, expected in (
+        (0, [0.832509705442, -0.882186962906, -0.849068791263, 0.898746048727]),
+        (750, [0.846594963139, -0.875536719288, -0.856242215189, 0.885183971337]),
+        (1500, [0.854548380203, -0.871690888921, -0.860262549776, 0.877405058494]),
+    ):
+        np.testing.assert_allclose(advantages(outcome, thinking, step=step), expected, rtol=1e-10)
+    found = advantages(outcome, thinking, step=0, ddof=0)
+    np.testing.assert_allclose(
+        found, [0.96129912053, -1.01866145949, -0.980419900184, 1.037782239143], rtol=1e-10
+    )
+    found = advantages(outcome, thinking, step=0, form="code")
+    np.testing.assert_allclose(
+        found, [0.81773377253, -0.865368749571, -0.865368749571, 0.913003726612], rtol=1e-10
+    )
+    soft = np.array([0.8, 0.4, 0.3, 0.6])
+    found = advantages(soft, thinking, step=750)
+    np.testing.assert_allclose(
+        found, [1.256853571477, -0.540753421783, -1.018153521579, 0.302053371885], rtol=1e-10
+    )
+    assert not np.any(advantages(np.ones(4), thinking, step=0, form="code"))
+
+
+def test_worked_rewards(x64):
+    rewards, mask = np.array([[0, 0, 1, 0], [0, 0, 0, -1.0]]), np.array([[1, 1, 1, 0], [1] * 4])
+    expected = np.array([[1.069044962973] * 3 + [0], [-0.801783722229] * 4])
+    found = reinforce_plus_plus_advantages(rewards, mask)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    penalty = functools.partial(soft_overlong_penalty, jnp.array([21000.0, 18432, 100]))
+    np.testing.assert_allclose(penalty(bounded=False), [-1.126953125, -0.5, 0])
+    np.testing.assert_allclose(penalty(), [-1, -0.5, 0])
+    groups = jnp.array([[1.0, 1, 1], [0, 1, 1]])
+    assert informative_groups(groups).tolist() == [[False] * 3, [True] * 3]
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_far_ratios_and_masked_nan(loss, dtype):
+    far = jnp.array([[1e4, -1e4, jnp.nan], [-1e4, 1e4, 1e4], [jnp.nan] * 3], dtype)
+    mask = jnp.array([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
+    old = jnp.where(mask == 1, 0, jnp.nan).astype(dtype)
+    advantages = jnp.array([1.0, -1.0, jnp.nan])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(far, old, advantages, mask)
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == dtype
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient.astype(jnp.float32)))
+    assert not np.any(jnp.where(mask == 1, 0, gradient))
+
+
+def test_first_inner_step_clips_nothing():
+    metrics = trust_metrics(NEW, NEW, ADVANTAGES, MASK, clip=1e-4)
+    for name in ("trust/distance", "trust/used", "clip", "clip/low", "clip/high"):
+        assert metrics[name] == 0
+    assert np.all(np.asarray(divergence_mask(NEW, NEW, ADVANTAGES, MASK, radius=1e-9)) == MASK)
+
+
+@each_loss
+def test_eight_devices_equal_one(loss, x64):
+    random = np.random.default_rng(0)
+    new, old = random.normal(-2, 1, (2, 16, 5))
+    mask = random.random((16, 5)) < 0.6
+    given = (old, random.normal(size=16), mask)
+    one = jax.value_and_grad(loss)(new, *given)
+    mesh = jax.make_mesh((8,), ("d",))
+    many = jax.shard_map(
+        functools.partial(loss, axis_name="d"), mesh=mesh, in_specs=P("d"), out_specs=P()
+    )
+    for found, expected in zip(jax.value_and_grad(many)(new, *given), one, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
