@@ -1,6 +1,8 @@
 """Losses of group-based language policies: worked examples, far ratios, masks, sharding."""
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +158,46 @@ def test_eight_devices_equal_one(loss, x64):
     several = jax.jit(jax.value_and_grad(many))(new, *given)
     for found, expected in zip(several, one, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+PATH = Path(__file__).parents[1] / "golden" / "group.json"
+CLIPS = {"clip": 0.2, "clip_high": 0.28}
+NEAR = {"clip": 0.03, "clip_high": 0.04}
+CASES = {
+    "trl/grpo": (grpo_loss, {**CLIPS, "beta": 0.04}),
+    "trl/grpo_delta": (grpo_loss, {**CLIPS, "dual_clip": 1.5}),
+    "trl/dapo": (dapo_loss, {}),
+    "trl/dr_grpo": (dr_grpo_loss, CLIPS),
+    "trl/gspo": (gspo_loss, NEAR),
+    "trl/luspo": (luspo_loss, NEAR),
+    "trl/cispo": (cispo_loss, {"clip_high": 0.2}),
+    "trl/sapo": (sapo_loss, {}),
+    "trl/vespo": (vespo_loss, {}),
+    "verl/vanilla": (dapo_loss, {"dual_clip": 1.5}),
+    "verl/grpo": (grpo_loss, CLIPS),
+    "verl/gspo": (gspo_loss, {**CLIPS, "level": "token"}),
+    "verl/cispo": (cispo_loss, CLIPS),
+    "verl/sapo": (sapo_loss, {}),
+    "verl/gmpo": (gmpo_loss, CLIPS),
+    "verl/dppo_tv": ("tv", {"radius": 0.05, "radius_high": 0.08}),
+    "verl/dppo_kl": ("kl", {"radius": 0.01, "radius_high": 0.02}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name, x64):
+    golden = json.loads(PATH.read_text(encoding="utf-8"))
+    given = {key: np.array(values) for key, values in golden["arguments"].items()}
+    new, reference = given.pop("log_probs"), given.pop("reference_log_probs")
+    loss, numbers = CASES[name]
+    if isinstance(loss, str):
+        weights = divergence_mask(new, **given, divergence=loss, **numbers)
+        loss, numbers = cispo_loss, {"clip": 1.0, "clip_high": 19.0, "weights": weights}
+        if name == "verl/dppo_tv":
+            assert 0 < np.sum(weights) < np.sum(given["mask"])
+    if "beta" in numbers:
+        numbers = {**numbers, "reference_log_probs": reference}
+    value, gradient = jax.value_and_grad(lambda x: loss(x, **given, **numbers))(new)
+    # verl adds 1e-8 to the number of tokens of an answer.
+    np.testing.assert_allclose(value, golden["cases"][name]["value"], rtol=1e-7)
+    np.testing.assert_allclose(gradient, golden["cases"][name]["gradient"], rtol=1e-7, atol=1e-12)
