@@ -23,7 +23,7 @@ LAYERS = {
     "trustjax.geometry": set(),
     "trustjax.distributions": {"trustjax.geometry"},
     "trustjax.trust": set(),
-    "trustjax.losses": {"trustjax.geometry", "trustjax.distributions"},
+    "trustjax.losses": {"trustjax.geometry", "trustjax.distributions", "trustjax.trust"},
     "trustjax.optim": {"trustjax.geometry", "trustjax.losses"},
     "trustjax.models": {"trustjax.geometry", "trustjax.distributions", "trustjax.data"},
     "trustjax.data": set(),
