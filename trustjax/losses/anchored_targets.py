@@ -102,8 +102,8 @@ def reward_targets(
     Source: arXiv:2510.18913, Algorithm 1.
 
     >>> import jax.numpy as jnp
-    >>> print(reward_targets(jnp.array([1.0, 0.0, 0.0, 0.0])))
-    [0.9479149  0.01736168 0.01736168 0.01736168]
+    >>> print(reward_targets(jnp.array([1.0, 0.0, 0.0, 0.0])).round(4))
+    [0.9479 0.0174 0.0174 0.0174]
     """
     check_choice("scale", scale, ("std", "none"))
     check_number("ddof", ddof, at_least=0, at_most=1)

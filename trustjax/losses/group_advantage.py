@@ -256,8 +256,8 @@ def trust_weight(
     Source: Fan et al., arXiv:2505.17018, Eqs. 3 and 4.
 
     >>> import jax.numpy as jnp
-    >>> print(trust_weight(jnp.array([1.0, 0, 0, 1]), jnp.array([0.2, 0.8, 0.9, 0.4])))
-    0.5769498
+    >>> print(trust_weight(jnp.array([1.0, 0, 0, 1]), jnp.array([0.2, 0.8, 0.9, 0.4])).round(4))
+    0.5769
     """
     check_shape("thinking_rewards", thinking_rewards, outcome_rewards)
     outcome = widened(jax.lax.stop_gradient(outcome_rewards))
