@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from trustjax.losses import (
     cispo_loss,
@@ -142,22 +141,6 @@ def test_first_inner_step_clips_nothing():
     for name in ("trust/distance", "trust/used", "clip", "clip/low", "clip/high"):
         assert metrics[name] == 0
     assert np.all(np.asarray(divergence_mask(NEW, NEW, ADVANTAGES, MASK, radius=1e-9)) == MASK)
-
-
-@each_loss
-def test_eight_devices_equal_one(loss, x64):
-    random = np.random.default_rng(0)
-    new, old = random.normal(-2, 1, (2, 16, 5))
-    mask = random.random((16, 5)) < 0.6
-    given = (old, random.normal(size=16), mask)
-    one = jax.jit(jax.value_and_grad(loss))(new, *given)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("d",))
-    many = jax.shard_map(
-        functools.partial(loss, axis_name="d"), mesh=mesh, in_specs=P("d"), out_specs=P()
-    )
-    several = jax.jit(jax.value_and_grad(many))(new, *given)
-    for found, expected in zip(several, one, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 PATH = Path(__file__).parents[1] / "golden" / "group.json"
