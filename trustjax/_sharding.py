@@ -1,4 +1,4 @@
-"""Averages over devices, and values that differ between them, inside `jax.shard_map`."""
+"""Sums, averages and rows over devices, and values that differ, inside `jax.shard_map`."""
 
 from typing import Any
 
@@ -27,6 +27,16 @@ def averaged(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     )
     found = [next(means) if has else x for x, has in zip(leaves, has_mean, strict=True)]
     return jax.tree.unflatten(structure, found)
+
+
+def summed(number: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """The sum of `number` over the shards; `number` itself without an axis."""
+    return number if axis_name is None else jax.lax.psum(number, axis_name)
+
+
+def gathered(rows: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """The rows of all shards, one behind the other; `rows` itself without an axis."""
+    return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
 
 
 def as_local_as(other: PyTree, params: PyTree) -> PyTree:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import FieldError, check_number
-from trustjax._dtypes import reduction_dtype
-from trustjax.losses._shapes import check_shape
+from trustjax.losses._shapes import check_shape, masked, zero_masked
 
 
 def candidates(
@@ -29,11 +28,8 @@ def candidates(
     for name, array in arrays.items():
         check_shape(name, array, first)
         check_whole(name, array)
-    dtype = reduction_dtype(tuple(arrays.values()))
     kept = jnp.broadcast_to(jnp.asarray(True if where is None else where).astype(bool), shape)
-    wide = (jnp.asarray(array).astype(dtype) for array in arrays.values())
-    # Masked before any arithmetic: 0 times NaN is NaN, in a gradient as well.
-    return kept, *(jnp.where(kept, array, jnp.zeros_like(array)) for array in wide)
+    return kept, *masked(kept, **arrays)
 
 
 def check_whole(name: str, array: jax.typing.ArrayLike) -> None:
@@ -71,12 +67,12 @@ def masked_log_softmax(scores: jax.Array, kept: jax.Array) -> jax.Array:
     # Half of the lowest number, from which the normaliser is subtracted without an overflow.
     lowest = jnp.full_like(scores, float(np.finfo(scores.dtype).min) / 2)
     log_probs = jax.nn.log_softmax(jnp.where(kept, scores, lowest), -1)
-    return jnp.where(kept, log_probs, jnp.zeros_like(log_probs))
+    return zero_masked(log_probs, kept)
 
 
 def masked_softmax(scores: jax.Array, kept: jax.Array) -> jax.Array:
     """Softmax over the candidates that are kept, and 0 for the others."""
-    return jnp.where(kept, jnp.exp(masked_log_softmax(scores, kept)), jnp.zeros_like(scores))
+    return zero_masked(jnp.exp(masked_log_softmax(scores, kept)), kept)
 
 
 def count(kept: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import FieldError, check_number
-from trustjax._dtypes import reduction_dtype
-from trustjax._sharding import AxisName
-from trustjax.losses._shapes import check_shape
+from trustjax.losses._shapes import check_shape, masked
 
 
 def rows(where: jax.Array | None, **arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -18,18 +16,15 @@ def rows(where: jax.Array | None, **arrays: jax.Array) -> tuple[jax.Array, tuple
     Raises ValueError, which names the argument, unless all have the shape of the first.
     """
     first = next(iter(arrays.values()))
-    for name, array in arrays.items():
-        check_shape(name, array, first)
-    dtype = reduction_dtype(list(arrays.values()))
-    wide = tuple(jnp.asarray(array).astype(dtype) for array in arrays.values())
     if where is None:
-        return jnp.ones(jnp.shape(first), bool), wide
-    check_shape("where", where, first)
-    included = jnp.asarray(where).astype(bool)
-    return included, tuple(jnp.where(included, x, jnp.zeros_like(x)) for x in wide)
+        included = jnp.ones(jnp.shape(first), bool)
+    else:
+        check_shape("where", where, first)
+        included = jnp.asarray(where).astype(bool)
+    return included, masked(included, **arrays)
 
 
-def per_token(total: jax.Array, lengths: jax.Array | None, name: str) -> jax.Array:
+def length_normalised(total: jax.Array, lengths: jax.Array | None, name: str) -> jax.Array:
     """`total` divided by the numbers of tokens, by 1 where there are none; itself without."""
     if lengths is None:
         return total
@@ -55,8 +50,3 @@ def bounded_expm1(x: jax.Array) -> jax.Array:
     highest = jnp.asarray(0.45 * math.log(float(np.finfo(x.dtype).max)), x.dtype)
     # Straight through: the difference is 0 with a derivative of 1.
     return jnp.expm1(jnp.where(x > highest, highest + (x - jax.lax.stop_gradient(x)), x))
-
-
-def total(number: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """The sum of a number over the devices of the mesh axes."""
-    return number if axis_name is None else jax.lax.psum(number, axis_name)

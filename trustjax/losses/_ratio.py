@@ -58,6 +58,19 @@ def clip_log_ratio(
     return jnp.where((advantage < 0) & (log_r < lowest), lowest, log_r)
 
 
+def clipped_sides(
+    ratio: jax.Array,
+    advantage: jax.Array,
+    clip: jax.typing.ArrayLike,
+    clip_high: jax.typing.ArrayLike | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Where PPO's surrogate clips the ratio: below 1 - clip for A < 0, and above 1 + clip_high for
+    A > 0."""
+    width = jnp.asarray(clip, ratio.dtype)
+    high = width if clip_high is None else jnp.asarray(clip_high, ratio.dtype)
+    return (advantage < 0) & (ratio < 1 - width), (advantage > 0) & (ratio > 1 + high)
+
+
 def _bounded(log_weight: jax.Array, bound: float) -> jax.Array:
     highest = jnp.asarray(bound, log_weight.dtype)
     log_weight = jnp.where(log_weight == jnp.inf, highest, log_weight)

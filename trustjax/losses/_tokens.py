@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import widened
+from trustjax._sharding import AxisName
 from trustjax.losses._ratio import bounded_log_ratio, clip_log_ratio, log_ratio
-from trustjax.losses._shapes import check_shape
+from trustjax.losses._shapes import check_shape, zero_masked
 from trustjax.losses.kl_estimator import kl_estimate
-from trustjax.losses.reduction import AxisName, masked_mean, reduce_tokens, token_mask
+from trustjax.losses.reduction import masked_mean, reduce_tokens, token_mask
 
 
 class Tokens(NamedTuple):
@@ -48,7 +49,7 @@ class Options(NamedTuple):
     weights: jax.Array | None
     reduction: str
     normalizer: jax.typing.ArrayLike | None
-    axis_name: AxisName
+    axis_name: AxisName | None
 
 
 def tokens_of(
@@ -57,9 +58,8 @@ def tokens_of(
     """The arguments of a loss with one shape and dtype; raises ValueError if they do not fit."""
     mask = token_mask(log_probs, mask)
     check_shape("old_log_probs", old_log_probs, log_probs)
-    # Before any arithmetic: what stands in masked places may be NaN, and NaN times 0 is NaN.
-    log_probs = sanitised(widened(log_probs), mask)
-    old_log_probs = sanitised(widened(jax.lax.stop_gradient(old_log_probs)), mask)
+    log_probs = zero_masked(widened(log_probs), mask)
+    old_log_probs = zero_masked(widened(jax.lax.stop_gradient(old_log_probs)), mask)
     advantages = per_token("advantages", advantages, mask)
     return Tokens(log_probs, log_ratio(log_probs, old_log_probs), advantages, mask)
 
@@ -72,12 +72,7 @@ def per_token(name: str, values: jax.Array, mask: jax.Array) -> jax.Array:
         values = values[:, None]
     if values.shape not in ((batch, 1), mask.shape):
         raise FieldError(name, f"have the shape ({batch},) or {mask.shape}", jnp.shape(values))
-    return sanitised(jnp.broadcast_to(values, mask.shape), mask)
-
-
-def sanitised(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """`values` with 0 in masked places."""
-    return jnp.where(mask, values, jnp.zeros_like(values))
+    return zero_masked(jnp.broadcast_to(values, mask.shape), mask)
 
 
 def finished(losses: jax.Array, tokens: Tokens, options: Options) -> jax.Array:
@@ -88,8 +83,8 @@ def finished(losses: jax.Array, tokens: Tokens, options: Options) -> jax.Array:
     if options.reference_log_probs is not None:
         reference = jax.lax.stop_gradient(options.reference_log_probs)
         check_shape("reference_log_probs", reference, tokens.mask)
-        reference = sanitised(widened(reference), tokens.mask).astype(losses.dtype)
-        beta = sanitised(jnp.asarray(options.beta, losses.dtype), tokens.mask)
+        reference = zero_masked(widened(reference), tokens.mask).astype(losses.dtype)
+        beta = zero_masked(jnp.asarray(options.beta, losses.dtype), tokens.mask)
         losses = losses + beta * kl_estimate(tokens.log_probs, reference, options.kl)
     elif isinstance(options.beta, jax.Array) or options.beta != 0:
         raise FieldError(

@@ -17,6 +17,7 @@ import numpy as np
 
 from trustjax._checks import FieldError, check_choice, check_count, check_number
 from trustjax._dtypes import widened
+from trustjax._sharding import AxisName, summed
 
 
 def gae(
@@ -213,7 +214,7 @@ def group_relative(
     ddof: int = 1,
     tolerance: float = 1e-6,
     group_size: int | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Rewards relative to the mean of their group, in units of its standard deviation.
 
@@ -335,15 +336,11 @@ def _check_whole(rewards: jax.Array, axis: int, size: int) -> None:
         )
 
 
-def _deviation(rewards: jax.Array, ddof: int, axis_name: str | tuple[str, ...] | None) -> jax.Array:
+def _deviation(rewards: jax.Array, ddof: int, axis_name: AxisName | None) -> jax.Array:
     """The standard deviation of all rewards, over all devices."""
-
-    def total(values: jax.Array) -> jax.Array:
-        number = jnp.sum(values)
-        return number if axis_name is None else jax.lax.psum(number, axis_name)
-
-    count = total(jnp.ones_like(rewards))
-    squares = total(jnp.square(rewards - total(rewards) / count))
+    count = summed(jnp.asarray(rewards.size, rewards.dtype), axis_name)
+    mean = summed(jnp.sum(rewards), axis_name) / count
+    squares = summed(jnp.sum(jnp.square(rewards - mean)), axis_name)
     return jnp.sqrt(squares / jnp.maximum(count - ddof, 1))
 
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_number
-from trustjax.losses._ratio import bounded_log_ratio
+from trustjax._sharding import AxisName, gathered, summed
+from trustjax.losses._ratio import bounded_log_ratio, clipped_sides
 from trustjax.losses._tokens import tokens_of
-from trustjax.losses.reduction import AxisName, masked_mean, total
+from trustjax.losses.reduction import masked_mean
 
 
 def clip_cov_mask(
@@ -29,7 +30,7 @@ def clip_cov_mask(
     highest: jax.typing.ArrayLike = 5.0,
     clip: jax.typing.ArrayLike = 0.2,
     clip_high: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Clip-Cov: leaves out a few random tokens whose covariance drives the entropy down.
 
@@ -58,14 +59,10 @@ def clip_cov_mask(
     tokens = tokens_of(log_probs, old_log_probs, advantages, mask)
     covariance = _covariance(tokens.log_probs, tokens.advantages, tokens.mask, axis_name)
     dtype = covariance.dtype
-    width = jnp.asarray(clip, dtype)
     ratio = jnp.exp(bounded_log_ratio(jax.lax.stop_gradient(tokens.log_ratio)))
-    high = 1 + (width if clip_high is None else jnp.asarray(clip_high, dtype))
-    clipped = ((tokens.advantages > 0) & (ratio > high)) | (
-        (tokens.advantages < 0) & (ratio < 1 - width)
-    )
+    clipped_low, clipped_high = clipped_sides(ratio, tokens.advantages, clip, clip_high)
     inside = (covariance > jnp.asarray(lowest, dtype)) & (covariance < jnp.asarray(highest, dtype))
-    candidates = _gathered(tokens.mask & inside & ~clipped, axis_name)
+    candidates = gathered(tokens.mask & inside & ~(clipped_low | clipped_high), axis_name)
     draws = jax.random.uniform(key, candidates.shape, dtype)
     draws = jnp.where(candidates, draws, jnp.full_like(draws, -1))
     chosen = _largest(draws, _count(tokens.mask, share, axis_name)) & candidates
@@ -78,7 +75,7 @@ def kl_cov_mask(
     mask: jax.Array,
     *,
     share: float = 2e-4,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""KL-Cov: the tokens with the largest covariance, which get a KL penalty.
 
@@ -106,21 +103,21 @@ def kl_cov_mask(
     tokens = tokens_of(log_probs, log_probs, advantages, mask)
     covariance = _covariance(tokens.log_probs, tokens.advantages, tokens.mask, axis_name)
     ranked = jnp.where(tokens.mask, covariance, jnp.full_like(covariance, -jnp.inf))
-    chosen = _largest(_gathered(ranked, axis_name), _count(tokens.mask, share, axis_name))
+    chosen = _largest(gathered(ranked, axis_name), _count(tokens.mask, share, axis_name))
     return tokens.mask & _own(chosen, tokens.mask, axis_name)
 
 
 def _covariance(
-    log_probs: jax.Array, advantages: jax.Array, mask: jax.Array, axis_name: AxisName
+    log_probs: jax.Array, advantages: jax.Array, mask: jax.Array, axis_name: AxisName | None
 ) -> jax.Array:
     log_probs = jax.lax.stop_gradient(log_probs)
     centred = advantages - masked_mean(advantages, mask, axis_name=axis_name)
     return centred * (log_probs - masked_mean(log_probs, mask, axis_name=axis_name))
 
 
-def _count(mask: jax.Array, share: float, axis_name: AxisName) -> jax.Array:
+def _count(mask: jax.Array, share: float, axis_name: AxisName | None) -> jax.Array:
     """How many of all tokens a share of them is, at least one."""
-    tokens = total(jnp.sum(mask, dtype=jnp.float32), axis_name)
+    tokens = summed(jnp.sum(mask, dtype=jnp.float32), axis_name)
     return jnp.maximum(jnp.floor(tokens * share), 1)
 
 
@@ -131,12 +128,7 @@ def _largest(values: jax.Array, count: jax.Array) -> jax.Array:
     return jnp.zeros(order.size, bool).at[order].set(chosen).reshape(values.shape)
 
 
-def _gathered(values: jax.Array, axis_name: AxisName) -> jax.Array:
-    """The rows of all devices."""
-    return values if axis_name is None else jax.lax.all_gather(values, axis_name, tiled=True)
-
-
-def _own(values: jax.Array, local: jax.Array, axis_name: AxisName) -> jax.Array:
+def _own(values: jax.Array, local: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """The rows of this device among those of all."""
     if axis_name is None:
         return values

@@ -9,7 +9,7 @@ import numpy as np
 
 from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._sharding import AxisName
-from trustjax.losses._pairs import both_or_none, bounded_expm1, per_token, rows, smoothed
+from trustjax.losses._pairs import both_or_none, bounded_expm1, length_normalised, rows, smoothed
 
 
 class _Pairs(NamedTuple):
@@ -300,8 +300,12 @@ def dpo_loss(
     score = _SCORES[f_divergence_type]
     losses = _VARIANTS[variant].loss(
         _Pairs(
-            per_token(score(policy_w - reference_w, alpha), chosen_lengths, "chosen_lengths"),
-            per_token(score(policy_l - reference_l, alpha), rejected_lengths, "rejected_lengths"),
+            length_normalised(
+                score(policy_w - reference_w, alpha), chosen_lengths, "chosen_lengths"
+            ),
+            length_normalised(
+                score(policy_l - reference_l, alpha), rejected_lengths, "rejected_lengths"
+            ),
             policy_w - policy_l,
             reference_w - reference_l,
             jnp.asarray(beta, dtype),

@@ -27,11 +27,12 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import FieldError, check_choice
+from trustjax._sharding import AxisName
+from trustjax.losses._shapes import zero_masked
 from trustjax.losses._tokens import (
     Options,
     Tokens,
     finished,
-    sanitised,
     sequence_log_ratio,
     surrogate,
     tokens_of,
@@ -48,7 +49,7 @@ from trustjax.losses.group_advantage import (
 from trustjax.losses.group_advantage import soft_overlong_penalty as soft_overlong_penalty
 from trustjax.losses.group_advantage import trust_grpo_advantages as trust_grpo_advantages
 from trustjax.losses.group_advantage import trust_weight as trust_weight
-from trustjax.losses.reduction import AxisName, masked_mean
+from trustjax.losses.reduction import masked_mean
 from trustjax.losses.trust_mask import divergence_mask as divergence_mask
 from trustjax.losses.trust_mask import sequence_trust_mask as sequence_trust_mask
 
@@ -68,7 +69,7 @@ def grpo_loss(
     weights: jax.Array | None = None,
     reduction: str = "sequence_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Group relative policy optimisation: PPO's clipped surrogate on tokens, with a KL term.
 
@@ -129,7 +130,7 @@ def dr_grpo_loss(
     weights: jax.Array | None = None,
     reduction: str = "constant",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""GRPO done right: token losses divided by a constant, so that length earns nothing.
 
@@ -172,7 +173,7 @@ def dapo_loss(
     weights: jax.Array | None = None,
     reduction: str = "token_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Decoupled clip: a higher bound above 1, and the mean over all tokens of the batch.
 
@@ -214,7 +215,7 @@ def reinforce_plus_plus_loss(
     weights: jax.Array | None = None,
     reduction: str = "token_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""REINFORCE++: PPO's clipped surrogate on whitened advantages, as a mean over all tokens.
 
@@ -256,7 +257,7 @@ def gspo_loss(
     weights: jax.Array | None = None,
     reduction: str = "sequence_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Group sequence policy optimisation: the surrogate with one ratio per answer.
 
@@ -307,7 +308,7 @@ def rloo_loss(
     weights: jax.Array | None = None,
     reduction: str = "sequence_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""REINFORCE leave-one-out: an answer is one action, whose log-probability is a sum.
 
@@ -344,7 +345,7 @@ def rloo_loss(
     else:
         log_r = jnp.sum(tokens.log_ratio, -1, keepdims=True)
         losses = surrogate(log_r, advantage, 0.2 if clip is None else clip, clip_high, None)
-    losses = sanitised(losses, tokens.mask)
+    losses = zero_masked(losses, tokens.mask)
     options = Options(reference_log_probs, beta, kl, weights, reduction, normalizer, axis_name)
     return finished(losses, tokens, options)
 

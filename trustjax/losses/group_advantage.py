@@ -19,11 +19,12 @@ import jax.numpy as jnp
 
 from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import widened
-from trustjax.losses._shapes import check_shape
-from trustjax.losses._tokens import per_token, sanitised
+from trustjax._sharding import AxisName, summed
+from trustjax.losses._shapes import check_shape, zero_masked
+from trustjax.losses._tokens import per_token
 from trustjax.losses.advantage import accumulate, group_relative
 from trustjax.losses.kl_estimator import kl_estimate
-from trustjax.losses.reduction import AxisName, masked_mean, token_mask, total
+from trustjax.losses.reduction import masked_mean, token_mask
 
 SCHEDULES = {
     "exponential": lambda progress: jnp.exp(-progress),
@@ -141,7 +142,7 @@ def token_rewards(
     check_number("beta", beta, at_least=0.0)
     keep = token_mask(mask, mask)
     last = keep & (jnp.cumsum(keep, -1) == jnp.sum(keep, -1, keepdims=True))
-    placed = sanitised(per_token("rewards", rewards, keep), last)
+    placed = zero_masked(per_token("rewards", rewards, keep), last)
     if log_probs is None and reference_log_probs is None:
         return placed
     if log_probs is None or reference_log_probs is None:
@@ -150,10 +151,10 @@ def token_rewards(
     check_shape("log_probs", log_probs, keep)
     check_shape("reference_log_probs", reference_log_probs, keep)
     new, old = (
-        sanitised(widened(jax.lax.stop_gradient(array)), keep)
+        zero_masked(widened(jax.lax.stop_gradient(array)), keep)
         for array in (log_probs, reference_log_probs)
     )
-    return placed - sanitised(jnp.asarray(beta, new.dtype) * kl_estimate(new, old, kl), keep)
+    return placed - zero_masked(jnp.asarray(beta, new.dtype) * kl_estimate(new, old, kl), keep)
 
 
 def reinforce_plus_plus_advantages(
@@ -162,7 +163,7 @@ def reinforce_plus_plus_advantages(
     *,
     discount: jax.typing.ArrayLike = 1.0,
     epsilon: float = 1e-8,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""REINFORCE++: returns of tokens, whitened over all tokens of the batch.
 
@@ -189,7 +190,7 @@ def reinforce_plus_plus_advantages(
     """
     check_number("discount", discount, at_least=0.0, at_most=1.0)
     keep = token_mask(rewards, mask)
-    rewards = sanitised(widened(jax.lax.stop_gradient(rewards)), keep)
+    rewards = zero_masked(widened(jax.lax.stop_gradient(rewards)), keep)
     gamma = jnp.asarray(discount, rewards.dtype)
     factors = jnp.where(keep, gamma, jnp.ones_like(gamma))
     returns = accumulate(rewards.T, factors.T).T
@@ -202,7 +203,7 @@ def reinforce_plus_plus_baseline_advantages(
     *,
     group_size: int,
     epsilon: float = 1e-8,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""REINFORCE++ with a baseline: rewards less their group's mean, whitened over all tokens.
 
@@ -266,7 +267,7 @@ def trust_weight(
 
     def mean(chosen: jax.Array) -> jax.Array:
         count = jnp.sum(chosen, axis, dtype=thinking.dtype)
-        return jnp.sum(sanitised(thinking, chosen), axis) / jnp.maximum(count, 1)
+        return jnp.sum(zero_masked(thinking, chosen), axis) / jnp.maximum(count, 1)
 
     both = jnp.any(correct, axis) & ~jnp.all(correct, axis)
     return jnp.where(both, jnp.exp(jnp.minimum(mean(correct) - mean(~correct), 0)), 1.0)
@@ -346,9 +347,11 @@ def trust_grpo_advantages(
     )
 
 
-def _whitened(values: jax.Array, keep: jax.Array, epsilon: float, axis_name: AxisName) -> jax.Array:
+def _whitened(
+    values: jax.Array, keep: jax.Array, epsilon: float, axis_name: AxisName | None
+) -> jax.Array:
     """The values less their mean over all tokens, in units of their deviation (N - 1)."""
-    centred = sanitised(values - masked_mean(values, keep, axis_name=axis_name), keep)
-    count = total(jnp.sum(keep, dtype=values.dtype), axis_name)
-    squares = total(jnp.sum(jnp.square(centred)), axis_name)
+    centred = zero_masked(values - masked_mean(values, keep, axis_name=axis_name), keep)
+    count = summed(jnp.sum(keep, dtype=values.dtype), axis_name)
+    squares = summed(jnp.sum(jnp.square(centred)), axis_name)
     return centred * jax.lax.rsqrt(squares / jnp.maximum(count - 1, 1) + epsilon)

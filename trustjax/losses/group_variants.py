@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import check_number
+from trustjax._sharding import AxisName
 from trustjax.losses._ratio import LARGEST_LOG_RATIO, bounded_log_ratio, clip_log_ratio
+from trustjax.losses._shapes import zero_masked
 from trustjax.losses._tokens import (
     Options,
     finished,
-    sanitised,
     sequence_log_ratio,
     surrogate,
     tokens_of,
 )
-from trustjax.losses.reduction import AxisName, masked_mean
+from trustjax.losses.reduction import masked_mean
 
 SMALLEST_WEIGHT = 1e-8  # of VESPO, as in TRL
 
@@ -46,7 +47,7 @@ def cispo_loss(
     weights: jax.Array | None = None,
     reduction: str = "token_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Clipped importance sampling: the weight is clipped, and every token keeps its gradient.
 
@@ -93,7 +94,7 @@ def sapo_loss(
     weights: jax.Array | None = None,
     reduction: str = "sequence_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Soft adaptive policy optimisation: a smooth gate in place of the clip.
 
@@ -140,7 +141,7 @@ def gmpo_loss(
     weights: jax.Array | None = None,
     reduction: str = "sequence_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Geometric-mean policy optimisation: log-ratios of tokens are clipped, then averaged.
 
@@ -171,7 +172,7 @@ def gmpo_loss(
     log_r = clip_log_ratio(tokens.log_ratio, tokens.advantages, -jnp.expm1(-low), jnp.expm1(high))
     mean = bounded_log_ratio(sequence_log_ratio(log_r, tokens.mask))
     advantage = masked_mean(tokens.advantages, tokens.mask, sequence=True)[:, None]
-    losses = sanitised(-advantage * jnp.exp(mean), tokens.mask)
+    losses = zero_masked(-advantage * jnp.exp(mean), tokens.mask)
     options = Options(reference_log_probs, beta, kl, weights, reduction, normalizer, axis_name)
     return finished(losses, tokens, options)
 
@@ -192,7 +193,7 @@ def vespo_loss(
     weights: jax.Array | None = None,
     reduction: str = "token_mean",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Variational sequence-level soft policy optimisation: a smooth weight of the whole answer.
 
@@ -251,7 +252,7 @@ def luspo_loss(
     weights: jax.Array | None = None,
     reduction: str = "sequence_sum",
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Length-unbiased sequence policy optimisation: GSPO's loss times the length of the answer.
 

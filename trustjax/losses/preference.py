@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import FieldError, check_choice, check_number
-from trustjax._sharding import AxisName
-from trustjax.losses._pairs import rows, total
+from trustjax._sharding import AxisName, summed
+from trustjax.losses._pairs import rows
 from trustjax.losses.dpo import dpo_loss as dpo_loss
 from trustjax.losses.reference_free import alphapo_loss as alphapo_loss
 from trustjax.losses.reference_free import cpo_loss as cpo_loss
@@ -145,8 +145,8 @@ def kto_loss(
     log_ratio = log_prob - jax.lax.stop_gradient(log_ref)
     z = jnp.zeros([], log_ratio.dtype)
     if kl:
-        count = total(jnp.sum(included.astype(log_ratio.dtype)), axis_name)
-        mean = total(jnp.sum(kl[0] - kl[1]), axis_name) / jnp.maximum(count, 1)
+        count = summed(jnp.sum(included.astype(log_ratio.dtype)), axis_name)
+        mean = summed(jnp.sum(kl[0] - kl[1]), axis_name) / jnp.maximum(count, 1)
         z = jax.lax.stop_gradient(jnp.maximum(mean, 0))
         if axis_name is None and log_ratio.size == 1:
             raise FieldError("policy", "have at least two examples", "one")
@@ -217,5 +217,5 @@ def preference_metrics(
         "margins": chosen - rejected,
         "accuracies": ((chosen > rejected) & included).astype(chosen.dtype),
     }
-    count = jnp.maximum(total(jnp.sum(included.astype(chosen.dtype)), axis_name), 1)
-    return {f"rewards/{k}": total(jnp.sum(x), axis_name) / count for k, x in values.items()}
+    count = jnp.maximum(summed(jnp.sum(included.astype(chosen.dtype)), axis_name), 1)
+    return {f"rewards/{k}": summed(jnp.sum(x), axis_name) / count for k, x in values.items()}

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import widened
-from trustjax.losses._shapes import check_shape
+from trustjax._sharding import AxisName, summed
+from trustjax.losses._shapes import check_shape, zero_masked
 
-AxisName = str | tuple[str, ...] | None
 REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant", "none")
 
 
@@ -30,7 +30,7 @@ def reduce_tokens(
     *,
     reduction: str,
     normalizer: jax.typing.ArrayLike | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""The losses of tokens as one number, by the name of the reduction.
 
@@ -68,7 +68,7 @@ def reduce_tokens(
     if normalizer is not None and reduction != "constant":
         raise FieldError("normalizer", f'be None for reduction="{reduction}"', normalizer)
     losses, mask = widened(losses), token_mask(losses, mask)
-    masked = jnp.where(mask, losses, jnp.zeros_like(losses))
+    masked = zero_masked(losses, mask)
     if reduction == "none":
         return masked
     counts = jnp.sum(mask, -1, dtype=losses.dtype)
@@ -76,16 +76,16 @@ def reduce_tokens(
     if reduction == "sequence_mean":
         sums = sums / jnp.maximum(counts, 1)
     if reduction == "constant":
-        size = total(jnp.asarray(losses.size, losses.dtype), axis_name)
+        size = summed(jnp.asarray(losses.size, losses.dtype), axis_name)
         count = size if normalizer is None else jnp.asarray(normalizer, losses.dtype)
     else:
         units = counts if reduction == "token_mean" else (counts > 0).astype(losses.dtype)
-        count = jnp.maximum(total(jnp.sum(units), axis_name), 1)
-    return total(jnp.sum(sums), axis_name) / count
+        count = jnp.maximum(summed(jnp.sum(units), axis_name), 1)
+    return summed(jnp.sum(sums), axis_name) / count
 
 
 def masked_mean(
-    values: jax.Array, mask: jax.Array, *, axis_name: AxisName = None, sequence: bool = False
+    values: jax.Array, mask: jax.Array, *, axis_name: AxisName | None = None, sequence: bool = False
 ) -> jax.Array:
     r"""Mean over the tokens that count, of the whole batch or of each sequence.
 
@@ -104,11 +104,11 @@ def masked_mean(
       ValueError: The shapes differ or are not [batch, time].
     """
     values, mask = widened(values), token_mask(values, mask)
-    masked = jnp.where(mask, values, jnp.zeros_like(values))
+    masked = zero_masked(values, mask)
     if sequence:
         return jnp.sum(masked, -1) / jnp.maximum(jnp.sum(mask, -1, dtype=values.dtype), 1)
-    count = total(jnp.sum(mask, dtype=values.dtype), axis_name)
-    return total(jnp.sum(masked), axis_name) / jnp.maximum(count, 1)
+    count = summed(jnp.sum(mask, dtype=values.dtype), axis_name)
+    return summed(jnp.sum(masked), axis_name) / jnp.maximum(count, 1)
 
 
 def token_mask(first: jax.Array, mask: jax.Array) -> jax.Array:
@@ -117,8 +117,3 @@ def token_mask(first: jax.Array, mask: jax.Array) -> jax.Array:
         raise FieldError("log_probs", "be an array [batch, time]", f"shape {jnp.shape(first)}")
     check_shape("mask", mask, first)
     return jnp.asarray(mask).astype(bool)
-
-
-def total(number: jax.Array, axis_name: AxisName) -> jax.Array:
-    """The sum of a number over the devices of the mesh axes."""
-    return number if axis_name is None else jax.lax.psum(number, axis_name)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import FieldError, check_choice, check_number
-from trustjax._sharding import AxisName
-from trustjax.losses._pairs import both_or_none, bounded_expm1, per_token, rows, smoothed, total
+from trustjax._sharding import AxisName, summed
+from trustjax.losses._pairs import both_or_none, bounded_expm1, length_normalised, rows, smoothed
 from trustjax.losses.dpo import dpo_loss
 
 
@@ -58,12 +58,12 @@ def nll_loss(
     if reduction == "sequence":
         if axis_name is not None:
             raise FieldError("axis_name", "be left out with reduction 'sequence'", axis_name)
-        return -per_token(log_prob, chosen_lengths, "chosen_lengths")
+        return -length_normalised(log_prob, chosen_lengths, "chosen_lengths")
     _, (lengths,) = rows(included, chosen_lengths=chosen_lengths)
     rows(None, policy_chosen=policy_chosen, chosen_lengths=chosen_lengths)  # checks the shapes
     check_number("chosen_lengths", chosen_lengths, at_least=0)
-    tokens = total(jnp.sum(lengths), axis_name).astype(log_prob.dtype)
-    answers = total(jnp.sum(included.astype(log_prob.dtype)), axis_name)
+    tokens = summed(jnp.sum(lengths), axis_name).astype(log_prob.dtype)
+    answers = summed(jnp.sum(included.astype(log_prob.dtype)), axis_name)
     return -log_prob * (answers / jnp.maximum(tokens, 1))
 
 
@@ -300,5 +300,5 @@ def _means(
     included, (chosen, rejected) = rows(
         where, policy_chosen=policy_chosen, policy_rejected=policy_rejected
     )
-    chosen = per_token(chosen, chosen_lengths, "chosen_lengths")
-    return included, chosen, per_token(rejected, rejected_lengths, "rejected_lengths")
+    chosen = length_normalised(chosen, chosen_lengths, "chosen_lengths")
+    return included, chosen, length_normalised(rejected, rejected_lengths, "rejected_lengths")

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import FieldError, check_choice, check_number
-from trustjax._dtypes import reduction_dtype
-from trustjax._sharding import AxisName
-from trustjax.losses._pairs import bounded_expm1, total
-from trustjax.losses._shapes import check_shape
+from trustjax._sharding import AxisName, gathered, summed
+from trustjax.losses._pairs import bounded_expm1
+from trustjax.losses._shapes import check_shape, masked
+from trustjax.losses.reduction import masked_mean, token_mask
 from trustjax.trust import trust_metrics
 
 
@@ -178,11 +178,11 @@ def trpa_loss(
     weights = pairs.astype(dtype)
     if reduction == "prompt":
         # Some of a prompt's pairs may be on other devices.
-        per_answer = _gathered(jnp.sum(weights, 1), axis_name)
+        per_answer = gathered(jnp.sum(weights, 1), axis_name)
         per_prompt = jnp.sum(jnp.where(_same_group(mine, everyone), per_answer, 0), 1)
         weights = weights / jnp.maximum(per_prompt, 1)[:, None]
-    weight = total(jnp.sum(weights), axis_name)
-    loss = total(jnp.sum(weights * losses), axis_name) / jnp.where(weight > 0, weight, 1)
+    weight = summed(jnp.sum(weights), axis_name)
+    loss = summed(jnp.sum(weights * losses), axis_name) / jnp.where(weight > 0, weight, 1)
     if no_pairs == "fallback":
         loss = jnp.where(weight > 0, loss, _without_pairs(mine, axis_name))
     distance = trpa_trust_region(
@@ -228,14 +228,13 @@ def trpa_trust_region(
     """
     check_choice("trust_region", trust_region, ("k3", "root"))
     check_number("max_kl", max_kl, above=0.0)
-    included = _token_mask(log_probs, mask)
-    log_probs, old_log_probs = _masked(included, log_probs=log_probs, old_log_probs=old_log_probs)
+    included = token_mask(log_probs, mask)
+    log_probs, old_log_probs = masked(included, log_probs=log_probs, old_log_probs=old_log_probs)
     d = jax.lax.stop_gradient(old_log_probs) - log_probs
     kl = bounded_expm1(d) - d
     if max_kl is not None:
         kl = jnp.minimum(kl, jnp.asarray(max_kl, kl.dtype))
-    tokens = total(jnp.sum(included, dtype=kl.dtype), axis_name)
-    mean = total(jnp.sum(kl), axis_name) / jnp.maximum(tokens, 1)
+    mean = masked_mean(kl, included, axis_name=axis_name)
     return mean if trust_region == "k3" else jnp.sqrt(mean + 0.25)
 
 
@@ -275,10 +274,10 @@ def trpa_metrics(
     )
     pairs = _pairs(mine, everyone)
     margins = mine.delta[:, None] - everyone.delta[None, :]
-    number = total(jnp.sum(pairs, dtype=margins.dtype), axis_name)
+    number = summed(jnp.sum(pairs, dtype=margins.dtype), axis_name)
     means = {"margin": margins, "accuracy": (margins > 0).astype(margins.dtype)}
     metrics = {
-        f"trpa/{name}": total(jnp.sum(jnp.where(pairs, x, 0)), axis_name) / jnp.maximum(number, 1)
+        f"trpa/{name}": summed(jnp.sum(jnp.where(pairs, x, 0)), axis_name) / jnp.maximum(number, 1)
         for name, x in means.items()
     }
     metrics |= trust_metrics(jnp.asarray(kl_target, distance.dtype), distance)
@@ -312,41 +311,21 @@ def _answers(
 ) -> tuple[_Answers, _Answers]:
     """The answers of this device and those of all devices."""
     check_choice("log_ratio", log_ratio, ("mean", "sum"))
-    included = _token_mask(log_probs, mask)
+    included = token_mask(log_probs, mask)
     rows = included[:, 0]
     for name, array in {"levels": levels, "group_ids": group_ids}.items():
         if jnp.shape(array) != rows.shape:
             raise FieldError(name, f"have the shape {rows.shape}", jnp.shape(array))
-    log_probs, reference = _masked(
+    log_probs, reference = masked(
         included, log_probs=log_probs, reference_log_probs=reference_log_probs
     )
     difference = log_probs - jax.lax.stop_gradient(reference)
-    delta = jnp.sum(difference, -1)
     if log_ratio == "mean":
-        delta = delta / jnp.maximum(jnp.sum(included, -1, dtype=delta.dtype), 1)
+        delta = masked_mean(difference, included, sequence=True)
+    else:
+        delta = jnp.sum(difference, -1)
     mine = _Answers(jnp.asarray(levels), jnp.asarray(group_ids), jnp.any(included, -1), delta)
-    return mine, jax.tree.map(lambda x: _gathered(x, axis_name), mine)
-
-
-def _token_mask(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-    """`mask` as bool; raises ValueError unless both are [batch, time]."""
-    if jnp.ndim(log_probs) != 2:
-        raise FieldError("log_probs", "be an array [batch, time]", jnp.shape(log_probs))
-    check_shape("mask", mask, log_probs)
-    return jnp.asarray(mask) != 0
-
-
-def _masked(mask: jax.Array, **arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays in one dtype with 0 in masked places, where NaN may stand."""
-    dtype = reduction_dtype(list(arrays.values()))
-    for name, array in arrays.items():
-        check_shape(name, array, mask)
-    wide = (jnp.asarray(array).astype(dtype) for array in arrays.values())
-    return tuple(jnp.where(mask, x, jnp.zeros_like(x)) for x in wide)
-
-
-def _gathered(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+    return mine, jax.tree.map(lambda x: gathered(x, axis_name), mine)
 
 
 def _pairs(answers: _Answers, others: _Answers) -> jax.Array:
@@ -369,5 +348,5 @@ def _without_pairs(answers: _Answers, axis_name: AxisName | None) -> jax.Array:
     delta = answers.delta
     losses = jax.nn.softplus(jnp.where(answers.levels == 1, -delta, delta))
     losses = jnp.where(answers.included, losses, jnp.zeros_like(losses))
-    number = total(jnp.sum(answers.included, dtype=delta.dtype), axis_name)
-    return total(jnp.sum(losses), axis_name) / jnp.maximum(number, 1)
+    number = summed(jnp.sum(answers.included, dtype=delta.dtype), axis_name)
+    return summed(jnp.sum(losses), axis_name) / jnp.maximum(number, 1)

@@ -14,12 +14,15 @@ and how much was masked.
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax import trust
+from trustjax._checks import check_choice, check_number
 from trustjax._dtypes import widened
-from trustjax.losses._ratio import bounded_log_ratio
-from trustjax.losses._tokens import per_token, sanitised, tokens_of
+from trustjax._sharding import AxisName
+from trustjax.losses._ratio import bounded_log_ratio, clipped_sides
+from trustjax.losses._shapes import check_shape, zero_masked
+from trustjax.losses._tokens import per_token, tokens_of
 from trustjax.losses.kl_estimator import KL_ESTIMATORS, kl_estimate
-from trustjax.losses.reduction import AxisName, masked_mean, token_mask
+from trustjax.losses.reduction import masked_mean, token_mask
 
 BINARY = ("tv", "kl")
 CRITERIA = ("token", "mean", "sum", "max")
@@ -245,7 +248,7 @@ def rollout_weights(
     else:
         outside = (weights < low) | (weights > high)
         weights = jnp.where(outside, jnp.zeros_like(weights), weights)
-    return sanitised(weights, tokens.mask)
+    return zero_masked(weights, tokens.mask)
 
 
 def trust_metrics(
@@ -260,7 +263,7 @@ def trust_metrics(
     divergence: str = "k3",
     criterion: str = "token",
     weights: jax.Array | None = None,
-    axis_name: AxisName = None,
+    axis_name: AxisName | None = None,
 ) -> dict[str, jax.Array]:
     r"""How far the policy moved from the old one, and which share of tokens was clipped or masked.
 
@@ -296,20 +299,15 @@ def trust_metrics(
     counted = keep if criterion == "token" else keep & (jnp.cumsum(keep, -1) == 1)
     distance = masked_mean(distances, counted, axis_name=axis_name)
     allowed = jnp.asarray(clip if radius is None else radius, dtype)
-    width = jnp.asarray(clip, dtype)
-    high = 1 + (width if clip_high is None else jnp.asarray(clip_high, dtype))
     ratio = jnp.exp(bounded_log_ratio(tokens.log_ratio))
-    clipped_high = (tokens.advantages > 0) & (ratio > high)
-    clipped_low = (tokens.advantages < 0) & (ratio < 1 - width)
+    clipped_low, clipped_high = clipped_sides(ratio, tokens.advantages, clip, clip_high)
     given = jnp.ones_like(ratio) if weights is None else per_token("weights", weights, keep)
 
     def share(values: jax.Array) -> jax.Array:
         return masked_mean(values.astype(dtype), keep, axis_name=axis_name)
 
     return {
-        "trust/radius": allowed,
-        "trust/distance": distance,
-        "trust/used": distance / allowed,
+        **trust.trust_metrics(allowed, distance),
         "clip/low": share(clipped_low),
         "clip/high": share(clipped_high),
         "clip": share(clipped_low | clipped_high),
@@ -322,17 +320,16 @@ def _criterion(
     log_probs: jax.Array, old_log_probs: jax.Array, keep: jax.Array, criterion: str, divergence: str
 ) -> jax.Array:
     """The divergence of each token, or of its whole answer, [batch, time]."""
-    if jnp.shape(old_log_probs) != keep.shape:
-        raise FieldError("old_log_probs", f"have the shape {keep.shape}", jnp.shape(old_log_probs))
-    new = sanitised(widened(jax.lax.stop_gradient(log_probs)), keep)
-    old = sanitised(widened(jax.lax.stop_gradient(old_log_probs)), keep)
-    distances = sanitised(token_divergence(new, old, divergence), keep)
+    check_shape("old_log_probs", old_log_probs, keep)
+    new = zero_masked(widened(jax.lax.stop_gradient(log_probs)), keep)
+    old = zero_masked(widened(jax.lax.stop_gradient(old_log_probs)), keep)
+    distances = zero_masked(token_divergence(new, old, divergence), keep)
     if criterion == "token":
         return distances
     if criterion == "max":
         answers = jnp.max(jnp.abs(distances), -1)
+    elif criterion == "mean":
+        answers = masked_mean(distances, keep, sequence=True)
     else:
         answers = jnp.sum(distances, -1)
-        if criterion == "mean":
-            answers = answers / jnp.maximum(jnp.sum(keep, -1, dtype=answers.dtype), 1)
     return jnp.broadcast_to(answers[:, None], keep.shape)
