@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from trustjax.distributions import Categorical, DiagonalGaussian, TanhGaussian, batched_index
+from trustjax.distributions import (
+    Categorical,
+    DiagonalGaussian,
+    MultiCategorical,
+    TanhGaussian,
+    batched_index,
+    categorical,
+)
 
 GOLDEN = json.loads(
     (pathlib.Path(__file__).parent / "golden" / "policy.json").read_text(encoding="utf-8")
@@ -181,3 +188,64 @@ def test_extreme_widths(kind, log_std):
     value, slopes = jax.value_and_grad(log_prob, (0, 1))(jnp.zeros(1), jnp.full(1, log_std))
     assert value == pytest.approx(-log_std - 0.5 * np.log(2 * np.pi), rel=1e-5)
     np.testing.assert_array_equal(slopes, [[0], [-1]])
+
+
+def test_several_actions_are_independent() -> None:
+    """By the sums of the distributions of the single actions, here of two and of three choices."""
+    logits = jax.random.normal(jax.random.key(0), (2, 4, 5))
+    new, old = (categorical(each, (2, 3)) for each in logits)
+    assert isinstance(new, MultiCategorical)
+    parts = [[Categorical(x) for x in jnp.split(each, [2], -1)] for each in logits]
+    action = jnp.array([[0, 2], [1, 1], [1, 0], [0, 0]])
+    logs = [part.log_prob(action[:, i]) for i, part in enumerate(parts[0])]
+    np.testing.assert_allclose(new.log_prob(action), logs[0] + logs[1], rtol=1e-6)
+    entropies = [part.entropy() for part in parts[0]]
+    np.testing.assert_allclose(new.entropy(), entropies[0] + entropies[1], rtol=1e-6)
+    divergences = [p.kl_divergence(q) for p, q in zip(*parts, strict=True)]
+    np.testing.assert_allclose(new.kl_divergence(old), sum(divergences), rtol=1e-5)
+    modes = jnp.stack([part.mode() for part in parts[0]], -1)
+    np.testing.assert_array_equal(new.mode(), modes)
+    samples = jax.vmap(new.sample)(jax.random.split(jax.random.key(1), 500))
+    assert samples.dtype == jnp.int32
+    np.testing.assert_array_equal(samples.max((0, 1)), [1, 2])
+    assert np.isnan(new.log_prob(action.at[0, 0].set(7)))[0]
+
+
+@pytest.mark.parametrize("num_actions", [4, (1, 3), (4,)])
+def test_masked_actions(num_actions: int | tuple[int, ...]) -> None:
+    """Probability 0 in everything, gradients finite; the rest as if the others did not exist."""
+    logits, other = jax.random.normal(jax.random.key(0), (2, 4))
+    mask = jnp.array([True, False, True, True])
+    distribution = categorical(logits, num_actions, mask)
+    samples = jax.vmap(distribution.sample)(jax.random.split(jax.random.key(1), 200))
+    last = samples if num_actions == 4 else samples[:, -1]
+    assert not np.any(last == (0 if num_actions == (1, 3) else 1))
+
+    def measures(logits: jax.Array, mask: jax.Array) -> jax.Array:
+        new, old = (categorical(each, num_actions, mask) for each in (logits, other))
+        return jnp.stack(
+            [new.log_prob(distribution.mode()), new.entropy(), new.kl_divergence(old)]  # type: ignore[arg-type]
+        )
+
+    excluded = jnp.where(mask, 0, -jnp.inf)
+    kept = measures(logits, mask)
+    np.testing.assert_allclose(
+        kept,
+        jnp.stack(
+            [
+                categorical(logits + excluded, num_actions).log_prob(distribution.mode()),
+                categorical(logits + excluded, num_actions).entropy(),
+                kept[2],
+            ]
+        ),
+        rtol=1e-5,
+    )
+    assert 0 <= kept[2] < 10
+    gradient = jax.jacobian(measures)(logits, mask)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[:, 1], 0)
+
+
+def test_a_mask_that_excludes_all_excludes_nothing() -> None:
+    distribution = categorical(jnp.arange(5.0), (2, 3), jnp.zeros(5, bool))
+    np.testing.assert_allclose(distribution.entropy(), np.log(2) + np.log(3), rtol=1e-6)

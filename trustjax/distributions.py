@@ -1,4 +1,4 @@
-r"""The distributions of policies: categorical, diagonal Gaussian, and tanh-squashed Gaussian.
+r"""The distributions of policies: categorical, several of them, Gaussian, and tanh-squashed.
 
 Each distribution is a NamedTuple of arrays with leading batch axes, so that it passes through
 `jax.jit`, `jax.vmap` and `jax.lax.scan`, and `jax.tree.map` can stop gradients or select a row.
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trustjax._checks import FieldError
 from trustjax._dtypes import widened
@@ -19,6 +20,10 @@ from trustjax.geometry.gaussian import gaussian_kl, in_units
 
 # Smallest distance of an action to +-1 in `TanhGaussian.log_prob`: float32 tanh rounds to +-1.
 _EDGE = 1e-6
+
+# Logit of an excluded action: its probability is 0 exactly, and all that is made of its logarithm
+# is finite. With -inf, sums of losses of both signs and a mask that excludes all would be NaN.
+EXCLUDED = -1e9
 
 
 class Categorical(NamedTuple):
@@ -62,6 +67,40 @@ class Categorical(NamedTuple):
     def kl_divergence(self, other: "Categorical") -> jax.Array:
         """KL(self || other), [...]."""
         return categorical_kl(self.logits, other.logits)
+
+
+class MultiCategorical(NamedTuple):
+    r"""Independent categorical distributions of n actions that are taken together.
+
+    Attributes:
+      logits: Log-probabilities up to constants, float [..., n, A], with A the largest number of
+        choices of any action; those that an action does not have are excluded by their logits.
+    """
+
+    logits: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Samples of the actions, int32 [..., n]."""
+        return Categorical(self.logits).sample(key)
+
+    def mode(self) -> jax.Array:
+        """The most likely actions, int32 [..., n]."""
+        return Categorical(self.logits).mode()
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Log-probability [...] of `action`, integers [..., n], summed over the n actions.
+
+        See `Categorical.log_prob` for integers out of range and for what it raises.
+        """
+        return jnp.sum(Categorical(self.logits).log_prob(action), -1)
+
+    def entropy(self) -> jax.Array:
+        """The entropy, which is the sum of the n entropies, [...]."""
+        return jnp.sum(Categorical(self.logits).entropy(), -1)
+
+    def kl_divergence(self, other: "MultiCategorical") -> jax.Array:
+        """KL(self || other), which is the sum of the n divergences, [...]."""
+        return jnp.sum(Categorical(self.logits).kl_divergence(Categorical(other.logits)), -1)
 
 
 class DiagonalGaussian(NamedTuple):
@@ -171,6 +210,35 @@ class TanhGaussian(NamedTuple):
         return DiagonalGaussian(*self).kl_divergence(DiagonalGaussian(*other))
 
 
+def categorical(
+    logits: jax.Array, num_actions: int | tuple[int, ...], mask: jax.Array | None = None
+) -> Categorical | MultiCategorical:
+    """The distribution of one discrete action, or of several that are taken together.
+
+    Args:
+      logits: Logits of all choices, float [..., A]; those of several actions one after the other.
+      num_actions: Number A of choices, or a tuple with the number for each action, of sum A.
+      mask: Whether a choice is legal, bool with A entries for each distribution, such as [..., A]
+        or, for n actions with equally many choices, [..., n, A / n]. Excluded choices have
+        probability 0 and log-probability -1e9. Where no choice of an action is legal, all are.
+        None for no mask.
+    """
+    if mask is not None:
+        logits = jnp.where(mask.reshape(logits.shape), logits, jnp.asarray(EXCLUDED, logits.dtype))
+    if not isinstance(num_actions, tuple):
+        return Categorical(logits)
+    parts = jnp.split(logits, np.cumsum(num_actions)[:-1], -1)
+    # Below `EXCLUDED`, so that choices that do not exist stay excluded if all others are.
+    rows = [
+        jnp.pad(
+            part, [(0, 0)] * (part.ndim - 1) + [(0, max(num_actions) - part.shape[-1])],
+            constant_values=2 * EXCLUDED,
+        )
+        for part in parts
+    ]  # fmt: skip
+    return MultiCategorical(jnp.stack(rows, -2))
+
+
 def batched_index(values: jax.Array, action: jax.Array) -> jax.Array:
     """The entries [...] of `values` [..., A] at `action`, an integer [...] in 0 ... A - 1.
 
@@ -188,7 +256,7 @@ def batched_index(values: jax.Array, action: jax.Array) -> jax.Array:
     return jnp.where(known, found, jnp.full_like(found, jnp.nan))
 
 
-Distribution = Categorical | DiagonalGaussian | TanhGaussian
+Distribution = Categorical | MultiCategorical | DiagonalGaussian | TanhGaussian
 
 
 def _wide(gaussian: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

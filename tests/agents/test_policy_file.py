@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -334,3 +335,16 @@ def test_no_episodes(policy):
 def test_empty_batch(policy):
     action, _ = policy.act(jnp.zeros((0, 1)), jax.random.key(0))
     assert action.shape == (0,)
+
+
+def test_a_file_of_an_earlier_version():
+    """Written before networks, environments and actors of one's own; probe:memory, with a GRU."""
+    policy = load_policy(Path(__file__).parents[1] / "golden" / "policy_file.npz")
+    seen = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    action, carry = policy.act(seen, jax.random.key(0), deterministic=True)
+    np.testing.assert_array_equal(action, [1, 0, 0, 0])
+    expected = [
+        [0.24608856, 0.7444102, -0.51279163], [0.01479857, -0.21576743, -0.01283193],
+        [0.12402959, 0.10762215, -0.16260004], [-0.41423553, 0.15531318, 0.22919081],
+    ]  # fmt: skip
+    np.testing.assert_allclose(carry, expected, rtol=1e-5)

@@ -15,12 +15,14 @@ from jax.typing import ArrayLike, DTypeLike
 from trustjax._checks import FieldError, check_number
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import rollout as rollouts
+from trustjax.agents.own_networks import check_key, check_modules, hashable, torso_kwargs
 from trustjax.agents.policy import Evaluation, Policy
 from trustjax.agents.rollout import EpisodeStats, Rollout, Runner, Transition
-from trustjax.agents.running_statistics import Statistics, normalized
+from trustjax.agents.running_statistics import normalized_observations
 from trustjax.envs import Environment, as_environment
 from trustjax.envs.checking import check_environment, check_params
 from trustjax.models.actor_critic import Actor, Carry, check_network, initial_carry
+from trustjax.models.observations import Key
 from trustjax.optim import two_pass_step
 
 PyTree = Any
@@ -35,7 +37,8 @@ class TrainState(Protocol):
     Attributes:
       params: Variables of the networks, {"actor": ..., ...}.
       runner: The environments.
-      observations: Running statistics of the observations; None if they are not normalised.
+      observations: Running statistics of the observations, a dict for each part of a dict; None
+        where they are not normalised.
       iteration: Number of iterations done so far, int32 [].
       episodes: Mean return and length from the last iteration in which an episode ended; 0 before.
     """
@@ -45,7 +48,7 @@ class TrainState(Protocol):
     @property
     def runner(self) -> Runner: ...  # noqa: D102
     @property
-    def observations(self) -> Statistics | None: ...  # noqa: D102
+    def observations(self) -> Any: ...  # noqa: D102
     @property
     def iteration(self) -> jax.Array: ...  # noqa: D102
     @property
@@ -84,8 +87,18 @@ class AgentConfig(abc.ABC):
       num_steps: Steps of each environment in one iteration, >= 1; static.
       discount: Discount factor gamma per step, in [0, 1].
       normalize_observations: Whether observations are normalised by their running mean and standard
-        deviation; static.
+        deviation, each part by its own. Parts that are not floating, such as pixels, are not.
+        Static.
       clip_observations: Largest absolute value of a normalised observation, > 0.
+      network: Flax linen module in front of the hidden layers, which maps observations
+        [batch, *shape], not flattened and of their own dtype, to features, float [batch, width];
+        with `hidden=()` the output layer follows. Policy and critics have parameters of their own.
+        None for the observations themselves, flattened and side by side. Static.
+      critic_network: The same for the critics, whose action follows the features; None for the same
+        as `network`. Static.
+      policy_obs_key: Name of the part that the policy sees of observations that are dicts, or names
+        of several; None for all but "action_mask". Static.
+      value_obs_key: The same for the critics, which may see more. Static.
       hidden: Widths of the hidden layers of all networks, each >= 1; the networks share no layers.
         Static.
       critic_hidden: Widths of the hidden layers of the critics; None for the same as `hidden`.
@@ -109,6 +122,10 @@ class AgentConfig(abc.ABC):
     discount: ArrayLike = 0.99
     normalize_observations: bool = static(False)
     clip_observations: ArrayLike = 10.0
+    network: Any = static(None)
+    critic_network: Any = static(None)
+    policy_obs_key: Key = static(None)
+    value_obs_key: Key = static(None)
     hidden: tuple[int, ...] = static((64, 64))
     critic_hidden: tuple[int, ...] | None = static(None)
     activation: str = static("tanh")
@@ -146,6 +163,8 @@ class AgentConfig(abc.ABC):
             is_list = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
             if field.metadata.get("static") and is_list:
                 object.__setattr__(self, field.name, tuple(given))
+        for name in ("network", "critic_network"):
+            object.__setattr__(self, name, hashable(getattr(self, name)))
 
     def check_devices(self, num_devices: int) -> None:
         """Raises ValueError unless the environments can be split over `num_devices` > 1 devices."""
@@ -178,8 +197,9 @@ class AgentConfig(abc.ABC):
         if isinstance(self.env, Environment):
             check_environment(env, self.env_params)
         check_params(env, self.env_params)
-        if not isinstance(env.observation_shape, tuple):
-            raise FieldError("env", "have observations that are one array", env.observation_shape)
+        for name in ("policy_obs_key", "value_obs_key"):
+            check_key(name, getattr(self, name), env.observation_shape)
+        check_modules(self)
 
 
 class Algorithm(abc.ABC, Generic[S]):
@@ -202,14 +222,9 @@ class Algorithm(abc.ABC, Generic[S]):
         self.config: Any = config
         self.axis_name = axis_name
         self.env: Environment = config.environment
-        self.torso_kwargs: dict[str, Any] = {
-            name: getattr(config, name) for name in ("hidden", "activation", "orthogonal", "dtype")
-        }
-        self.critic_torso_kwargs = self.torso_kwargs | {
-            "hidden": config.critic_hidden or config.hidden
-        }
+        self.torso_kwargs, self.critic_torso_kwargs = torso_kwargs(config, self.env)
         self.action_kwargs: dict[str, Any] = {
-            "num_actions": self.env.num_actions,
+            "num_actions": _as_tuple(self.env.num_actions),
             "action_size": None if self.env.action_low is None else len(self.env.action_low),
         }
 
@@ -259,7 +274,7 @@ class Algorithm(abc.ABC, Generic[S]):
     def act(
         self,
         state: S,
-        observation: jax.Array,
+        observation: Any,
         key: jax.Array,
         carry: Carry | None = None,
         *,
@@ -311,9 +326,9 @@ class Algorithm(abc.ABC, Generic[S]):
         mean: jax.Array = averaged(jnp.mean(x), self.axis_name)
         return mean
 
-    def normalize(self, statistics: Statistics | None, observation: jax.Array) -> jax.Array:
+    def normalize(self, statistics: Any, observation: Any) -> Any:
         """The normalised observations, which are the inputs of the networks."""
-        return normalized(observation, statistics, self.config.clip_observations)
+        return normalized_observations(observation, statistics, self.config.clip_observations)
 
     def accumulate_episode_stats(
         self, before: S, steps: Rollout | Transition
@@ -342,6 +357,10 @@ class Algorithm(abc.ABC, Generic[S]):
             "episode/length": mean(every.episode_length, last["episode/length"]),
         }
         return sums, every, episodes
+
+
+def _as_tuple(num_actions: Any) -> Any:
+    return tuple(map(int, num_actions)) if isinstance(num_actions, Sequence) else num_actions
 
 
 def no_episodes(dtype: Any) -> Metrics:

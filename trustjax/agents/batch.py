@@ -1,6 +1,6 @@
 """The transitions of one iteration, and the draw of minibatches from them."""
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     """The transitions of one iteration, [time, environment, ...], and the carries before them.
 
     Attributes:
-      observation: Normalised observations, float [..., features].
+      observation: Normalised observations, float [..., features], or in parts; see `Runner`.
       is_first: Whether an observation is the first of an episode, bool [...].
       old: Distributions of the old policy pi_k; constants for gradients.
       action: Actions drawn from `old`.
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
       critic_carry: Carry of the critic before the first step, [environment, ...].
     """
 
-    observation: jax.Array
+    observation: Any
     is_first: jax.Array
     old: Distribution
     action: jax.Array

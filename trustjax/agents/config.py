@@ -185,7 +185,7 @@ class OffPolicyConfig(AgentConfig):
             return self.target_entropy
         env = self.environment
         if env.num_actions is not None:
-            return 0.98 * math.log(env.num_actions)
+            return 0.98 * math.log(np.sum(env.num_actions))
         return -float(0 if env.action_low is None else len(env.action_low))
 
     @property
@@ -237,6 +237,11 @@ class OffPolicyConfig(AgentConfig):
                 self.total_steps,
             )
         env = self.environment
+        if np.ndim(env.num_actions or 0):
+            raise FieldError(
+                "env", "have one discrete action or continuous ones off-policy", env.num_actions,
+                advice="PPO, TRPO and on-policy MDPO take several discrete actions at once",
+            )  # fmt: skip
         bounds = [bound for bound in (env.action_low, env.action_high) if bound is not None]
         if not all(np.all(np.isfinite(bound)) for bound in bounds):
             raise FieldError("env", "have bounded actions", env)

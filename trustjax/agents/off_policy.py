@@ -12,7 +12,7 @@ flow; with discrete actions, at all of them, weighted by their probabilities.
 import abc
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,58 +24,16 @@ from trustjax.agents import rollout as rollouts
 from trustjax.agents.action_samples import ActionSamples, expectation, sample_actions
 from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, no_episodes, partition_specs
 from trustjax.agents.config import OffPolicyConfig
-from trustjax.agents.replay import Replay, Replayed
-from trustjax.agents.rollout import Runner
-from trustjax.agents.running_statistics import Statistics, initial_statistics, merged
+from trustjax.agents.off_policy_state import Learner as Learner
+from trustjax.agents.off_policy_state import State as State
+from trustjax.agents.replay import Replayed
+from trustjax.agents.running_statistics import (
+    initial_observation_statistics,
+    merged_observations,
+)
 from trustjax.distributions import batched_index
 from trustjax.losses import sac_critic_loss, temperature_loss
 from trustjax.models.actor_critic import ActionValue, Actor, default_float
-
-
-class Learner(NamedTuple):
-    """The state of training beside the parameters of the policy and the critics.
-
-    Attributes:
-      actor: Optimizer state of the policy.
-      critics: Optimizer state of both critics together.
-      temperature: Optimizer state of the temperature; () if the temperature is fixed.
-      log_temperature: log lambda, float []; None if the temperature is fixed.
-      target_critics: Moving averages of the parameters of the critics.
-      old_actor: Parameters of the old policy pi_k; None in an algorithm without one.
-      gradient_steps: Number of gradient steps done so far, int32 [].
-    """
-
-    actor: optax.OptState
-    critics: optax.OptState
-    temperature: optax.OptState
-    log_temperature: jax.Array | None
-    target_critics: PyTree
-    old_actor: PyTree | None
-    gradient_steps: jax.Array
-
-
-class State(NamedTuple):
-    """The whole state of training.
-
-    Attributes:
-      params: Variables of the networks, {"actor": ..., "critics": (..., ...)}.
-      learner: Optimizer states, target critics and temperature; see `Learner`.
-      runner: The environments; split over devices.
-      replay: The stored transitions; split over devices as the environments are.
-      observations: Running statistics of the observations; None if they are not normalised.
-      key: Random key for everything that is drawn from here on.
-      iteration: Number of iterations done so far, int32 [].
-      episodes: Mean return and length from the last iteration in which an episode ended; 0 before.
-    """
-
-    params: dict[str, PyTree]
-    learner: Learner
-    runner: Runner
-    replay: Replay
-    observations: Statistics | None
-    key: jax.Array
-    iteration: jax.Array
-    episodes: Metrics
 
 
 class OffPolicy(Algorithm[State]):
@@ -100,7 +58,8 @@ class OffPolicy(Algorithm[State]):
             **self.torso_kwargs, **self.action_kwargs, squashed=True,
             initial_log_std=config.initial_log_std, log_std_range=config.log_std_range,
         )  # fmt: skip
-        self.critic = ActionValue(**self.critic_torso_kwargs, num_actions=self.env.num_actions)
+        num_actions = self.action_kwargs["num_actions"]
+        self.critic = ActionValue(**self.critic_torso_kwargs, num_actions=num_actions)
         rate = config.learning_rate
         self._actor_tx, self._critic_tx, self._temperature_tx = (
             config.optimizer(rate if own is None else own)
@@ -151,9 +110,12 @@ class OffPolicy(Algorithm[State]):
         """The state after the initial steps with random actions."""
         config = self.config
         key_actor, *key_critics, key_env, key_random, key = jax.random.split(key, 6)
-        runner = rollouts.start(self.env, config.env_params, key_env, config.num_envs, ((), ()))
-        example = rollouts.example(self.env, config.env_params, runner)
-        observation = example.observation[None]
+        prepare = rollouts.prepared_for(self.actor)
+        runner = rollouts.start(
+            self.env, config.env_params, key_env, config.num_envs, ((), ()), prepare
+        )
+        example = rollouts.example(self.env, config.env_params, runner, prepare)
+        observation = jax.tree.map(lambda x: x[None], example.observation)
         action = None if self.env.num_actions is not None else example.action[None]
         params = {
             "actor": self.actor.init(key_actor, observation),
@@ -161,16 +123,18 @@ class OffPolicy(Algorithm[State]):
         }
         replay = replays.init(example, config.num_envs, config.buffer_length)
         observations = (
-            initial_statistics(example.observation.shape) if config.normalize_observations else None
+            initial_observation_statistics(example.observation)
+            if config.normalize_observations
+            else None
         )
         if config.first_update:
             runner, transitions = rollouts.act_randomly(
                 self.env, config.env_params, runner, key_random,
-                config.first_update * config.num_steps, config.discount,
+                config.first_update * config.num_steps, config.discount, prepare,
             )  # fmt: skip
             replay = replays.add(replay, transitions)
             if observations is not None:
-                observations = merged(observations, transitions.observation)
+                observations = merged_observations(observations, transitions.observation)
         return State(
             params=params,
             learner=self._init_learner(params),
@@ -196,8 +160,9 @@ class OffPolicy(Algorithm[State]):
             time, (keys_action, keys_step), keys_gradient = each
             action = self._training_action(state, keys_action)
             runner, transition = rollouts.step_envs(
-                self.env, config.env_params, state.runner, action, keys_step, time, squashed=True
-            )
+                self.env, config.env_params, state.runner, action, keys_step, time, squashed=True,
+                prepare=rollouts.prepared_for(self.actor),
+            )  # fmt: skip
             transition = jax.tree.map(lambda x: x[None], transition)
             state = state._replace(runner=runner, replay=replays.add(state.replay, transition))
             state, metrics = jax.lax.scan(self._gradient_step, state, keys_gradient)
@@ -213,7 +178,9 @@ class OffPolicy(Algorithm[State]):
         )
         # Only now, so that the whole iteration normalises with the same statistics.
         if observations is not None:
-            observations = merged(observations, transitions.observation, axis_name=self.axis_name)
+            observations = merged_observations(
+                observations, transitions.observation, axis_name=self.axis_name
+            )
         state = state._replace(
             runner=state.runner._replace(sums=sums),
             observations=observations,
@@ -232,7 +199,7 @@ class OffPolicy(Algorithm[State]):
 
     # Pieces that algorithms are made of.
 
-    def distribution(self, actor: PyTree, observation: jax.Array) -> Any:
+    def distribution(self, actor: PyTree, observation: Any) -> Any:
         """The policy's distribution at normalised observations [batch, features].
 
         It is a `Categorical` or a `TanhGaussian`.
@@ -240,7 +207,7 @@ class OffPolicy(Algorithm[State]):
         return self.actor.apply(actor, observation)[0]
 
     def q_values(
-        self, critics: Sequence[PyTree], observation: jax.Array, samples: ActionSamples
+        self, critics: Sequence[PyTree], observation: Any, samples: ActionSamples
     ) -> jax.Array:
         """The smallest of the critics' values of the samples, [batch, action]."""
         if samples.before_tanh is None:
@@ -253,7 +220,7 @@ class OffPolicy(Algorithm[State]):
         return values[0] if len(values) == 1 else jnp.minimum(values[0], values[1])
 
     def policy_q_values(
-        self, critics: Sequence[PyTree], observation: jax.Array, samples: ActionSamples
+        self, critics: Sequence[PyTree], observation: Any, samples: ActionSamples
     ) -> jax.Array:
         """The values that the policy maximises, [batch, action]; see `actor_critic` of Config."""
         used = critics if self.config.actor_critic == "smallest" else critics[:1]
@@ -373,7 +340,7 @@ class OffPolicy(Algorithm[State]):
         return learner._replace(log_temperature=log_temperature, temperature=opt_state)
 
     def _apply_critic(
-        self, critic: PyTree, observation: jax.Array, action: jax.Array | None = None
+        self, critic: PyTree, observation: Any, action: jax.Array | None = None
     ) -> jax.Array:
         values: jax.Array = self.critic.apply(critic, observation, action)  # type: ignore[assignment]
         return values

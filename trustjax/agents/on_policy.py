@@ -32,8 +32,10 @@ from trustjax.agents.rollout import Rollout, Runner
 from trustjax.agents.running_statistics import (
     Statistics,
     explained_variance,
+    initial_observation_statistics,
     initial_statistics,
     merged,
+    merged_observations,
     scaled,
     standardized,
 )
@@ -49,7 +51,8 @@ class State(NamedTuple):
       params: Variables of the networks, {"actor": ..., "critic": ...}.
       learner: State of the algorithm itself, such as the states of its optimizers.
       runner: The environments; the only part that is split over devices.
-      observations: Running statistics of the observations; None if they are not normalised.
+      observations: Running statistics of the observations, a dict for each part of a dict; None
+        where they are not normalised.
       returns: Running statistics of the discounted returns, which scale the rewards; None if
         rewards are not normalised.
       key: Random key for everything that is drawn from here on.
@@ -60,7 +63,7 @@ class State(NamedTuple):
     params: dict[str, PyTree]
     learner: Any
     runner: Runner
-    observations: Statistics | None
+    observations: Any
     returns: Statistics | None
     key: jax.Array
     iteration: jax.Array
@@ -110,8 +113,11 @@ class OnPolicy(Algorithm[State]):
         key_actor, key_critic, key_env, key = jax.random.split(key, 4)
         num_envs = config.num_envs
         carries = (initial_carry(self.actor, (num_envs,)), initial_carry(self.critic, (num_envs,)))
-        runner = rollouts.start(self.env, config.env_params, key_env, num_envs, carries)
-        example, memory = runner.observation[:1], jax.tree.map(lambda x: x[:1], carries)
+        runner = rollouts.start(
+            self.env, config.env_params, key_env, num_envs, carries,
+            rollouts.prepared_for(self.actor),
+        )  # fmt: skip
+        example, memory = jax.tree.map(lambda x: x[:1], (runner.observation, carries))
         params = {
             "actor": self.actor.init(key_actor, example, memory[0]),
             "critic": self.critic.init(key_critic, example, memory[1]),
@@ -121,7 +127,9 @@ class OnPolicy(Algorithm[State]):
             learner=self.init_learner(params),
             runner=runner,
             observations=(
-                initial_statistics(example.shape[1:]) if config.normalize_observations else None
+                initial_observation_statistics(jax.tree.map(lambda x: x[0], example))
+                if config.normalize_observations
+                else None
             ),
             returns=initial_statistics(()) if config.normalize_rewards else None,
             key=key,
@@ -148,7 +156,9 @@ class OnPolicy(Algorithm[State]):
         # Only now, so that the whole iteration normalises with the same statistics.
         observations = state.observations
         if observations is not None:
-            observations = merged(observations, rollout.observation, axis_name=self.axis_name)
+            observations = merged_observations(
+                observations, rollout.observation, axis_name=self.axis_name
+            )
         state = State(
             params=params,
             learner=learner,
@@ -307,7 +317,7 @@ class OnPolicy(Algorithm[State]):
         value, carries = unroll(self.critic, critic, observation, rollout.is_first, carry)
         # V(s'_t) of the observation before any reset, for every t: targets of a truncated episode
         # bootstrap from it.
-        next_value, _ = self.critic.apply(critic, final, carries)
+        next_value, _ = jax.vmap(functools.partial(self.critic.apply, critic))(final, carries)
         advantage = gae(
             scaled(rollout.reward, returns, config.clip_rewards),
             value,

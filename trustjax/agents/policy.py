@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from trustjax._checks import FieldError, check_number
 from trustjax.agents._policy_file import Contents, read, write
-from trustjax.agents.rollout import flatten_observations, reset_envs, to_env_action
-from trustjax.agents.running_statistics import Statistics, normalized
+from trustjax.agents._policy_network import Own
+from trustjax.agents.rollout import prepared_for, reset_envs, to_env_action
+from trustjax.agents.running_statistics import normalized_observations
 from trustjax.envs import Environment, as_environment
 from trustjax.models.actor_critic import Actor, Carry, default_float, initial_carry
 
@@ -52,7 +54,8 @@ class Policy:
 
     Attributes:
       variables: Variables of the network.
-      statistics: Statistics that normalise the observations; None if they are not normalised.
+      statistics: Statistics that normalise the observations, a dict for each part of a dict; None
+        where they are not normalised.
       clip_observations: Largest absolute value of a normalised observation, > 0.
       actor: The network; static.
       env: The environment, or its name; static.
@@ -60,7 +63,7 @@ class Policy:
     """
 
     variables: Any
-    statistics: Statistics | None
+    statistics: Any
     clip_observations: ArrayLike
     actor: Actor = dataclasses.field(metadata=_STATIC)
     env: str | Environment = dataclasses.field(metadata=_STATIC)
@@ -77,7 +80,7 @@ class Policy:
 
     def act(
         self,
-        observation: jax.Array,
+        observation: Any,
         key: jax.Array,
         carry: Carry | None = None,
         *,
@@ -86,7 +89,8 @@ class Policy:
         """Actions for observations as the environment returns them.
 
         Args:
-          observation: Observations [..., *observation_shape] with any batch axes.
+          observation: Observations [..., *observation_shape] with any batch axes, the same for all
+            parts.
           key: Random key for the sample.
           carry: Carry that the last call returned; None at the start of an episode.
           deterministic: Whether to take the mode of the distribution in place of a sample.
@@ -98,18 +102,23 @@ class Policy:
           ValueError: The observation does not have the shape of the environment.
         """
         env = self.environment
-        shape = env.observation_shape
-        batch_shape = observation.shape[: observation.ndim - len(shape)]
-        if observation.shape != (*batch_shape, *shape):
-            raise FieldError("observation", f"be [..., *{shape}]", observation.shape)
-        features = flatten_observations(observation.reshape(math.prod(batch_shape), *shape))
-        features = features.reshape(*batch_shape, math.prod(shape))
+        batch_shape = _batch_shape(observation, env.observation_shape)
         if carry is None:
             carry = self.initial_carry(batch_shape)
-        features = normalized(features, self.statistics, self.clip_observations)
-        distribution, carry = self.actor.apply(self.variables, features, carry)
+        # Networks of one's own see one batch axis, as in training.
+        rows, carry = jax.tree.map(
+            lambda x: x.reshape(math.prod(batch_shape), *x.shape[len(batch_shape) :]),
+            (observation, carry),
+        )
+        rows = prepared_for(self.actor)(rows)
+        rows = normalized_observations(rows, self.statistics, self.clip_observations)
+        distribution, carry = jax.tree.map(
+            lambda x: x.reshape(*batch_shape, *x.shape[1:]),
+            self.actor.apply(self.variables, rows, carry),
+        )
         action = distribution.mode() if deterministic else distribution.sample(key)
-        return to_env_action(env, action, squashed=self.actor.squashed), carry
+        squashed = getattr(self.actor, "squashed", False)
+        return to_env_action(env, action, squashed=squashed), carry
 
     def evaluate(
         self,
@@ -175,21 +184,20 @@ class Policy:
     def __repr__(self) -> str:
         """A summary in one line, without the weights."""
         number = sum(jnp.size(leaf) for leaf in jax.tree.leaves(self.variables))
+        layers = ""
+        if isinstance(self.actor, Actor):
+            layers = f"hidden={self.actor.hidden}, gru_size={self.actor.gru_size}, "
         observations = "as they are" if self.statistics is None else "normalised"
-        return (
-            f"Policy(env={self.env!r}, hidden={self.actor.hidden}, "
-            f"gru_size={self.actor.gru_size}, {number} parameters, observations {observations})"
-        )
+        return f"Policy(env={self.env!r}, {layers}{number} parameters, observations {observations})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the policy to one .npz file without pickles, completely or not at all.
 
-        Raises ValueError if the environment was not given by name, if `env_params` are not built
-        like its default parameters, or if `load_policy` would refuse the file, as for weights that
-        are not finite or for a batch of policies.
+        Of an environment object, a network or an actor of one's own it holds the name of the class
+        alone; `load_policy` takes the object. Raises ValueError if `env_params` are not built like
+        the environment's default parameters, or if `load_policy` would refuse the file, as for
+        weights that are not finite or for a batch of policies.
         """
-        if isinstance(self.env, Environment):
-            raise FieldError("env", "be a name to be saved", repr(self.env))
         contents = Contents(
             self.env, self.actor, self.variables, self.statistics,
             jnp.asarray(self.clip_observations, default_float()), self.env_params,
@@ -197,27 +205,59 @@ class Policy:
         write(Path(path), contents)
 
 
-def load_policy(path: str | os.PathLike[str]) -> Policy:
+def load_policy(
+    path: str | os.PathLike[str],
+    *,
+    network: nn.Module | None = None,
+    env: str | Environment | None = None,
+    actor: Any = None,
+) -> Policy:
     """Reads a file that `Policy.save` wrote; an untrusted file is safe, as no code in it is run.
 
     The names, shapes and dtypes in the file must be those of its network in its environment, and
     the weights must be finite. A file that fails these checks is refused before any memory that its
     headers ask for is allocated.
 
+    Args:
+      path: The file.
+      network: The `network` of the Config; needed if, and only if, there was one.
+      env: Environment in place of the one that the file names, or the object that it cannot hold.
+      actor: The actor of an algorithm of one's own that has another one than `Actor`.
+
     Raises:
       ValueError: The file holds no such policy; the message names the file and the field in one
-        line.
+        line. Or an object is missing that the file cannot hold; the message names the argument.
       OSError: The file does not exist or cannot be read.
       ModuleNotFoundError: The package of the environment is not installed.
     """
-    env, actor, variables, statistics, clip, env_params = read(path)
-    return Policy(variables, statistics, clip, actor, env, env_params)
+    contents = read(path, Own(env, network, actor))
+    return Policy(
+        contents.variables, contents.statistics, contents.clip_observations, contents.actor,
+        contents.env, contents.env_params,
+    )  # fmt: skip
+
+
+def _batch_shape(observation: Any, shape: Any) -> tuple[int, ...]:
+    """The batch axes of an observation; raises ValueError unless its parts have these shapes."""
+    wanted = jax.tree_util.tree_leaves_with_path(shape, is_leaf=lambda x: isinstance(x, tuple))
+    found = jax.tree_util.tree_leaves_with_path(observation)
+    if [path for path, _ in wanted] != [path for path, _ in found]:
+        got = jax.tree.map(jnp.shape, observation)
+        raise FieldError("observation", f"have the parts of {shape}", got)
+    batch_shapes: set[tuple[int, ...]] = set()
+    for (path, leaf), (_, own) in zip(found, wanted, strict=True):
+        batch = leaf.shape[: leaf.ndim - len(own)]
+        batch_shapes.add(batch)
+        if leaf.shape != (*batch, *own) or len(batch_shapes) > 1:
+            name = "observation" + jax.tree_util.keystr(path)
+            raise FieldError(name, f"be [..., *{own}]", leaf.shape)
+    return batch_shapes.pop()
 
 
 class _Play(NamedTuple):
     """The episodes in progress; those that are finished go on without being counted."""
 
-    observation: jax.Array
+    observation: Any
     env_state: Any
     carry: Carry
     found: Evaluation

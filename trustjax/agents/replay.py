@@ -22,19 +22,19 @@ class Replayed(NamedTuple):
     """Transitions in the replay, with any batch axes.
 
     Attributes:
-      observation: Observations before the step, float [..., features].
+      observation: Observations before the step, float [..., features], or in parts; see `Runner`.
       action: Actions of the policy.
       reward: Rewards of the step, float [...].
       terminated: Whether the episode terminated, bool [...]; False where a time limit truncated it,
         where targets bootstrap from `final_observation`.
-      final_observation: Observations after the step and before any reset, float [..., features].
+      final_observation: Observations after the step and before any reset, like `observation`.
     """
 
-    observation: jax.Array
+    observation: Any
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
-    final_observation: jax.Array
+    final_observation: Any
 
 
 def init(example: Transition, num_envs: int, length: int) -> Replay:

@@ -4,6 +4,7 @@ Every environment has a random key of its own, made by folding in its index amon
 so that a rollout is the same however the environments are split over devices.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,14 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trustjax.distributions import Distribution
+from trustjax.distributions import Distribution, categorical
 from trustjax.envs import Environment
+from trustjax.envs.third_party import strip_weak_types
 from trustjax.models.actor_critic import Actor, Carry, default_float, reset_carry
+from trustjax.models.observations import action_mask
 
 STEPS_PER_START = 32  # between two draws of start states
 _START_KEY = 0x5747  # folded into the key of a step, which the environment may split
 
-Normalize = Callable[[jax.Array], jax.Array]
+Prepare = Callable[[Any], Any]
 
 
 class EpisodeStats(NamedTuple):
@@ -41,7 +44,8 @@ class Runner(NamedTuple):
     Attributes:
       env_index: Index of each environment among those of all devices, int32 [environment].
       env_state: States of the environments.
-      observation: Flat observations for the next action, float [environment, features].
+      observation: Observations for the next action, as `prepared_for` the policy: float
+        [environment, features], or a dict of parts or an array [environment, *shape].
       is_first: Whether the observation is the first of an episode, bool [environment].
       actor_carry: Carry of the policy, [environment, gru_size]; () without a GRU.
       critic_carry: Carry of the critic, [environment, gru_size]; () without a GRU.
@@ -50,7 +54,7 @@ class Runner(NamedTuple):
 
     env_index: jax.Array
     env_state: Any
-    observation: jax.Array
+    observation: Any
     is_first: jax.Array
     actor_carry: Carry
     critic_carry: Carry
@@ -61,21 +65,21 @@ class Transition(NamedTuple):
     """Steps of environments, with any batch axes.
 
     Attributes:
-      observation: Observations before the step, not normalised, float [..., features].
+      observation: Observations before the step, not normalised, [..., features] as in `Runner`.
       action: Actions of the policy, before they are clipped or rescaled to the bounds of the
         environment.
       reward: Rewards of the step, float [...].
       terminated: Whether the episode terminated by itself, bool [...].
       truncated: Whether a time limit ended the episode, bool [...].
-      final_observation: Observations after the step and before any reset, float [..., features].
+      final_observation: Observations after the step and before any reset, like `observation`.
     """
 
-    observation: jax.Array
+    observation: Any
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    final_observation: jax.Array
+    final_observation: Any
 
 
 class Rollout(NamedTuple):
@@ -88,12 +92,28 @@ class Rollout(NamedTuple):
 
     is_first: jax.Array
     distribution: Distribution
-    observation: jax.Array
+    observation: Any
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    final_observation: jax.Array
+    final_observation: Any
+
+
+def flatten_observations(observation: jax.Array) -> jax.Array:
+    """Observations [environment, ...] flattened to float [environment, features]."""
+    return observation.reshape(len(observation), math.prod(observation.shape[1:])).astype(
+        default_float()
+    )
+
+
+def prepared_for(actor: Any) -> Prepare:
+    """The function that makes observations [environment, ...] ready to be kept for a policy.
+
+    They are flattened, unless the policy has a network in front, which takes them as they are.
+    """
+    network = getattr(actor, "network", None)
+    return flatten_observations if network is None else strip_weak_types
 
 
 def start(
@@ -102,6 +122,7 @@ def start(
     key: jax.Array,
     num_envs: int,
     carries: tuple[Carry, Carry],
+    prepare: Prepare = flatten_observations,
 ) -> Runner:
     """Resets `num_envs` environments; `carries` are the first ones of the actor and the critic."""
     index = jnp.arange(num_envs, dtype=jnp.int32)
@@ -111,7 +132,7 @@ def start(
     return Runner(
         env_index=index,
         env_state=env_state,
-        observation=flatten_observations(observation),
+        observation=prepare(observation),
         is_first=jnp.ones(num_envs, bool),
         actor_carry=carries[0],
         critic_carry=carries[1],
@@ -133,7 +154,7 @@ def collect(
     env_params: Any,
     actor: Actor,
     variables: Any,
-    normalize: Normalize,
+    normalize: Prepare,
     runner: Runner,
     key: jax.Array,
     num_steps: int,
@@ -146,7 +167,9 @@ def collect(
         carry = reset_carry(runner.actor_carry, runner.is_first)
         distribution, carry = actor.apply(variables, normalize(runner.observation), carry)
         action = jax.vmap(lambda one, key: one.sample(key))(distribution, keys_action)
-        after, transition = step_envs(env, env_params, runner, action, keys_step, time)
+        after, transition = step_envs(
+            env, env_params, runner, action, keys_step, time, prepare=prepared_for(actor)
+        )
         rollout = Rollout(runner.is_first, distribution, *transition)
         return after._replace(actor_carry=carry), rollout
 
@@ -173,6 +196,7 @@ def step_envs(
     time: jax.Array,
     *,
     squashed: bool = False,
+    prepare: Prepare = flatten_observations,
 ) -> tuple[Runner, Transition]:
     """Steps all environments once; see `to_env_action` for `action` and `squashed`.
 
@@ -198,11 +222,11 @@ def step_envs(
         reward=reward.astype(default_float()),
         terminated=terminated,
         truncated=truncated,
-        final_observation=flatten_observations(info["final_observation"]),
+        final_observation=prepare(info["final_observation"]),
     )
     runner = runner._replace(
         env_state=env_state,
-        observation=flatten_observations(observation),
+        observation=prepare(observation),
         is_first=terminated | truncated,
     )
     return runner, transition
@@ -215,16 +239,20 @@ def act_randomly(
     key: jax.Array,
     num_steps: int,
     discount: jax.typing.ArrayLike,
+    prepare: Prepare = flatten_observations,
 ) -> tuple[Runner, Transition]:
     """Steps all environments `num_steps` times with uniform actions; the episode sums continue.
 
-    Continuous actions are those of a squashed policy, in [-1, 1).
+    Continuous actions are those of a squashed policy, in [-1, 1); discrete ones are legal.
     """
 
     def step(runner: Runner, each: tuple[jax.Array, jax.Array]) -> tuple[Runner, Transition]:
         time, keys = each
-        action = jax.vmap(lambda key: random_action(env, key))(keys[0])
-        return step_envs(env, env_params, runner, action, keys[1], time, squashed=True)
+        mask = action_mask(runner.observation)
+        action = jax.vmap(functools.partial(random_action, env))(keys[0], mask)
+        return step_envs(
+            env, env_params, runner, action, keys[1], time, squashed=True, prepare=prepare
+        )
 
     keys = draw_keys(key, runner.env_index, num_steps)
     after, transitions = jax.lax.scan(step, runner, (jnp.arange(num_steps), keys))
@@ -233,19 +261,30 @@ def act_randomly(
     return after._replace(sums=sums), transitions
 
 
-def random_action(env: Environment, key: jax.Array) -> jax.Array:
-    """A uniform action for one environment: discrete, int32 [], or squashed, float [d]."""
+def random_action(env: Environment, key: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """A uniform action for one environment: discrete, int32 [], or squashed, float [d].
+
+    Of discrete actions with a `mask`, bool [actions], it is one of the legal ones.
+    """
     if env.num_actions is not None:
+        assert isinstance(env.num_actions, int)  # several at once are refused off-policy
+        if mask is not None:
+            return categorical(jnp.zeros(env.num_actions), env.num_actions, mask).sample(key)
         return jax.random.randint(key, (), 0, env.num_actions, jnp.int32)
     assert env.action_low is not None
     return jax.random.uniform(key, env.action_low.shape, default_float(), -1.0, 1.0)
 
 
-def example(env: Environment, env_params: Any, runner: Runner) -> Transition:
+def example(
+    env: Environment,
+    env_params: Any,
+    runner: Runner,
+    prepare: Prepare = flatten_observations,
+) -> Transition:
     """A single unbatched transition of zeros, with the shapes and dtypes of the environment."""
 
     def first(key: jax.Array) -> Transition:
-        _, transitions = act_randomly(env, env_params, runner, key, 1, 1.0)
+        _, transitions = act_randomly(env, env_params, runner, key, 1, 1.0, prepare)
         one: Transition = jax.tree.map(lambda x: x[0, 0], transitions)
         return one
 
@@ -291,10 +330,3 @@ def to_env_action(env: Environment, action: jax.Array, *, squashed: bool) -> jax
     if squashed:
         action = low + (action + 1) * (high - low) / 2
     return jnp.clip(action, low, high)
-
-
-def flatten_observations(observation: jax.Array) -> jax.Array:
-    """Observations [environment, ...] flattened to float [environment, features]."""
-    return observation.reshape(len(observation), math.prod(observation.shape[1:])).astype(
-        default_float()
-    )

@@ -5,7 +5,7 @@ Two groups of n_1 and n_2 numbers are merged by Chan's rule, with d = m_2 - m_1 
     m = m_1 + d n_2 / n,    M = v_1 n_1 + v_2 n_2 + d^2 n_1 n_2 / n,    v = M / n
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,39 @@ def initial_statistics(shape: tuple[int, ...]) -> Statistics:
     """The statistics of no numbers: mean 0 and variance 1, which change nothing, with size 0."""
     dtype = default_float()
     return Statistics(jnp.zeros(shape, dtype), jnp.ones(shape, dtype), jnp.zeros([], dtype))
+
+
+def initial_observation_statistics(example: Any) -> Any:
+    """The statistics of no observations, for an array [*shape] or a dict of arrays.
+
+    A part of numbers that are not floating, such as pixels or flags, has None: it is not
+    normalised.
+    """
+    if isinstance(example, dict):
+        return {name: initial_observation_statistics(part) for name, part in example.items()}
+    if not jnp.issubdtype(example.dtype, jnp.floating):
+        return None
+    return initial_statistics(example.shape)
+
+
+def merged_observations(statistics: Any, batch: Any, *, axis_name: AxisName | None = None) -> Any:
+    """The statistics of every part after `batch`; see `merged`."""
+    if isinstance(statistics, dict):
+        return {
+            name: merged_observations(part, batch[name], axis_name=axis_name)
+            for name, part in statistics.items()
+        }
+    return None if statistics is None else merged(statistics, batch, axis_name=axis_name)
+
+
+def normalized_observations(observation: Any, statistics: Any, clip: ArrayLike) -> Any:
+    """Every part by its own statistics; see `normalized`."""
+    if isinstance(statistics, dict):
+        return {
+            name: normalized_observations(observation[name], part, clip)
+            for name, part in statistics.items()
+        }
+    return normalized(observation, statistics, clip)
 
 
 def merged(

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trustjax._checks import FieldError, check_number
 from trustjax.envs.environment import Environment, EnvParams, example_action
@@ -62,6 +63,7 @@ def check_environment(env: Environment, params: EnvParams = None) -> None:
             f"be {shape}, as in env.reset",
             getattr(env, "observation_shape", "none"),
         )
+    _check_parts(env, before)
     result = _results("env.step", step, key, state)
     observation, next_state, reward, terminated, truncated, final_observation = result
     check_same("env.step.observation", observation, before, "env.reset")
@@ -157,12 +159,34 @@ def _check_actions(env: Environment) -> None:
             env,
         )
     if env.num_actions is not None:
-        check_number("env.num_actions", env.num_actions, at_least=1)
+        check_number("env.num_actions", np.asarray(env.num_actions), at_least=1)
     elif any(jnp.ndim(bound) != 1 or jnp.shape(bound) != jnp.shape(bounds[0]) for bound in bounds):
         raise FieldError(
             "env.action_low and env.action_high",
             "be float [d]",
             " and ".join(str(jnp.shape(bound)) for bound in bounds),
+        )
+
+
+def _check_parts(env: Environment, observation: Any) -> None:
+    """Raises ValueError unless observations are arrays or dicts of them, with a fitting mask."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(observation):
+        where = "env.reset.observation" + jax.tree_util.keystr(path)
+        if not all(isinstance(entry, jax.tree_util.DictKey) for entry in path):
+            raise FieldError(where, "be an array or a dict of arrays", _stars(observation))
+        if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool_):
+            raise FieldError(where, "be numbers or flags", _described(leaf))
+    mask = observation.get("action_mask") if isinstance(observation, Mapping) else None
+    if mask is None:
+        return
+    if env.num_actions is None:
+        raise FieldError(
+            "env.num_actions", "be given with an action_mask, which is for discrete actions", None
+        )
+    number = int(np.sum(env.num_actions))
+    if mask.dtype != jnp.bool_ or mask.size != number:
+        raise FieldError(
+            "env.reset.observation['action_mask']", f"be bool [{number}]", _described(mask)
         )
 
 

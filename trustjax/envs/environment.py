@@ -21,8 +21,9 @@ class Environment(abc.ABC):
         class.
       default_params: Pytree of numbers that may differ between calls. Its `max_steps_in_episode` is
         the time limit in steps.
-      observation_shape: Shape of one observation.
-      num_actions: Number of discrete actions; None if actions are continuous.
+      observation_shape: Shape of one observation; a dict of shapes if it is a dict of arrays.
+      num_actions: Number of discrete actions, or a tuple of numbers, one for each of several
+        actions that are taken together; None if actions are continuous.
       action_low: Lower bounds of continuous actions, float32 [d], which may be infinite; None if
         actions are discrete.
       action_high: Upper bounds of continuous actions, float32 [d], like `action_low`.
@@ -31,9 +32,9 @@ class Environment(abc.ABC):
     """
 
     name: str
-    default_params: EnvParams
-    observation_shape: tuple[int, ...]
-    num_actions: int | None = None
+    default_params: EnvParams = None
+    observation_shape: Any
+    num_actions: int | tuple[int, ...] | None = None
     action_low: np.ndarray | None = None
     action_high: np.ndarray | None = None
     draws_starts: bool = False
@@ -50,7 +51,8 @@ class Environment(abc.ABC):
         """Starts an episode; keys may be typed or old-style keys.
 
         Returns:
-          The first observation, and the state.
+          The first observation, an array or a dict of arrays, and the state. A part named
+          "action_mask", bool, says which discrete actions are legal.
         """
 
     def draw_start(self, key: jax.Array, state: EnvState, params: EnvParams = None) -> EnvState:
@@ -90,6 +92,6 @@ class Environment(abc.ABC):
 def example_action(env: Environment) -> jax.Array:
     """An action of `env` with its shape and dtype, all zeros."""
     if env.num_actions is not None:
-        return jnp.zeros([], jnp.int32)
+        return jnp.zeros(np.shape(env.num_actions), jnp.int32)
     assert env.action_low is not None
     return jnp.zeros(env.action_low.shape, jnp.result_type(float))

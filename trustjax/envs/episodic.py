@@ -87,7 +87,7 @@ class EpisodicEnvironment(Environment):
         """
 
     @functools.cached_property
-    def observation_shape(self) -> Any:  # type: ignore[override]
+    def observation_shape(self) -> Any:
         """The shape of one observation, found by tracing `reset_env`."""
         observation, _ = jax.eval_shape(self.reset, jax.random.key(0))
         return jax.tree.map(lambda x: tuple(x.shape), observation)

@@ -7,18 +7,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from trustjax._checks import FieldError, check_choice
 from trustjax._dtypes import widened
-from trustjax.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian
+from trustjax.distributions import DiagonalGaussian, Distribution, TanhGaussian, categorical
 from trustjax.models.mlp import ACTIVATIONS
+from trustjax.models.observations import Key, action_mask, seen_parts
 
 Carry = Any  # float [..., gru_size], or () without a GRU
 
 
 class Torso(nn.Module):
-    """The hidden layers and the GRU that actors and critics have in common.
+    """The features, the hidden layers and the GRU that actors and critics have in common.
 
     Attributes:
       hidden: Widths of the dense layers, each >= 1.
@@ -27,6 +29,10 @@ class Torso(nn.Module):
       orthogonal: Whether weights are initialised orthogonal and scaled by sqrt(2); otherwise they
         are initialised by LeCun's rule.
       dtype: Dtype of the computation; None for the dtype of the parameters, JAX's default float.
+      network: Module in front of the dense layers, which maps observations [batch, *shape] to
+        features [batch, width]; None if observations are features themselves, an array.
+      obs_key: Name of the part of the observation that the network sees, or names of several parts;
+        None for all but the mask of actions.
     """
 
     hidden: Sequence[int] = (64, 64)
@@ -34,10 +40,21 @@ class Torso(nn.Module):
     gru_size: int | None = None
     orthogonal: bool = True
     dtype: DTypeLike | None = None
+    network: nn.Module | None = None
+    obs_key: Key = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, carry: Carry = ()) -> tuple[jax.Array, Carry]:
-        """Features [..., width] of observations [..., features], and the next carry."""
+    def __call__(self, x: Any, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+        """The last layer [..., width] of observations [..., features], and the next carry."""
+        return self.layers(self.features(x), carry)
+
+    def features(self, observation: Any) -> Any:
+        """The input of the dense layers, [..., width]."""
+        seen = seen_parts(observation, self.obs_key)
+        return seen if self.network is None else self.network(seen)
+
+    def layers(self, x: jax.Array, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+        """The dense layers and the GRU on features [..., width], and the next carry."""
         activation = ACTIVATIONS[self.activation]
         for index, width in enumerate(self.hidden):
             x = activation(self.dense(width, math.sqrt(2), f"dense_{index}")(x))
@@ -67,12 +84,15 @@ class Torso(nn.Module):
 class Actor(Torso):
     """A policy network, which maps observations to distributions of actions.
 
-    Discrete actions have a `Categorical`. Continuous actions have a `DiagonalGaussian` whose
-    standard deviation is a parameter and does not depend on the observation, or, if `squashed`, a
-    `TanhGaussian` whose standard deviation is an output of the network.
+    Discrete actions have a `Categorical`, or a `MultiCategorical` if there are several at once; the
+    part "action_mask" of an observation excludes some of them. Continuous actions have a
+    `DiagonalGaussian` whose standard deviation is a parameter and does not depend on the
+    observation, or, if `squashed`, a `TanhGaussian` whose standard deviation is an output of the
+    network.
 
     Attributes:
-      num_actions: Number of discrete actions; None if actions are continuous.
+      num_actions: Number of discrete actions, or a tuple of numbers, one for each of several
+        actions at once; None if actions are continuous.
       action_size: Number of dimensions of continuous actions; None if actions are discrete.
       initial_log_std: Initial natural logarithm of the standard deviation, before tanh.
       squashed: Whether continuous actions are squashed into (-1, 1) by tanh.
@@ -80,7 +100,7 @@ class Actor(Torso):
         which are clipped to it.
     """
 
-    num_actions: int | None = None
+    num_actions: int | tuple[int, ...] | None = None
     action_size: int | None = None
     initial_log_std: float = 0.0
     squashed: bool = False
@@ -88,16 +108,16 @@ class Actor(Torso):
 
     @nn.compact
     def __call__(  # type: ignore[override]
-        self, x: jax.Array, carry: Carry = ()
+        self, observation: Any, carry: Carry = ()
     ) -> tuple[Distribution, Carry]:
         """The distribution [...] for observations [..., features], and the next carry."""
-        x, carry = super().__call__(x, carry)
-        size = self.num_actions or self.action_size or 0
+        x, carry = super().__call__(observation, carry)
+        size = int(np.sum(self.num_actions or self.action_size or 0))
         squashed = self.squashed and self.num_actions is None
         # Scaled by 0.01, the initial policy is nearly the same for all observations.
         output = widened(self.dense(2 * size if squashed else size, 0.01, "head")(x))
         if self.num_actions is not None:
-            return Categorical(output), carry
+            return categorical(output, self.num_actions, action_mask(observation)), carry
         if squashed:
             mean, log_std = jnp.split(output, 2, -1)
             start_at = jnp.asarray(self.initial_log_std, output.dtype)
@@ -116,7 +136,7 @@ class Critic(Torso):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+    def __call__(self, x: Any, carry: Carry = ()) -> tuple[jax.Array, Carry]:
         """The values [...] of observations [..., features], and the next carry."""
         x, carry = super().__call__(x, carry)
         return widened(self.dense(1, 1.0, "head")(x))[..., 0], carry
@@ -125,8 +145,8 @@ class Critic(Torso):
 class ActionValue(Torso):
     """An action-value network Q(s, a).
 
-    With continuous actions it maps an observation and an action to one number; with discrete
-    actions it maps an observation to one number per action.
+    With continuous actions it maps an observation and an action, which is put behind the features,
+    to one number; with discrete actions it maps an observation to one number per action.
 
     Attributes:
       num_actions: Number of discrete actions; None if actions are continuous.
@@ -136,15 +156,16 @@ class ActionValue(Torso):
 
     @nn.compact
     def __call__(  # type: ignore[override]
-        self, x: jax.Array, action: jax.Array | None = None
+        self, x: Any, action: jax.Array | None = None
     ) -> jax.Array:
         """The values [...] of observations [..., features] and continuous actions [..., d].
 
         With discrete actions the values are [..., num_actions], and `action` must be None.
         """
+        x = self.features(x)
         if self.num_actions is None:
             x = jnp.concatenate([x, jnp.asarray(action, x.dtype)], -1)
-        x, _ = super().__call__(x)
+        x, _ = self.layers(x)
         output = widened(self.dense(self.num_actions or 1, 1.0, "head")(x))
         return output if self.num_actions is not None else output[..., 0]
 
@@ -203,7 +224,7 @@ def reset_carry(carry: Carry, is_first: jax.Array) -> Carry:
 def unroll(
     network: Torso,
     variables: Any,
-    observations: jax.Array,
+    observations: Any,
     is_first: jax.Array,
     carry: Carry,
 ) -> tuple[Any, Carry]:
@@ -212,7 +233,7 @@ def unroll(
     Args:
       network: An `Actor` or a `Critic`.
       variables: Variables of the network.
-      observations: Observations, float [time, ..., features].
+      observations: Observations, an array or a dict of arrays, [time, ..., *shape].
       is_first: Whether an observation is the first of an episode, where the carry becomes zero,
         bool [time, ...].
       carry: Carry before the first step, [..., gru_size]; () without a GRU.
@@ -224,12 +245,12 @@ def unroll(
     apply: Callable[..., Any] = network.apply
     if network.gru_size is None:
         # Reshaped to one matrix: on CPU, products with a stack of matrices take twice as long.
-        rows = observations.reshape(-1, observations.shape[-1])
+        shape = is_first.shape
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(shape) :]), observations)
         output, carry = apply(variables, rows)
-        shape = observations.shape[:-1]
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), output), carry
 
-    def step(carry: Carry, each: tuple[jax.Array, jax.Array]) -> tuple[Carry, Any]:
+    def step(carry: Carry, each: tuple[Any, jax.Array]) -> tuple[Carry, Any]:
         observation, start = each
         output, carry = apply(variables, observation, reset_carry(carry, start))
         return carry, (output, carry)
