@@ -85,6 +85,10 @@ from trustjax.losses.regularizer import r3f_penalty as r3f_penalty
 from trustjax.losses.regularizer import smart_penalty as smart_penalty
 from trustjax.losses.regularizer import smart_perturbation as smart_perturbation
 from trustjax.losses.regularizer import trpo_penalty as trpo_penalty
+from trustjax.losses.tokens import TokenStatistics as TokenStatistics
+from trustjax.losses.tokens import fused_cross_entropy as fused_cross_entropy
+from trustjax.losses.tokens import token_log_probs as token_log_probs
+from trustjax.losses.tokens import token_statistics as token_statistics
 from trustjax.losses.trpa import pairs_from_levels as pairs_from_levels
 from trustjax.losses.trpa import preference_levels as preference_levels
 from trustjax.losses.trpa import trpa_loss as trpa_loss
