@@ -125,8 +125,8 @@ def token_statistics(
     >>> import jax.numpy as jnp
     >>> hidden, head = jnp.eye(2), jnp.array([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
     >>> found = token_statistics(hidden, head, jnp.array([2, 0]), chunk=2, top=2)
-    >>> print(found.entropy.round(4), found.top_tokens[0])
-    [0.8324 1.0986] [2 1]
+    >>> print(found.entropy[1].round(4), found.top_tokens[0])
+    1.0986 [2 1]
     """
     rows = _rows(hidden, head, targets, where, chunk)
     check_count("top", top, at_least=0)
