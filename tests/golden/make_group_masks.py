@@ -9,6 +9,7 @@ smaller share leaves out is random.
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import trl
-from make_group import value_and_gradient
+from make_group import value_and_gradient, verl_loss
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 from verl.trainer.ppo import core_algos, rollout_corr_helper
@@ -116,17 +117,12 @@ def covariance(given: dict[str, torch.Tensor]) -> dict[str, Any]:
     advantages = torch.tensor(RANDOM.normal(size=(BATCH, TIME)))
     clips = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28}
 
+    given = {**given, "advantages": advantages}
+
     def loss(mode: str, **numbers: Any) -> dict[str, Any]:
         policy = PolicyLossConfig(loss_mode=mode, **numbers)
-        config = ActorConfig(
-            strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, policy_loss=policy,
-            **clips,
-        )  # fmt: skip
-        function = core_algos.get_policy_loss_fn(mode)
-        old, mask = given["old_log_probs"], given["mask"]
-        return value_and_gradient(
-            lambda new: function(old, new, advantages, mask, config=config)[0], given
-        )
+        function = verl_loss(given, mode, "token-mean", policy_loss=policy, **clips)
+        return value_and_gradient(function, given)
 
     bounds = {"clip_cov_lb": 0.1, "clip_cov_ub": 1.0}
     return {
@@ -179,37 +175,43 @@ def advantages_of_verl(given: dict[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def rloo(given: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """TRL's clipped loss on ratios of answers, and verl's REINFORCE, on answers with tokens."""
-    rows = given["mask"].sum(-1) > 0
-    kept = {name: tensor[rows] for name, tensor in given.items()}
-    mask, batch = kept["mask"], int(rows.sum())
+def rloo_loss(given: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """TRL's clipped loss on the ratios of answers."""
+    mask = given["mask"]
+    trainer = SimpleNamespace(
+        epsilon_low=0.2, epsilon_high=0.28, aux_loss_enabled=False,
+        model=SimpleNamespace(training=True), _metrics={"train": defaultdict(list)},
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
+    )  # fmt: skip
+    ids, entropies = torch.zeros(mask.shape, dtype=torch.long), torch.zeros_like(mask)
+    inputs = {
+        "prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask,
+        "advantages": given["advantages"], "old_logps": (given["old_log_probs"] * mask).sum(1),
+    }  # fmt: skip
 
-    def of_trl(new: torch.Tensor) -> torch.Tensor:
-        trainer = SimpleNamespace(
-            _get_per_token_logps_and_entropies=lambda *_, **__: (new, torch.zeros_like(new), None),
-            epsilon_low=0.2, epsilon_high=0.28, aux_loss_enabled=False,
-            model=SimpleNamespace(training=True), _metrics={"train": defaultdict(list)},
-            accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
-        )  # fmt: skip
-        ids = torch.zeros(batch, TIME, dtype=torch.long)
-        inputs = {
-            "prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask,
-            "advantages": kept["advantages"],
-            "old_logps": (kept["old_log_probs"] * mask).sum(1),
-        }  # fmt: skip
+    def loss(new: torch.Tensor) -> torch.Tensor:
+        trainer._get_per_token_logps_and_entropies = lambda *_, **__: (new, entropies, None)
         return RLOOTrainer._compute_loss(trainer, None, inputs)
 
+    return loss
+
+
+def reinforce_loss(given: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """verl's REINFORCE, with the sum over the tokens of an answer."""
     config = ActorConfig(strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1)
-    wide = kept["advantages"][:, None].expand(batch, TIME)
+    old, mask = given["old_log_probs"], given["mask"]
+    wide = given["advantages"][:, None].expand_as(mask)
+    function = core_algos.compute_policy_loss_reinforce
+    return lambda new: function(old, new, wide, mask, config=config)[0]
 
-    def of_verl(new: torch.Tensor) -> torch.Tensor:
-        old = kept["old_log_probs"]
-        return core_algos.compute_policy_loss_reinforce(old, new, wide, mask, config=config)[0]
 
+def rloo(given: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The losses of RLOO, of answers with a token: TRL counts the others."""
+    rows = given["mask"].sum(-1) > 0
+    kept = {name: tensor[rows] for name, tensor in given.items()}
     return {
-        "trl": value_and_gradient(of_trl, kept),
-        "verl": value_and_gradient(of_verl, kept),
+        "trl": value_and_gradient(rloo_loss(kept), kept),
+        "verl": value_and_gradient(reinforce_loss(kept), kept),
     }
 
 

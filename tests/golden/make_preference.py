@@ -58,15 +58,12 @@ def random_tokens(generator: np.random.Generator, rows: int) -> tuple[np.ndarray
     return np.where(inside, -generator.exponential(1.0, (rows, TIME)), 0.0), lengths
 
 
-def dpo(tokens, lengths, reference, loss_types, weights=None, dtype=torch.float64, **options):
-    """The mean loss of TRL's DPOTrainer and its gradient with respect to the token sums."""
-    log_probs = torch.tensor(tokens, dtype=dtype, requires_grad=True)
-    reference = torch.tensor(reference, dtype=dtype)
-    rows, time = tokens.shape
+def dpo_loss(lengths, reference, time, loss_types, weights=None, **options):
+    """The mean loss of TRL's DPOTrainer as a function of the log-probabilities of tokens."""
+    rows = len(lengths)
     mask = torch.zeros(rows, time + 1, dtype=torch.long)
-    mask[:, 1:] = torch.arange(time) < torch.tensor(lengths)[:, None]
+    mask[:, 1:] = torch.arange(time) < torch.as_tensor(lengths)[:, None]
     outputs = SimpleNamespace(
-        log_probs=log_probs,
         entropy=torch.zeros(rows, time),
         mean_logits=torch.zeros(rows, time),
         is_top1=torch.zeros(rows, time, dtype=torch.bool),
@@ -86,7 +83,20 @@ def dpo(tokens, lengths, reference, loss_types, weights=None, dtype=torch.float6
         "attention_mask": torch.ones(rows, time + 1, dtype=torch.long),
         "completion_mask": mask, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected,
     }  # fmt: skip
-    loss = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+
+    def loss(log_probs):
+        outputs.log_probs = log_probs
+        return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+
+    return loss
+
+
+def dpo(tokens, lengths, reference, loss_types, weights=None, dtype=torch.float64, **options):
+    """The mean loss of TRL's DPOTrainer and its gradient with respect to the token sums."""
+    log_probs = torch.tensor(tokens, dtype=dtype, requires_grad=True)
+    reference = torch.tensor(reference, dtype=dtype)
+    function = dpo_loss(lengths, reference, tokens.shape[1], loss_types, weights, **options)
+    loss = function(log_probs)
     loss.backward()
     return loss.item(), log_probs.grad[:, 0].tolist()
 
@@ -126,40 +136,46 @@ def dpo_cases(generator):
     }  # fmt: skip
 
 
+def kto_loss(labels, reference, policy_kl, reference_kl, variant, **numbers):
+    """The mean loss of TRL's KTOTrainer as a function of the log-probabilities of answers."""
+    rows = len(reference)
+    outputs = SimpleNamespace(entropy=torch.zeros(rows, 1), mean_logits=torch.zeros(rows, 1))
+    trainer = SimpleNamespace(
+        **numbers, model=SimpleNamespace(training=True), accelerator=IDENTITY, loss_type=variant,
+        _tp_size=1, calculate_KL=variant == "kto", precompute_ref_logps=True,
+        aux_loss_enabled=False, _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0, _compute_kl_logps=lambda *_: policy_kl,
+    )  # fmt: skip
+    mask = torch.tensor([[0, 1]] * rows)
+    inputs = {
+        "input_ids": torch.zeros(rows, 2, dtype=torch.long), "attention_mask": mask,
+        "completion_mask": mask, "label": labels, "ref_logps": reference,
+        "ref_KL_logps": reference_kl,
+    }  # fmt: skip
+
+    def loss(log_probs):
+        outputs.log_probs = log_probs[:, None]
+        return KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+
+    return loss
+
+
 def kto_cases(generator):
     policy, reference, policy_kl, reference_kl = generator.normal(-20, 2, (4, PAIRS))
     labels = [True, False, True, True, False, True]
+    numbers = {"beta": 0.2, "desirable_weight": 0.8, "undesirable_weight": 1.3}
     cases = []
     for variant in ("kto", "apo_zero_unpaired"):
         for shift in (3.0, -6.0):  # the second one makes the mean negative, which is clamped
-            log_probs = torch.tensor(policy[:, None], requires_grad=True)
-            outputs = SimpleNamespace(
-                log_probs=log_probs,
-                entropy=torch.zeros(PAIRS, 1), mean_logits=torch.zeros(PAIRS, 1),
-            )  # fmt: skip
+            log_probs = torch.tensor(policy, requires_grad=True)
             shifted = policy_kl + shift
-            trainer = SimpleNamespace(
-                model=SimpleNamespace(training=True), accelerator=IDENTITY, beta=0.2,
-                desirable_weight=0.8, undesirable_weight=1.3, loss_type=variant, _tp_size=1,
-                calculate_KL=variant == "kto", precompute_ref_logps=True, aux_loss_enabled=False,
-                _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0,
-                _compute_kl_logps=lambda *_, shifted=shifted: torch.tensor(shifted),
-            )  # fmt: skip
-            mask = torch.tensor([[0, 1]] * PAIRS)
-            inputs = {
-                "input_ids": torch.zeros(PAIRS, 2, dtype=torch.long), "attention_mask": mask,
-                "completion_mask": mask, "label": torch.tensor(labels),
-                "ref_logps": torch.tensor(reference), "ref_KL_logps": torch.tensor(reference_kl),
-            }  # fmt: skip
-            loss = KTOTrainer._compute_loss(
-                trainer, lambda outputs=outputs, **_: outputs, inputs, False
-            )
+            constants = map(torch.tensor, (labels, reference, shifted, reference_kl))
+            loss = kto_loss(*constants, variant, **numbers)(log_probs)
             loss.backward()
             cases.append(
                 {"variant": variant, "policy_kl": shifted.tolist(), "mean": loss.item(),
-                 "gradient": log_probs.grad[:, 0].tolist()}
+                 "gradient": log_probs.grad.tolist()}
             )  # fmt: skip
-    numbers = {"beta": 0.2, "desirable_weight": 0.8, "undesirable_weight": 1.3}
     arrays = {"policy": policy, "reference": reference, "reference_kl": reference_kl}
     return {k: v.tolist() for k, v in arrays.items()} | {
         "numbers": numbers, "labels": labels, "cases": cases

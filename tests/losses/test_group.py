@@ -136,6 +136,20 @@ def test_far_ratios_and_masked_nan(loss, dtype):
     assert not np.any(jnp.where(mask == 1, 0, gradient))
 
 
+@each_loss
+def test_only_the_policy_has_a_gradient(loss):
+    given = {
+        "old_log_probs": OLD,
+        "advantages": ADVANTAGES,
+        "reference_log_probs": REFERENCE,
+        "weights": np.array([[1.0, 2, 1], [0.5, 1, 1]]),
+    }
+    value = lambda new, given: loss(new, mask=MASK, beta=0.1, **given)
+    slope, others = jax.jit(jax.grad(value, (0, 1)))(NEW, given)
+    assert np.any(slope)
+    assert not any(np.any(other) for other in others.values())
+
+
 def test_first_inner_step_clips_nothing():
     metrics = trust_metrics(NEW, NEW, ADVANTAGES, MASK, clip=1e-4)
     for name in ("trust/distance", "trust/used", "clip", "clip/low", "clip/high"):

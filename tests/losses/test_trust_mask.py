@@ -152,17 +152,17 @@ def test_rollout_weights_of_worked_numbers(x64):
 
 
 def test_metrics_of_worked_numbers(x64):
-    """Five tokens: r is 1.2, 0.5, 1 with A = 1, and 0.5, 4 with A = -1."""
-    given = (NEW_SMALL, OLD_SMALL, np.array([1.0, -1.0]), MASK_SMALL)
+    """Five tokens, whose r is 1.2, 0.5, 1, 0.5 and 4; A < 0 where r is 0.5."""
+    given = (NEW_SMALL, OLD_SMALL, np.array([[1.0, -1, 1], [-1, 1, 0]]), MASK_SMALL)
     metrics = metrics_of(*given, clip=0.3, clip_high=0.1, divergence="k1", radius=0.5)
     d = np.abs(OLD_SMALL - NEW_SMALL)[MASK_SMALL == 1]
     expected = {
         "trust/radius": 0.5,
         "trust/distance": d.mean(),
         "trust/used": d.mean() / 0.5,
-        "clip/low": 0.2,
-        "clip/high": 0.2,
-        "clip": 0.4,
+        "clip/low": 0.4,
+        "clip/high": 0.4,
+        "clip": 0.8,
         "masked": 0,
         "ratio/mean": 7.2 / 5,
     }
@@ -173,6 +173,7 @@ def test_metrics_of_worked_numbers(x64):
     masked = metrics_of(*given, clip=0.3, weights=weights)
     np.testing.assert_allclose(masked["masked"], 0.4)
     assert masked["trust/radius"] == 0.3
+    np.testing.assert_allclose(masked["clip/high"], 0.2)  # 1.2 is not above 1.3
     # An answer counts once, whatever its length: sums of log q/p are 0.511 and -0.693.
     of_answers = metrics_of(*given, criterion="sum", divergence="k1", radius=1.0)
     np.testing.assert_allclose(of_answers["trust/distance"], (0.5108256 + 0.6931472) / 2, rtol=1e-6)

@@ -8,6 +8,8 @@ With c = (A - mean A)(log pi - mean log pi), whose mean is the change of the ent
 Both are constants for gradients.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -65,7 +67,8 @@ def clip_cov_mask(
     candidates = gathered(tokens.mask & inside & ~(clipped_low | clipped_high), axis_name)
     draws = jax.random.uniform(key, candidates.shape, dtype)
     draws = jnp.where(candidates, draws, jnp.full_like(draws, -1))
-    chosen = _largest(draws, _count(tokens.mask, share, axis_name)) & candidates
+    count = _count(tokens.mask, share, axis_name)
+    chosen = _largest(draws, count, share) & candidates
     return tokens.mask & ~_own(chosen, tokens.mask, axis_name)
 
 
@@ -103,7 +106,8 @@ def kl_cov_mask(
     tokens = tokens_of(log_probs, log_probs, advantages, mask)
     covariance = _covariance(tokens.log_probs, tokens.advantages, tokens.mask, axis_name)
     ranked = jnp.where(tokens.mask, covariance, jnp.full_like(covariance, -jnp.inf))
-    chosen = _largest(gathered(ranked, axis_name), _count(tokens.mask, share, axis_name))
+    count = _count(tokens.mask, share, axis_name)
+    chosen = _largest(gathered(ranked, axis_name), count, share)
     return tokens.mask & _own(chosen, tokens.mask, axis_name)
 
 
@@ -121,11 +125,13 @@ def _count(mask: jax.Array, share: float, axis_name: AxisName | None) -> jax.Arr
     return jnp.maximum(jnp.floor(tokens * share), 1)
 
 
-def _largest(values: jax.Array, count: jax.Array) -> jax.Array:
-    """True on the `count` largest of all values; of equal ones, on the first."""
-    order = jnp.argsort(-values.ravel())
-    chosen = jnp.arange(order.size) < count
-    return jnp.zeros(order.size, bool).at[order].set(chosen).reshape(values.shape)
+def _largest(values: jax.Array, count: jax.Array, share: float) -> jax.Array:
+    """True on the `count` largest of all values, a share at most; of equal ones, on the first."""
+    # The bound is known when this is compiled, and a few entries are found without sorting all.
+    most = min(math.floor(share * values.size) + 1, values.size)
+    _, order = jax.lax.top_k(values.ravel(), most)
+    chosen = jnp.arange(most) < count
+    return jnp.zeros(values.size, bool).at[order].set(chosen).reshape(values.shape)
 
 
 def _own(values: jax.Array, local: jax.Array, axis_name: AxisName | None) -> jax.Array:

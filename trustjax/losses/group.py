@@ -143,7 +143,7 @@ def dr_grpo_loss(
         beta, kl, weights, axis_name: As in `grpo_loss`.
       reduction: As in `reduce_tokens`.
       normalizer: B L_max, the number of answers on all devices times the maximum length; None
-        means the size of the padded arrays. verl divides by the padded width and not by B.
+        means the size of the padded arrays. verl counts only answers with a token in B.
 
     Returns:
       As `grpo_loss`.
