@@ -20,6 +20,8 @@ from trustjax.losses import (
     adpo_optimum,
     adpo_pairwise_loss,
     bradley_terry_targets,
+    kl_estimate,
+    masked_mean,
     mesa_penalty,
     reward_targets,
     sequence_log_ratios,
@@ -60,10 +62,9 @@ def test_list(wrap, x64, strict):
     value, slope = wrap(jax.value_and_grad(loss))(POLICY)
     worked(value, 1.175873222)
     worked(slope, [-0.2474499014, 0.0382566728, -0.0075800504, 0.2167732790])
-    worked(
-        np.exp(adpo_optimum(ANCHOR, TARGET, temperature=0.8)),
-        [0.5173887619, 0.2568313283, 0.1974312857, 0.0283486241],
-    )
+    optimum = adpo_optimum(ANCHOR, TARGET, temperature=0.8)
+    worked(np.exp(optimum), [0.5173887619, 0.2568313283, 0.1974312857, 0.0283486241])
+    worked(loss(optimum), 1.033114088)  # the entropy of the target
     metrics = adpo_metrics(POLICY, ANCHOR, TARGET, temperature=0.8)
     worked(metrics["adpo/target_kl"], 0.1427591348)
 
@@ -147,6 +148,10 @@ def test_tokens(x64, strict):
         found = sequence_log_ratios(policy, old, np.isfinite(policy), reduction=reduction)
         worked(found, ratios)
         worked(adpo_loss(found, jnp.zeros(4), target, temperature=0.8), expected)
+    # The released metrics: a KL per token, and what is called one.
+    worked(masked_mean(kl_estimate(policy, old, "k3"), np.isfinite(policy)), 0.008520608244)
+    sums = sequence_log_ratios(policy, old, np.isfinite(policy), reduction="sum")
+    worked(np.abs(sums).mean(), 0.275)
 
 
 def test_no_tokens():
@@ -244,6 +249,15 @@ def test_maximum_entropy(x64):
     close(earned, alpha * jax.nn.logsumexp(values / alpha, -1))  # which is the maximum
     loss = lambda x: adpo_loss(x, jnp.zeros((6, 5)), target, temperature=1.0)
     close(loss_and_slope(loss, optimum)[1], 0)
+
+
+def test_rewards_alone_give_the_regularised_optimum(x64):
+    """pi_ref exp(R tau / beta_r); with pi_ref in the target as well, it counts 1 + tau times."""
+    rewards, anchor = np.array([1.0, 0, -0.5, 0.2]), np.log([0.25, 0.25, 0.4, 0.1])
+    found = adpo_optimum(anchor, jax.nn.softmax(rewards / 0.5), temperature=0.8)
+    close(found, jax.nn.log_softmax(anchor + rewards / 0.625))
+    twice = adpo_optimum(anchor, jax.nn.softmax(anchor + rewards / 0.5), temperature=0.8)
+    close(twice, jax.nn.log_softmax(1.8 * anchor + rewards / 0.625))
 
 
 def test_distilling_a_teacher_that_is_the_anchor_too(x64):

@@ -59,6 +59,8 @@ def test_divisor_and_epsilon(x64):
 
 
 def test_kde(x64, strict):
+    raw = reward_targets(OUTLIER, scale="none", temperature=1.0)
+    worked(raw[-1], 0.9999999999)
     kde = functools.partial(kde_targets, OUTLIER)
     worked(
         kde(bandwidth=0.5, temperature=1.0),

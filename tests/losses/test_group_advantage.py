@@ -90,6 +90,38 @@ def test_reductions_agree_with_verl(reduction, x64):
     np.testing.assert_allclose(found, GOLDEN["reductions"][reduction], rtol=1e-8)
 
 
+def test_kl_estimates_in_expectation(x64):
+    """Over the actions of a small policy: means of k1 and k3 are the KL, and the mean gradient of
+    k2 is that of the KL; under samples of the old policy k3 is not quite the KL."""
+    old, new = np.log([0.5, 0.3, 0.2]), np.log([0.6, 0.25, 0.15])
+    reverse, forward = 0.0206602340, 0.0210721031  # KL(new || old) and KL(old || new)
+    near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
+
+    estimate = jax.jit(kl_estimate, static_argnames="kind")
+
+    def mean(kind, of):
+        return np.sum(np.exp(of) * estimate(new, old, kind))
+
+    near(mean("k1", new), reverse)
+    near(mean("k3", new), reverse)
+    near(np.sum(np.exp(old) * estimate(old, new, "k3")), forward)
+    near(mean("k3", old), 0.0222612302)
+    # Pinsker's bound of a pair of answers, which the root of the trust region follows.
+    distance = np.abs(np.exp(old) - np.exp(new)).sum() / 2
+    near((distance, np.sqrt(2 * forward)), (0.1, 0.2052905411))
+
+    def slope(kind):
+        """The mean gradient of the estimate by the logits of the policy."""
+        each = jax.jacobian(lambda x: kl_estimate(jax.nn.log_softmax(x), old, kind))
+        return np.exp(new) @ jax.jit(each)(new)
+
+    kl = lambda x: jnp.sum(jax.nn.softmax(x) * (jax.nn.log_softmax(x) - old))
+    near(slope("k2"), jax.grad(kl)(new))
+    near(slope("k3+"), jax.grad(kl)(new))
+    near(slope("k1"), 0)
+    near(slope("k3"), np.exp(new) - np.exp(old))  # that of KL(old || new)
+
+
 # ---- worked numbers of the fact sheet
 
 
