@@ -83,6 +83,23 @@ def test_worked_losses(x64):
         np.testing.assert_allclose(found, sequence, rtol=1e-11)
 
 
+def test_rloo_of_worked_numbers(x64):
+    """R is e^0.6 and e^-0.3; with A = 1 and -1, clips narrower than these act on both sides."""
+    found = functools.partial(rloo_loss, NEW, OLD, ADVANTAGES, MASK)
+    high, low = np.exp(0.6), np.exp(-0.3)
+    for numbers, losses in (
+        ({}, (-1.2, 0.8)),
+        ({"clip": 0.1}, (-1.1, 0.9)),
+        ({"clip": 0.1, "clip_high": 0.5}, (-1.5, 0.9)),
+        ({"clip": 0.5, "clip_high": 1.0}, (-high, low)),
+    ):
+        np.testing.assert_allclose(found(**numbers), np.mean(losses), rtol=1e-12)
+    plain = rloo_loss(NEW, None, ADVANTAGES, MASK)
+    np.testing.assert_allclose(plain, (3.5 - 1.9) / 2, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"^clip must be None"):
+        rloo_loss(NEW, None, ADVANTAGES, MASK, clip=0.2)
+
+
 def test_worked_trust_grpo(x64):
     outcome, thinking = np.array([1.0, 0, 0, 1]), np.array([0.2, 0.8, 0.9, 0.4])
     np.testing.assert_allclose(trust_weight(outcome, thinking), 0.5769498103804866, rtol=1e-14)
