@@ -257,7 +257,7 @@ class Adaptation:
         )
 
     @functools.cached_property
-    def _target_batches(self) -> Batches:
+    def _target_batches(self) -> Batches[ImageDataset]:
         """Batches of the few target examples, which each seed draws for itself."""
         rows = self._rows["finetune"]
         if self.finetune_examples > len(rows):
@@ -275,7 +275,7 @@ class Adaptation:
         return Batches(domain, few, batch_size=self.batch_size, seed=self.seed + 1)
 
     def _training(
-        self, name: str, method: Method, lanes: Lanes, source: Batches, **rest: Any
+        self, name: str, method: Method, lanes: Lanes, source: Batches[ImageDataset], **rest: Any
     ) -> Training:
         after_chunk, final = self._measures
         return Training(

@@ -168,7 +168,7 @@ class FromScratch:
         return {"train": rows[:at], "validation": rows[at:]}
 
     @functools.cached_property
-    def _noised(self) -> Batches:
+    def _noised(self) -> Batches[ImageDataset]:
         """Batches of every noise level and seed, each from a training set of its own."""
         rows = self._rows["train"]
         if self.train_examples > len(rows):

@@ -207,7 +207,7 @@ class Training:
     model: nn.Module
     method: Method
     lanes: Lanes
-    source: Batches
+    source: Batches[Any]
     key: jax.Array
     mesh: Mesh
     input_noise: float

@@ -1,16 +1,15 @@
-"""Batches of an image dataset: shuffled and endless for training, padded for evaluation."""
+"""Batches of a dataset: shuffled and endless for training, padded for evaluation."""
 
 import functools
 import operator
 import sys
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Generic, Protocol, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from trustjax._checks import FieldError
 from trustjax._files import experiments_extra
-from trustjax.data.images import ImageDataset, unit_range
 
 if TYPE_CHECKING:
     import grain
@@ -18,7 +17,21 @@ if TYPE_CHECKING:
 Batch = dict[str, npt.NDArray[Any]]
 
 
-class Batches:
+class Dataset(Protocol):
+    """Examples in memory, such as `ImageDataset` and `PackedTokens`."""
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples there are."""
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """The examples of the rows, int64 [...]: arrays that begin with the axes of `rows`."""
+
+
+DatasetT = TypeVar("DatasetT", bound=Dataset)
+
+
+class Batches(Generic[DatasetT]):
     """A Grain data source (RandomAccessDataSource) whose element i is the i-th training batch.
 
     Elements are whole batches because Grain spends about 60 us on an element, as long as a batch
@@ -26,11 +39,12 @@ class Batches:
     and drops the rows that do not fill a batch. So the order of a seed index does not depend on the
     number of seeds, and any batch can be computed without the batches before it.
 
-    An element is {"image": float32 [(num_seeds,) batch_size, height, width, channels] in [0, 1],
-    "label": int32 [(num_seeds,) batch_size]}. There is no last batch: the length is sys.maxsize.
+    An element has arrays [(num_seeds,) batch_size, ...]: of images {"image": float32 [..., height,
+    width, channels] in [0, 1], "label": int32 [...]}, of tokens what `PackedTokens.batch` says.
+    There is no last batch: the length is sys.maxsize.
 
     Args:
-      dataset: The images and labels.
+      dataset: Images or packed tokens.
       rows: Rows of the dataset to draw from, int [num_rows]; or int [num_seeds, num_rows], rows
         for each of several seeds that are trained together, each in its own order.
       batch_size: Number of examples in a batch, from 1 to num_rows.
@@ -41,7 +55,7 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: ImageDataset, rows: npt.ArrayLike, *, batch_size: int, seed: int
+        self, dataset: DatasetT, rows: npt.ArrayLike, *, batch_size: int, seed: int
     ) -> None:
         self.dataset = dataset
         self.rows = _checked_rows(dataset, rows, ranks=(1, 2))
@@ -66,7 +80,7 @@ class Batches:
             raise IndexError(f"batch index must be >= 0, got {index}")
         epoch, batch = divmod(index, self.batches_per_epoch)
         start = batch * self.batch_size
-        return _batch(self.dataset, self._epoch_rows(epoch)[..., start : start + self.batch_size])
+        return self.dataset.batch(self._epoch_rows(epoch)[..., start : start + self.batch_size])
 
     def _shuffled_rows(self, epoch: int) -> npt.NDArray[np.int64]:
         """The rows in the order of one epoch, of the shape of `rows`."""
@@ -77,7 +91,7 @@ class Batches:
         return np.reshape(shuffled, self.rows.shape)
 
 
-def iterate(source: Batches) -> "grain.DatasetIterator[Batch]":
+def iterate(source: Batches[Any]) -> "grain.DatasetIterator[Batch]":
     """An iterator over the batches from the first one, which prepares two ahead in a thread.
 
     `get_state()` returns the number of batches so far in a dict for JSON. After `set_state(state)`,
@@ -91,18 +105,17 @@ def iterate(source: Batches) -> "grain.DatasetIterator[Batch]":
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
-def evaluation_batches(dataset: ImageDataset, rows: npt.ArrayLike, batch_size: int) -> Batch:
+def evaluation_batches(dataset: Dataset, rows: npt.ArrayLike, batch_size: int) -> Batch:
     """All given rows once and in order, as batches of one size for a scan.
 
     Args:
-      dataset: The images and labels.
+      dataset: Images or packed tokens.
       rows: Rows of the dataset, int [num_rows].
       batch_size: Number of examples in a batch, at least 1.
 
     Returns:
-      {"image": float32 [num_batches, batch_size, height, width, channels] in [0, 1], "label":
-      int32 [num_batches, batch_size], "where": bool [num_batches, batch_size]}. The first rows
-      again fill up the last batch, and `where` is False on them.
+      Arrays [num_batches, batch_size, ...] as in `Batches`, and "where", bool [num_batches,
+      batch_size]. The first rows again fill up the last batch, and `where` is False on them.
 
     Raises:
       ValueError: `rows` or `batch_size` is out of range.
@@ -112,15 +125,11 @@ def evaluation_batches(dataset: ImageDataset, rows: npt.ArrayLike, batch_size: i
         raise FieldError("batch_size", "be >= 1", batch_size)
     shape = (-(-len(rows) // batch_size), batch_size)  # the quotient is rounded up
     where = np.arange(shape[0] * batch_size).reshape(shape) < len(rows)
-    return _batch(dataset, np.resize(rows, shape)) | {"where": where}
-
-
-def _batch(dataset: ImageDataset, rows: npt.NDArray[np.int64]) -> Batch:
-    return {"image": unit_range(dataset.images[rows]), "label": dataset.labels[rows]}
+    return dataset.batch(np.resize(rows, shape)) | {"where": where}
 
 
 def _checked_rows(
-    dataset: ImageDataset, rows: npt.ArrayLike, *, ranks: tuple[int, ...]
+    dataset: Dataset, rows: npt.ArrayLike, *, ranks: tuple[int, ...]
 ) -> npt.NDArray[np.int64]:
     rows = np.asarray(rows)
     if rows.ndim not in ranks or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer):
@@ -129,8 +138,8 @@ def _checked_rows(
             f"be integers of rank {' or '.join(map(str, ranks))}, at least one",
             f"{rows.dtype} of shape {rows.shape}",
         )
-    if rows.min() < 0 or rows.max() >= len(dataset.labels):
+    if rows.min() < 0 or rows.max() >= dataset.num_examples:
         raise FieldError(
-            "rows", f"be in 0..{len(dataset.labels) - 1}", f"{rows.min()}..{rows.max()}"
+            "rows", f"be in 0..{dataset.num_examples - 1}", f"{rows.min()}..{rows.max()}"
         )
     return rows.astype(np.int64)

@@ -1,9 +1,6 @@
 """Labelled images in memory: scikit-learn's digits, and Hugging Face's parquet folders."""
 
-import json
 import os
-import re
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trustjax._checks import FieldError
-from trustjax._files import experiments_extra, local_folder, one_line
+from trustjax._files import experiments_extra, local_folder
+from trustjax.data._parquet import (
+    features,
+    find_column,
+    read_schema,
+    read_table,
+    split_files,
+    without_dictionary,
+)
 from trustjax.data.decoding import DataError as DataError
 from trustjax.data.decoding import decode_image, pillow_warnings_as_errors
 
-_SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?\.parquet")
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label")
 # Pillow decodes outside the GIL, but for small images Python's share dominates: more threads than
@@ -39,6 +42,15 @@ class ImageDataset(NamedTuple):
     labels: npt.NDArray[np.int32]
     num_classes: int
     name: str
+
+    @property
+    def num_examples(self) -> int:
+        """How many images there are."""
+        return len(self.labels)
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+        """The images of the rows in [0, 1], "image", and their classes, "label"."""
+        return {"image": unit_range(self.images[rows]), "label": self.labels[rows]}
 
 
 def unit_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -100,7 +112,7 @@ def hugging_face(
     folder = local_folder(
         "path", path, DataError, "dataset", repo_type="dataset", allow_patterns="*.parquet"
     )
-    files = _split_files(folder, split)
+    files = split_files(folder, split)
     parts = [_read_file(file, image_column, label_column) for file in files]
     (first_images, first_labels, first_columns), *others = parts
     for file, (images, _, columns) in zip(files[1:], others, strict=True):
@@ -118,102 +130,12 @@ def hugging_face(
     return ImageDataset(all_images, all_labels, num_classes, f"{Path(path).resolve().name}/{split}")
 
 
-def split(
-    dataset: ImageDataset, fractions: Mapping[str, float], *, seed: int
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Disjoint random parts of a dataset, each with the same share of every class.
-
-    A part of fraction f has f n of all n rows, rounded, and about f m of a class with m examples.
-
-    Args:
-      dataset: The dataset to split.
-      fractions: Fraction of every part by name, each above 0, together at most 1. The rest of the
-        rows is in no part.
-      seed: Seed of the split, int >= 0; the same seed gives the same parts.
-
-    Returns:
-      The rows of every part by name, int64 [rows of the part], ascending.
-
-    Raises:
-      ValueError: The fractions are out of range, or a part has no rows.
-    """
-    if not fractions or not all(fraction > 0 for fraction in fractions.values()):
-        raise FieldError("fractions", "be above 0", dict(fractions))
-    bounds = np.cumsum([0.0, *fractions.values()])
-    if bounds[-1] > 1 + 1e-9:
-        raise FieldError("fractions", "add up to at most 1", dict(fractions))
-
-    # Place the shuffled examples of each class evenly on the line from 0 to 1, from a random start.
-    # An interval of that line then has the same share of every class.
-    random = np.random.default_rng(seed)
-    shuffled = random.permutation(len(dataset.labels))
-    position = np.empty(len(shuffled))
-    for label in np.unique(dataset.labels):
-        of_class = np.flatnonzero(dataset.labels[shuffled] == label)
-        position[of_class] = (np.arange(len(of_class)) + random.random()) / len(of_class)
-    line = shuffled[np.argsort(position, kind="stable")]
-
-    ends = np.rint(bounds * len(line)).astype(np.int64)
-    parts = {
-        name: np.sort(line[start:stop])
-        for name, start, stop in zip(fractions, ends[:-1], ends[1:], strict=True)
-    }
-    for name, rows in parts.items():
-        if len(rows) == 0:
-            raise ValueError(
-                f"fractions[{name!r}] = {fractions[name]} of {len(line)} rows leaves no row"
-            )
-    return parts
-
-
-def _split_files(folder: Path, split: str) -> list[Path]:
-    """All shards of a split, in order."""
-    shards = [
-        (file, match)
-        for file in folder.rglob("*.parquet")
-        if (match := _SHARD.fullmatch(file.name))
-    ]
-    found = sorted((file, match) for file, match in shards if match["split"] == split)
-    if not found:
-        splits = sorted({match["split"] for _, match in shards})
-        raise DataError(
-            f"{folder}: no split {split!r}; splits found: {', '.join(splits) or 'none'} "
-            "(files named SPLIT-00000-of-0000N.parquet)"
-        )
-    folders = sorted({str(file.parent) for file, _ in found})
-    if len(folders) > 1:
-        raise DataError(
-            f"{folder}: split {split!r} is in several folders, give one as path: "
-            + ", ".join(folders)
-        )
-    numbers = [int(match["index"]) for _, match in found]
-    counts = {int(match["count"]) for _, match in found}
-    if len(counts) > 1 or numbers != list(range(max(counts))):
-        raise DataError(
-            f"{folders[0]}: split {split!r} must have files 0 to {max(counts) - 1}, each once; "
-            f"found {numbers}"
-        )
-    return [file for file, _ in found]
-
-
 def _read_file(
     file: Path, image_column: str | None, label_column: str | None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], _Columns]:
     """Images, labels and columns of one parquet file."""
-    with experiments_extra():
-        import pyarrow
-        from pyarrow import parquet
-    try:
-        with parquet.ParquetFile(file, page_checksum_verification=True) as reader:
-            schema = reader.schema_arrow
-            columns = _find_columns(file, schema, image_column, label_column)
-            table = reader.read(columns=[columns.image, columns.label])
-            table.validate(full=True)  # offsets beyond the data would be read from other memory
-    # pyarrow passes on errors of many kinds from damaged footers and pages.
-    except (pyarrow.ArrowException, OSError, UnicodeError, KeyError, MemoryError) as error:
-        raise DataError(f"{file}: not a whole parquet file: {one_line(error)}") from error
-    if table.num_rows == 0:
-        raise DataError(f"{file}: no rows")
+    columns = _find_columns(file, read_schema(file), image_column, label_column)
+    table = read_table(file, (columns.image, columns.label))
     labels = _labels(file, columns, table.column(columns.label))
     return _images(file, columns.image, table.column(columns.image)), labels, columns
 
@@ -222,27 +144,8 @@ def _find_columns(
     file: Path, schema: Any, image_column: str | None, label_column: str | None
 ) -> _Columns:
     """Which columns hold images and labels, by Hugging Face's metadata or else by name."""
-    try:
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = metadata.get("info", {}).get("features", {})
-        kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{file}: the schema's huggingface metadata is malformed") from error
-
-    def find(argument: str, given: str | None, kind: str, usual: Sequence[str]) -> str:
-        by_kind = [name for name in schema.names if kinds[name] == kind]
-        by_name = [name for name in usual if name in schema.names]
-        candidates = [given] if given is not None else by_kind or by_name
-        if len(candidates) == 1 and schema.names.count(candidates[0]) == 1:
-            return candidates[0]
-        known = any(name in schema.names for name in candidates)
-        problem = "several columns fit" if known else "no such column"
-        raise DataError(
-            f"{file}: {argument}={given!r}: {problem}; name one of: {', '.join(schema.names)}"
-        )
-
-    label = find("label_column", label_column, "ClassLabel", _LABEL_NAMES)
-    names = features.get(label, {}).get("names")
+    label = find_column(file, schema, "label_column", label_column, "ClassLabel", _LABEL_NAMES)
+    names = features(file, schema).get(label, {}).get("names")
     if names is not None and not (
         isinstance(names, list) and all(isinstance(n, str) for n in names)
     ):
@@ -250,7 +153,7 @@ def _find_columns(
             f"{file}: the schema's huggingface metadata must list the names of {label!r}"
         )
     return _Columns(
-        image=find("image_column", image_column, "Image", _IMAGE_NAMES),
+        image=find_column(file, schema, "image_column", image_column, "Image", _IMAGE_NAMES),
         label=label,
         class_names=None if names is None else tuple(names),
     )
@@ -260,7 +163,7 @@ def _labels(file: Path, columns: _Columns, column: Any) -> npt.NDArray[np.int32]
     """Labels int32 [n] of an integer column without nulls, all in range."""
     from pyarrow import types
 
-    column = _without_dictionary(column)
+    column = without_dictionary(column)
     if not types.is_integer(column.type):
         raise DataError(f"{file}, column {columns.label!r}: {column.type} is not an integer type")
     nulls = np.flatnonzero(column.is_null().to_numpy())
@@ -285,7 +188,7 @@ def _images(file: Path, name: str, column: Any) -> npt.NDArray[np.uint8]:
 
     if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = compute.struct_field(column, "bytes")
-    column = _without_dictionary(column)
+    column = without_dictionary(column)
     if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
         raise DataError(f"{file}, column {name!r}: {column.type} is not an encoded image")
     with experiments_extra():
@@ -324,10 +227,3 @@ def _images(file: Path, name: str, column: Any) -> npt.NDArray[np.uint8]:
             for _ in pool.map(decode_rows, range(1, len(encoded), _ROWS_PER_TASK)):
                 pass  # raises the error of the first bad row
     return images
-
-
-def _without_dictionary(column: Any) -> Any:
-    """The values of a column without dictionary encoding, which stores few distinct values."""
-    from pyarrow import types
-
-    return column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
