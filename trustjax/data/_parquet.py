@@ -10,11 +10,11 @@ from typing import Any
 from trustjax._files import experiments_extra, one_line
 from trustjax.data.decoding import DataError
 
-_SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?\.parquet")
+_SHARD = re.compile(r"(?P<split>.+?)(-(?P<index>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?)?\.parquet")
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """All shards of a split, in order."""
+    """All shards of a split, in order, or the one file that is called after it."""
     shards = [
         (file, match)
         for file in folder.rglob("*.parquet")
@@ -25,7 +25,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
         splits = sorted({match["split"] for _, match in shards})
         raise DataError(
             f"{folder}: no split {split!r}; splits found: {', '.join(splits) or 'none'} "
-            "(files named SPLIT-00000-of-0000N.parquet)"
+            "(files named SPLIT-00000-of-0000N.parquet or SPLIT.parquet)"
         )
     folders = sorted({str(file.parent) for file, _ in found})
     if len(folders) > 1:
@@ -33,8 +33,8 @@ def split_files(folder: Path, split: str) -> list[Path]:
             f"{folder}: split {split!r} is in several folders, give one as path: "
             + ", ".join(folders)
         )
-    numbers = [int(match["index"]) for _, match in found]
-    counts = {int(match["count"]) for _, match in found}
+    numbers = [int(match["index"] or 0) for _, match in found]
+    counts = {int(match["count"] or 1) for _, match in found}
     if len(counts) > 1 or numbers != list(range(max(counts))):
         raise DataError(
             f"{folders[0]}: split {split!r} must have files 0 to {max(counts) - 1}, each once; "
