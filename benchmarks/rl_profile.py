@@ -36,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.repeats < 1:
         parser.error(f"--repeats: got {given.repeats}, allowed: an integer >= 1")
-    agent = PPO(ppo.Config(learning_rate=1e-3))
+    agent = PPO(
+        ppo.Config(
+            num_envs=64, num_steps=128, num_epochs=4, learning_rate=1e-3,
+            normalize_observations=False, normalize_rewards=False,
+        )
+    )  # fmt: skip
     state = jax.jit(agent.init)(jax.random.key(0))
     programs = {name: _compiled(part, state) for name, part in parts(agent).items()}
     seconds: dict[str, list[float]] = {name: [] for name in programs}

@@ -33,14 +33,15 @@ from experiments.runtime.files import write_text
 Numbers = dict[str, Any]
 HERE = Path(__file__).parent
 DETAILS = ["normalize_observations=True", "normalize_rewards=True"]
+NO_DETAILS = ["normalize_observations=False", "normalize_rewards=False"]
 CARTPOLE = ["--environment", "gymnax:CartPole-v1", "--steps", "1000000", "--num-envs", "64"]
 OUR_CARTPOLE = [*CARTPOLE, "--set", "num_steps=128", "num_epochs=4", "num_minibatches=4",
-                "learning_rate=1e-3"]  # fmt: skip
+                "learning_rate=1e-3", *NO_DETAILS]  # fmt: skip
 # The networks of brax and the iterations of peers/brax_ppo.py: 80 steps of 256 environments, in
 # four epochs of 32 minibatches.
 BRAX_SIZES = ["hidden=[32,32,32,32]", "critic_hidden=[256,256,256,256,256]", "activation=silu",
-              "normalize_observations=True", "num_steps=80", "num_minibatches=32",
-              "num_epochs=4"]  # fmt: skip
+              "normalize_observations=True", "normalize_rewards=False", "num_steps=80",
+              "num_minibatches=32", "num_epochs=4"]  # fmt: skip
 SAC_SIZES = ["hidden=[64,64]", "learning_rate=1e-3"]
 # By task: steps over which programs are timed, the return to reach, the most steps for reaching it.
 TASKS = {
@@ -230,7 +231,7 @@ def shuffle(programs: Programs, rounds: int) -> Numbers:
     found = {}
     for kind in ("environments", "transitions"):
         arguments = [*CARTPOLE, "--num-seeds", "80", "--repeat", "1", "--set", "num_steps=128",
-                     "learning_rate=1e-3", *DETAILS, f"shuffle={kind}"]  # fmt: skip
+                     "num_epochs=4", "learning_rate=1e-3", *DETAILS, f"shuffle={kind}"]  # fmt: skip
         numbers = run(programs.ours(*[a if a != "1000000" else "400000" for a in arguments]))
         found[kind] = {
             **mean_interval(numbers["final_returns"])._asdict(),

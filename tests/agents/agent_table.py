@@ -19,6 +19,7 @@ AGENTS = ON_POLICY | OFF_POLICY
 SMALL_ON_POLICY = {
     "env": "probe:both", "num_envs": 8, "num_steps": 4, "total_steps": 5 * 32, "hidden": (8,),
     "num_minibatches": 2, "num_epochs": 2, "learning_rate": 0.01,
+    "normalize_observations": False, "normalize_rewards": False,
 }  # fmt: skip
 SMALL_OFF_POLICY = {
     "env": "gymnax:Pendulum-v1", "num_envs": 4, "num_steps": 10, "total_steps": 400,

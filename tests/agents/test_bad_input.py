@@ -22,7 +22,7 @@ SHARED = [
 OF_ON_POLICY = [
     ({"num_envs": 6, "num_minibatches": 4}, "num_minibatches must divide the 6 environments"),
     (
-        {"num_envs": 1, "num_minibatches": 4},
+        {"num_envs": 1, "num_steps": 128, "num_minibatches": 4},
         "num_minibatches must divide the 1 environments of an iteration, got 4; "
         "shuffle='transitions' divides its 128 transitions instead",
     ),
@@ -98,5 +98,5 @@ def test_own_fields(algorithm, options, message):
 
 @pytest.mark.parametrize("algorithm", AGENTS)
 def test_defaults_work(algorithm):
-    steps_per_update = 8192 if algorithm in ON_POLICY else 64
+    steps_per_update = {"ppo": 1024, "trpo": 8192, "mdpo": 8192}.get(algorithm, 64)
     assert AGENTS[algorithm]().agent().config.num_updates == 1_000_000 // steps_per_update

@@ -64,6 +64,7 @@ class OneOf(Environment):
 SHARED = {
     "num_envs": 8, "num_steps": 10, "total_steps": 50 * 80, "discount": DISCOUNT, "hidden": (16,),
     "learning_rate": 0.02, "anneal_learning_rate": True, "num_epochs": 4, "num_minibatches": 2,
+    "normalize_observations": False, "normalize_rewards": False,
 }  # fmt: skip
 REPLAY = {
     "num_envs": 8, "num_steps": 10, "total_steps": 6000, "discount": DISCOUNT, "hidden": (16,),

@@ -22,6 +22,7 @@ def returns_of(gru_size):
         ppo.Config(
             env="probe:memory", num_envs=32, num_steps=6, total_steps=60 * 192, hidden=(16,),
             gru_size=gru_size, learning_rate=0.02, num_minibatches=2, num_epochs=4,
+            normalize_observations=False, normalize_rewards=False,
         )
     )  # fmt: skip
 
@@ -72,6 +73,7 @@ def looked(**options):
     config = {
         "env": "probe:memory", "num_envs": 4, "num_steps": 3, "total_steps": 60, "hidden": (4,),
         "gru_size": 4, "num_minibatches": 2, "lambda_": 0.0, "discount": 0.9,
+        "normalize_observations": False, "normalize_rewards": False,
     }  # fmt: skip
     found = jax.jit(Looking(ppo.Config(**config | options)).train)(KEY)[1]
     return {name: np.array(x) for name, x in found.items()}

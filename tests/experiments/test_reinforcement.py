@@ -199,8 +199,9 @@ def test_other_optimizers_are_an_override(optimizer, call):
 def _search(grid, **changes):
     """A task that searches numbers of a tiny PPO."""
     config = functools.partial(
-        ppo.Config, num_envs=8, num_steps=16, num_epochs=1, num_minibatches=2, hidden=(8,)
-    )
+        ppo.Config, num_envs=8, num_steps=16, num_epochs=1, num_minibatches=2, hidden=(8,),
+        normalize_observations=False, normalize_rewards=False,
+    )  # fmt: skip
     return Reinforcement(**{
         "agents": {"ppo": config}, "env": "probe:action", "optimizer": Optimizer(optax.adam),
         "seed": 0, "num_seeds": 2, "precision": "float32", "only": (), "total_steps": 512,
@@ -222,7 +223,7 @@ def test_a_trial_is_the_training_with_its_numbers():
     rows, finals = _trained(_search(grid))
     config = functools.partial(
         ppo.Config, num_envs=8, num_steps=16, num_epochs=1, num_minibatches=2, hidden=(8,),
-        learning_rate=3e-2, clip=0.1,
+        normalize_observations=False, normalize_rewards=False, learning_rate=3e-2, clip=0.1,
     )  # fmt: skip
     alone, finals_alone = _trained(_search(None, agents={"ppo": config}))
     for found, expected in ((rows, alone), (finals, finals_alone)):

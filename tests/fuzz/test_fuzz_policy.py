@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 SHARED = {"num_envs": 2, "num_steps": 2, "total_steps": 8, "num_minibatches": 1, "hidden": (3,)}
 CONFIGS = (
     ppo.Config(env="probe:observation", normalize_observations=True, **SHARED),
-    ppo.Config(env="probe:continuous", gru_size=2, **SHARED),
+    ppo.Config(env="probe:continuous", gru_size=2, normalize_observations=False, **SHARED),
 )
 DESCRIPTIONS = ["'|O'", "'<f8'", "'<i4'", "'|V4'", "'<U4'", "'>f4'", "[('a', '<f4')]", "3"]
 SHAPES = ["()", "(2**40,)", "(1099511627776,)", "(-1,)", "(3, -1)", "(True,)", "3", "(1.0,)"]

@@ -75,11 +75,11 @@ class OnPolicy(Algorithm[State]):
 
     >>> import jax
     >>> from trustjax.agents import ppo
-    >>> agent = ppo.PPO(ppo.Config(env="gymnax:CartPole-v1", total_steps=10_000))
+    >>> agent = ppo.PPO(ppo.Config(env="gymnax:CartPole-v1", total_steps=4096))
     >>> keys = jax.random.split(jax.random.key(0), 2)
     >>> states, history = jax.jit(jax.vmap(agent.train))(keys)  # both seeds at once
     >>> history["episode/return"].shape
-    (2, 1)
+    (2, 4)
     """
 
     config: OnPolicyConfig

@@ -97,12 +97,12 @@ def train_with_evaluations(
 
     >>> import jax
     >>> from trustjax.agents import ppo
-    >>> agent = ppo.PPO(ppo.Config(total_steps=3 * 64 * 128, hidden=(8,)))
+    >>> agent = ppo.PPO(ppo.Config(total_steps=3 * 16 * 64, hidden=(8,)))
     >>> def train(key):
     ...     return train_with_evaluations(agent, key, updates_per_evaluation=2, num_episodes=4)
     >>> state, history, best = jax.jit(train)(jax.random.key(0))
     >>> history["evaluation/steps"].tolist()
-    [16384, 24576]
+    [2048, 3072]
     >>> bool(best.mean_return == history["evaluation/return"].max())
     True
     >>> policy = agent.policy(best)
