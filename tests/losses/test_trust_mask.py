@@ -170,10 +170,10 @@ def test_metrics_of_worked_numbers(x64):
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-9)
     weights = np.array([[0, 1, 1], [0, 2, 0]])
-    masked = metrics_of(*given, clip=0.3, weights=weights)
+    masked = metrics_of(*given, clip=0.15, weights=weights)
     np.testing.assert_allclose(masked["masked"], 0.4)
-    assert masked["trust/radius"] == 0.3
-    np.testing.assert_allclose(masked["clip/high"], 0.2)  # 1.2 is not above 1.3
+    assert masked["trust/radius"] == 0.15
+    np.testing.assert_allclose(masked["clip/high"], 0.4)  # 1.2 is above 1.15
     # An answer counts once, whatever its length: sums of log q/p are 0.511 and -0.693.
     of_answers = metrics_of(*given, criterion="sum", divergence="k1", radius=1.0)
     np.testing.assert_allclose(of_answers["trust/distance"], (0.5108256 + 0.6931472) / 2, rtol=1e-6)
