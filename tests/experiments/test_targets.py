@@ -68,6 +68,8 @@ from experiments.trackers import Tracker
         # what reads, writes, deletes or ends
         "trustjax.models.save_pretrained",
         "trustjax.models.checkpoint.save_pretrained",
+        "trustjax.models.save_transformer",
+        "trustjax.models.text_checkpoint.save_transformer",
         "trustjax.models.checkpoint.os.system",
         "trustjax.agents.load_policy",
         "trustjax.agents.policy.load_policy",

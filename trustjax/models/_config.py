@@ -1,14 +1,18 @@
 """The JSON files of a checkpoint, checked: its sizes and the preprocessing of images."""
 
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from trustjax._checks import InputError
 from trustjax._files import read_json
+from trustjax.models._store import (
+    FLOAT32,
+    CheckpointError,
+    check_size,
+    is_number,
+    short,
+    wrong,
+)
 from trustjax.models.vit import Preprocessing
 
 # The defaults of ViTConfig for fields that config.json leaves out.
@@ -28,11 +32,6 @@ _CONFIG_DEFAULTS: dict[str, Any] = {
 # The names in JAX of Pillow's resampling filters, by Pillow's numbers. JAX has no box (4) and no
 # Hamming filter (5).
 RESAMPLE = {0: "nearest", 1: "lanczos3", 2: "linear", 3: "cubic"}
-_FLOAT32 = np.finfo(np.float32)
-
-
-class CheckpointError(InputError):
-    """A checkpoint that cannot be read. The message names the file, and the field or tensor."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -40,26 +39,26 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(path, CheckpointError)
     if config.get("model_type") != "vit":
         kind, architectures = config.get("model_type"), config.get("architectures")
-        raise _wrong(path, "model_type", "'vit'", kind, f" (architectures {_short(architectures)})")
+        raise wrong(path, "model_type", "'vit'", kind, f" (architectures {short(architectures)})")
     config = _CONFIG_DEFAULTS | config
     for name, default in _CONFIG_DEFAULTS.items():
         value = config[name]
         if type(default) is float:
-            if not _is_number(value, at_least=float(_FLOAT32.tiny)):
-                raise _wrong(path, name, "a float32 above 0", value)
+            if not is_number(value, at_least=float(FLOAT32.tiny)):
+                raise wrong(path, name, "a float32 above 0", value)
             config[name] = float(value)  # JAX takes no int of 64 bits
         elif type(default) is int:
-            _check_size(path, name, value)
+            check_size(path, name, value)
         elif type(value) is not type(default):
-            raise _wrong(path, name, type(default).__name__, value)
+            raise wrong(path, name, type(default).__name__, value)
     if config["hidden_act"] != "gelu":
-        raise _wrong(path, "hidden_act", "'gelu'", config["hidden_act"])
+        raise wrong(path, "hidden_act", "'gelu'", config["hidden_act"])
     if config["hidden_size"] % config["num_attention_heads"]:
-        must = f"a divisor of hidden_size = {_short(config['hidden_size'])}"
-        raise _wrong(path, "num_attention_heads", must, config["num_attention_heads"])
+        must = f"a divisor of hidden_size = {short(config['hidden_size'])}"
+        raise wrong(path, "num_attention_heads", must, config["num_attention_heads"])
     if config.get("pooler_output_size") is None:
         config["pooler_output_size"] = config["hidden_size"]
-    _check_size(path, "pooler_output_size", config["pooler_output_size"])
+    check_size(path, "pooler_output_size", config["pooler_output_size"])
     return config
 
 
@@ -67,19 +66,12 @@ def labels_field(path: Path, config: Mapping[str, Any]) -> tuple[str, int]:
     """The field that gives the number of classes, and that number, as in transformers."""
     labels = config.get("id2label")
     if labels is not None and not isinstance(labels, dict):
-        raise _wrong(path, "id2label", "an object", labels)
+        raise wrong(path, "id2label", "an object", labels)
     if labels:
         return "len(id2label)", len(labels)
     number = config.get("num_labels", 2)
-    _check_size(path, "num_labels", number)
+    check_size(path, "num_labels", number)
     return "num_labels", number
-
-
-def check_sizes(path: Path, config: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless the fields of config.json agree with the tensors."""
-    for name, size in sizes.items():
-        if config[name] != size:
-            raise _wrong(path, name, f"{size}, as in the tensors", config[name])
 
 
 def read_preprocessor(path: Path, size: int, channels: int) -> Preprocessing:
@@ -97,31 +89,31 @@ def read_preprocessor(path: Path, size: int, channels: int) -> Preprocessing:
     def flag(name: str, default: bool) -> bool:
         value = config.get(name, default)
         if not isinstance(value, bool):
-            raise _wrong(path, name, "true or false", value)
+            raise wrong(path, name, "true or false", value)
         return value
 
     for name in ("do_center_crop", "do_pad"):
         if flag(name, False):
-            raise _wrong(path, name, "false", True, ": images are resized as a whole")
+            raise wrong(path, name, "false", True, ": images are resized as a whole")
     resize = flag("do_resize", True)
     sides = config.get("size", size)
     if resize and sides not in (size, {"height": size, "width": size}):
-        raise _wrong(path, "size", f"{size} x {size}, image_size in config.json", sides)
+        raise wrong(path, "size", f"{size} x {size}, image_size in config.json", sides)
     resample = config.get("resample", 2)
     if type(resample) is not int or resample not in RESAMPLE:
         must = "one of " + ", ".join(f"{number} ({name})" for number, name in RESAMPLE.items())
-        raise _wrong(path, "resample", must, resample)
+        raise wrong(path, "resample", must, resample)
 
     scale = 255.0
     if flag("do_rescale", True):
         factor = config.get("rescale_factor", 1 / 255)
-        if not _is_number(factor, at_least=float(_FLOAT32.tiny)):
-            raise _wrong(path, "rescale_factor", "a float32 above 0", factor)
+        if not is_number(factor, at_least=float(FLOAT32.tiny)):
+            raise wrong(path, "rescale_factor", "a float32 above 0", factor)
         scale *= factor
     mean, std = [0.0] * channels, [1.0] * channels
     if flag("do_normalize", True):
-        mean = _channels(path, "image_mean", config, channels, at_least=-float(_FLOAT32.max))
-        std = _channels(path, "image_std", config, channels, at_least=float(_FLOAT32.tiny))
+        mean = _channels(path, "image_mean", config, channels, at_least=-float(FLOAT32.max))
+        std = _channels(path, "image_std", config, channels, at_least=float(FLOAT32.tiny))
     try:
         return Preprocessing(
             (size, size),
@@ -142,27 +134,8 @@ def _channels(
     if (
         not isinstance(values, list)
         or len(values) != channels
-        or not all(_is_number(value, at_least=at_least) for value in values)
+        or not all(is_number(value, at_least=at_least) for value in values)
     ):
         above = " above 0" if at_least > 0 else ""
-        raise _wrong(path, name, f"{channels} numbers{above}", values)
+        raise wrong(path, name, f"{channels} numbers{above}", values)
     return [float(value) for value in values]
-
-
-def _check_size(path: Path, name: str, value: Any) -> None:
-    if type(value) is not int or value <= 0:  # not by isinstance, as bool is a kind of int
-        raise _wrong(path, name, "int above 0", value)
-
-
-def _is_number(value: Any, *, at_least: float) -> bool:
-    """Whether `value` is an int or float (no bool) from `at_least` to the largest float32."""
-    return type(value) in (int, float) and at_least <= value <= float(_FLOAT32.max)
-
-
-def _wrong(path: Path, name: str, must: str, got: Any, more: str = "") -> CheckpointError:
-    return CheckpointError(f"{path}: {name} must be {must}, got {_short(got)}{more}")
-
-
-def _short(value: Any) -> str:
-    """The repr of a value, in one line and of bounded length."""
-    return reprlib.repr(value)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Names = tuple[str, ...]  # path to a parameter in the tree of Flax
+from trustjax.models._store import Names
 
 # Flax modules and Hugging Face's. With a classifier, all other tensors have the prefix "vit."
 _MODULES = {

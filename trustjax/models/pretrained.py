@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from trustjax._checks import FieldError, check_count
 from trustjax._files import local_folder
-from trustjax.models._config import CheckpointError
+from trustjax.models._store import CheckpointError
 from trustjax.models.checkpoint import FILES, open_checkpoint
 from trustjax.models.vit import Preprocessing, PyTree, ViT
 

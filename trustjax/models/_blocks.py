@@ -1,0 +1,197 @@
+"""The blocks of transformers for text, and checks of what goes into them."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from trustjax._checks import FieldError, check_choice, check_count, check_number
+from trustjax.models._rotary import rotate
+
+Rotary = tuple[jax.Array, jax.Array]  # cosines and sines
+
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": nn.gelu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+INIT = nn.initializers.normal(0.02)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a block needs to know; the fields are those of `Decoder` and `Encoder`."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    norm: str
+    norm_epsilon: float
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    gated: bool
+    activation: str
+    dropout: float
+    causal: bool
+    dtype: DTypeLike
+
+    def dense(self, features: int, bias: bool, name: str) -> nn.Dense:
+        """A dense layer."""
+        return nn.Dense(features, use_bias=bias, dtype=self.dtype, kernel_init=INIT, name=name)
+
+    def normalize(self, name: str) -> nn.RMSNorm | nn.LayerNorm:
+        """A norm over the last axis, with statistics in float32."""
+        kind = nn.RMSNorm if self.norm == "rms" else nn.LayerNorm
+        # The fast variance E x^2 - (E x)^2 loses digits where one feature is far above the rest.
+        return kind(self.norm_epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
+
+
+class _Attention(nn.Module):
+    """Attention with grouped queries: Ainslie et al. 2023, arXiv:2305.13245."""
+
+    sizes: Sizes
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        rotary: Rotary | None,
+        mask: jax.Array | None,
+        cache: tuple[jax.Array, jax.Array, jax.Array] | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        sizes = self.sizes
+        batch, length, width = x.shape
+
+        def heads(name: str, number: int) -> jax.Array:
+            dense = sizes.dense(number * sizes.head_dim, sizes.qkv_bias, name)
+            return dense(x).reshape(batch, length, number, sizes.head_dim)
+
+        query = heads("query", sizes.num_heads)
+        key, value = (heads(name, sizes.num_kv_heads) for name in ("key", "value"))
+        if sizes.qk_norm:
+            query, key = sizes.normalize("query_norm")(query), sizes.normalize("key_norm")(key)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if cache is not None:
+            keys, values, filled = cache
+            write = jax.lax.dynamic_update_slice_in_dim
+            key = write(keys, key.astype(keys.dtype), filled, axis=1)
+            value = write(values, value.astype(values.dtype), filled, axis=1)
+        x = jax.nn.dot_product_attention(
+            query,
+            key.astype(query.dtype),
+            value.astype(query.dtype),
+            mask=mask,
+            is_causal=sizes.causal and mask is None,  # a mask has the causal one in it
+        ).reshape(batch, length, -1)
+        return sizes.dense(width, sizes.out_bias, "out")(x), (key, value)
+
+
+class _MLP(nn.Module):
+    """Two layers; with a gate SwiGLU: Shazeer 2020, arXiv:2002.05202."""
+
+    sizes: Sizes
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        sizes = self.sizes
+        activate = ACTIVATIONS[sizes.activation]
+        hidden = sizes.dense(sizes.mlp_width, sizes.mlp_bias, "in")(x)
+        if sizes.gated:
+            hidden = activate(sizes.dense(sizes.mlp_width, sizes.mlp_bias, "gate")(x)) * hidden
+        else:
+            hidden = activate(hidden)
+        return sizes.dense(x.shape[-1], sizes.mlp_bias, "out")(hidden)
+
+
+class Block(nn.Module):
+    """A transformer block: the norms come before attention and MLP, or after the sums."""
+
+    sizes: Sizes
+    post_norm: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        rotary: Rotary | None,
+        mask: jax.Array | None,
+        cache: tuple[jax.Array, jax.Array, jax.Array] | None,
+        train: bool,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        attention, mlp = _Attention(self.sizes, name="attention"), _MLP(self.sizes, name="mlp")
+        norms = self.sizes.normalize("attention_norm"), self.sizes.normalize("mlp_norm")
+        drop = nn.Dropout(self.sizes.dropout, deterministic=not train)
+        if self.post_norm:
+            y, stored = attention(x, rotary, mask, cache)
+            x = norms[0](x + drop(y))
+            return norms[1](x + drop(mlp(x))), stored
+        y, stored = attention(norms[0](x), rotary, mask, cache)
+        x = x + drop(y)
+        return x + drop(mlp(norms[1](x))), stored
+
+
+def make_blocks(model: Any, *, post_norm: bool, **fields: Any) -> list[nn.Module]:
+    """The blocks of a model, whose attributes are the sizes unless `fields` say otherwise."""
+    own = {field.name for field in dataclasses.fields(Sizes)} - fields.keys()
+    sizes = Sizes(**fields, **{name: getattr(model, name) for name in own})
+    block = nn.remat(Block, static_argnums=(5,)) if model.remat else Block  # 5 is `train`
+    return [block(sizes, post_norm) for _ in range(model.depth)]
+
+
+# The attributes that are counts, and their smallest values.
+_COUNTS = {
+    "vocab_size": 1,
+    "width": 1,
+    "depth": 0,
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "head_dim": 1,
+    "mlp_width": 1,
+    "max_length": 1,
+    "num_token_types": 0,
+    "num_classes": 0,
+    "position_offset": 0,
+}
+
+
+def check_fields(model: nn.Module) -> None:
+    """Raises ValueError for attributes out of range."""
+    for name, at_least in _COUNTS.items():
+        check_count(name, getattr(model, name, None), at_least=at_least)
+    check_choice("activation", model.activation, ACTIVATIONS)
+    check_number("norm_epsilon", model.norm_epsilon, at_least=0)
+    check_number("dropout", model.dropout, at_least=0, at_most=1)
+
+
+def check_tokens(tokens: jax.Array, max_length: int | None, **beside: jax.Array | None) -> None:
+    """Raises ValueError unless tokens are integers [batch, time], and what is beside them too."""
+    for name, array in {"tokens": tokens, **beside}.items():
+        if array is None:
+            continue
+        if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.integer):
+            got = f"shape {array.shape} of {array.dtype}"
+            raise FieldError(name, "be integers [batch, time]", got)
+        if array.shape != tokens.shape:
+            raise FieldError(name, f"have the shape of tokens, {tokens.shape}", array.shape)
+    if max_length is not None and tokens.shape[1] > max_length:
+        raise FieldError("tokens", f"be at most max_length = {max_length} a row", tokens.shape[1])
+
+
+def segment_positions(segments: jax.Array) -> jax.Array:
+    """Positions int32 [batch, time] that begin anew at 0 in each segment of [batch, time].
+
+    >>> segment_positions(jnp.array([[0, 0, 1, 1, 1, 2, 2]]))
+    Array([[0, 1, 0, 1, 2, 0, 1]], dtype=int32)
+    """
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    first = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
+    return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
