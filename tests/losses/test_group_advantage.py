@@ -203,6 +203,32 @@ def test_schedules(x64):
             np.testing.assert_allclose(found[0], (1 + 0.3 * expected) / 2, rtol=1e-12)
 
 
+def test_bounds_belong_to_their_sets(x64):
+    """Outcomes of exactly 0.5, 0.2, 0.9 and 0.1, and rewards that differ by the tolerance."""
+    thinking = np.array([0.0, 1])
+    weight = jax.jit(trust_weight)
+    np.testing.assert_allclose(weight(np.array([0.5, 0]), thinking), np.exp(-1), rtol=1e-12)
+    assert weight(np.array([0.49, 0]), thinking) == 1  # none is correct
+    code = jax.jit(
+        functools.partial(trust_grpo_advantages, form="code", step=0, total_steps=1, scale="none")
+    )
+    for outcome, expected in (
+        ([0.5, 0.2], [0.5, 0.2 + 0.3 * np.exp(-1)]),
+        ([0.5, 0.19], [0.5, 0.19]),
+        ([0.95, 0.9], [0.95, 0.9]),
+        ([0.95, 0.89], [0.95, 1.19]),
+        ([0.05, 0.1], [0.05, 0.1]),
+    ):
+        near = np.array(expected) - np.mean(expected)
+        np.testing.assert_allclose(code(np.array(outcome), thinking), near, rtol=1e-12, atol=1e-15)
+    close = np.array([[0.0, 0.25], [0.0, 0.5]])
+    found = informative_groups(close, tolerance=0.25)
+    np.testing.assert_array_equal(found, [[False] * 2, [True] * 2])
+    equal = np.array([0.0, 0.25])
+    assert not np.any(group_relative(equal, tolerance=0.25))
+    assert np.all(group_relative(equal, tolerance=0.24))
+
+
 # ---- extremes
 
 
