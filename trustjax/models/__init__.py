@@ -7,6 +7,8 @@ from trustjax.models.checkpoint import save_pretrained as save_pretrained
 from trustjax.models.conv import ResNet as ResNet
 from trustjax.models.encoder import Encoder as Encoder
 from trustjax.models.encoder import mean_pool as mean_pool
+from trustjax.models.generation import Generation as Generation
+from trustjax.models.generation import generate as generate
 from trustjax.models.mlp import MLP as MLP
 from trustjax.models.pretrained import PretrainedViT as PretrainedViT
 from trustjax.models.pretrained import build_vit as build_vit
