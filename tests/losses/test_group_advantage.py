@@ -209,6 +209,7 @@ def test_bounds_belong_to_their_sets(x64):
     weight = jax.jit(trust_weight)
     np.testing.assert_allclose(weight(np.array([0.5, 0]), thinking), np.exp(-1), rtol=1e-12)
     assert weight(np.array([0.49, 0]), thinking) == 1  # none is correct
+    assert weight(np.ones(2), -thinking) == 1  # none is wrong
     code = jax.jit(
         functools.partial(trust_grpo_advantages, form="code", step=0, total_steps=1, scale="none")
     )
@@ -314,15 +315,15 @@ def test_equal_and_empty_groups(dtype):
 
 def test_no_tokens():
     """Answers without a token have no reward, and a batch without a token no advantages."""
-    nothing = jnp.zeros((2, 3), bool)
-    rewards = jnp.full((2, 3), NAN)
-    assert not np.any(reinforce_plus_plus_advantages(rewards, nothing))
-    assert not np.any(token_rewards(jnp.full(2, NAN), nothing))
-    found = reinforce_plus_plus_baseline_advantages(jnp.ones(2), nothing, group_size=2)
-    assert not np.any(found)
+    whitened = jax.jit(reinforce_plus_plus_advantages)
+    nothing, rewards = np.zeros((2, 3), bool), np.full((2, 3), NAN, np.float32)
+    assert not np.any(whitened(rewards, nothing))
+    assert not np.any(jax.jit(token_rewards)(rewards[:, 0], nothing))
+    baseline = jax.jit(reinforce_plus_plus_baseline_advantages, static_argnames="group_size")
+    assert not np.any(baseline(np.ones(2, np.float32), nothing, group_size=2))
     # One token has no deviation: its advantage is 0, as it is its own mean.
-    one = jnp.array([[True, False, False], [False] * 3])
-    assert not np.any(reinforce_plus_plus_advantages(jnp.where(one, 5.0, NAN), one))
+    one = np.array([[True, False, False], [False] * 3])
+    assert not np.any(whitened(np.where(one, 5, rewards), one))
 
 
 def test_token_rewards_of_worked_numbers():
