@@ -117,6 +117,11 @@ def test_another_network_of_the_critic():
     assert shapes_of(params["critics"][1])["dense_0"]["kernel"] == (45, 4)
 
 
+class Pictures(nn.Module):
+    def __call__(self, x):
+        return x.reshape(len(x), -1).astype(jnp.float32)
+
+
 class Matrix(nn.Module):
     def __call__(self, x):
         return x.astype(jnp.float32)
@@ -129,9 +134,19 @@ class Averaging(nn.Module):
         return nn.BatchNorm(use_running_average=False)(x)
 
 
+class Training(nn.Module):
+    def __call__(self, x, training):
+        return x
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"network": Training()}, r"network must map .* got TypeError: .*missing.*'training'; it"),
+        (
+            {"critic_network": nn.Sequential([Pictures(), nn.Dropout(0.5, deterministic=False)])},
+            r"critic_network must map .* got InvalidRngError: .*; it is called with .* alone",
+        ),
         ({"network": CNN}, r"network must be a flax\.linen module, such as CNN\(\), got .*CNN"),
         ({"network": Matrix()}, r"network must return features, float \[batch, width\], got float"),
         ({"critic_network": Matrix()}, r"critic_network must return features"),
@@ -139,7 +154,6 @@ class Averaging(nn.Module):
         ({"network": CNN(np.ones(1))}, r"network must have fields that can be hashed"),
         ({"policy_obs_key": "place"}, r"policy_obs_key must be None for an environment whose obs"),
     ],
-    ids=str,
 )
 def test_wrong_networks(options, message):
     with pytest.raises(ValueError, match=message):

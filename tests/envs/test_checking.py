@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from trustjax.agents import ppo
 from trustjax.envs import Environment
@@ -145,9 +146,31 @@ WRONG = {
     ),
     "number as bound": (
         {"num_actions": None, "action_low": -1.0, "action_high": 1.0},
-        r"env\.action_low and env\.action_high must be float \[d\], got \(\) and \(\)",
+        r"env\.action_low and env\.action_high must be arrays, float \[d\], got -1\.0 and 1\.0",
     ),
-    "zero actions": ({"num_actions": 0}, r"env\.num_actions must be >= 1, got 0"),
+    "lists as bounds": (
+        {"num_actions": None, "action_low": [-1.0], "action_high": [1.0]},
+        r"env\.action_low and env\.action_high must be arrays, float \[d\], got \[-1\.0\] and \[1",
+    ),
+    "bounds of two shapes": (
+        {"num_actions": None, "action_low": np.zeros(1), "action_high": np.ones(2)},
+        r"env\.action_low and env\.action_high must be arrays, float \[d\], got array",
+    ),
+    "swapped bounds": (
+        {"num_actions": None, "action_low": np.ones(1), "action_high": -np.ones(1)},
+        r"env\.action_low must be below env\.action_high, \[-1\.\], got \[1\.\]",
+    ),
+    "zero actions": ({"num_actions": 0}, r"env\.num_actions must be an int >= 1, .* got 0"),
+    "no numbers": ({"num_actions": ()}, r"env\.num_actions must be an int >= 1, .* got \(\)"),
+    "a float": ({"num_actions": 2.0}, r"env\.num_actions must be an int >= 1, .* got 2\.0"),
+    "an array": (
+        {"num_actions": np.array([2, 3])},
+        r"env\.num_actions must be an int >= 1, or a tuple of them, got array\(\[2, 3\]\)",
+    ),
+    "a frozen dict": (
+        {"reset": part(0, lambda x: FrozenDict(x=x)), "observation_shape": FrozenDict(x=(1,))},
+        r"env\.reset\.observation must be an array or a dict of arrays, got FrozenDict",
+    ),
 }
 
 
@@ -171,6 +194,12 @@ def test_a_good_one_passes():
         )
     )(limits)
     assert seen.shape == (2, 2, 1)
+
+
+def test_numbers_of_numpy():
+    """As in gymnasium's spaces; the network has Python's, which are saved."""
+    actor = ppo.Config(env=Walk(num_actions=np.int64(2)), **SMALL).agent().actor
+    assert type(actor.num_actions) is int
 
 
 def test_parameters():

@@ -224,7 +224,7 @@ class Algorithm(abc.ABC, Generic[S]):
         self.env: Environment = config.environment
         self.torso_kwargs, self.critic_torso_kwargs = torso_kwargs(config, self.env)
         self.action_kwargs: dict[str, Any] = {
-            "num_actions": _as_tuple(self.env.num_actions),
+            "num_actions": _as_ints(self.env.num_actions),
             "action_size": None if self.env.action_low is None else len(self.env.action_low),
         }
 
@@ -359,8 +359,11 @@ class Algorithm(abc.ABC, Generic[S]):
         return sums, every, episodes
 
 
-def _as_tuple(num_actions: Any) -> Any:
-    return tuple(map(int, num_actions)) if isinstance(num_actions, Sequence) else num_actions
+def _as_ints(num_actions: Any) -> Any:
+    """Python's ints, which are saved as JSON and hashed, in place of NumPy's and of lists."""
+    if isinstance(num_actions, Sequence):
+        return tuple(map(int, num_actions))
+    return None if num_actions is None else int(num_actions)
 
 
 def no_episodes(dtype: Any) -> Metrics:

@@ -89,8 +89,20 @@ def check_features(name: str, module: Any, observation: Any) -> None:
     except TypeError as error:
         raise FieldError(name, "have fields that can be hashed", repr(module)) from error
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), observation)
-    features, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), batch)
-    if set(variables) - {"params"}:
+    try:
+        variables = jax.eval_shape(module.init, jax.random.key(0), batch)
+        only_params = not set(variables) - {"params"}
+        # Flax lends the key of the parameters to dropout in `init`, but not in `apply`.
+        features = jax.eval_shape(module.apply, variables, batch) if only_params else None
+    except Exception as error:  # whatever the module's own code raises
+        seen = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", batch)
+        text = " ".join(str(error).split())[:300]
+        raise FieldError(
+            name, f"map observations, such as {seen}, to features, float [batch, width]",
+            f"{type(error).__name__}: {text}",
+            advice="it is called with the observations alone, in training as in evaluation",
+        ) from error  # fmt: skip
+    if not only_params:
         raise FieldError(
             name, "have parameters alone", ", ".join(variables),
             advice="batch statistics and other state are not trained here",

@@ -267,10 +267,10 @@ def random_action(env: Environment, key: jax.Array, mask: jax.Array | None = Non
     Of discrete actions with a `mask`, bool [actions], it is one of the legal ones.
     """
     if env.num_actions is not None:
-        assert isinstance(env.num_actions, int)  # several at once are refused off-policy
+        number: Any = env.num_actions  # several at once are refused off-policy
         if mask is not None:
-            return categorical(jnp.zeros(env.num_actions), env.num_actions, mask).sample(key)
-        return jax.random.randint(key, (), 0, env.num_actions, jnp.int32)
+            return categorical(jnp.zeros(number), number, mask).sample(key)
+        return jax.random.randint(key, (), 0, number, jnp.int32)
     assert env.action_low is not None
     return jax.random.uniform(key, env.action_low.shape, default_float(), -1.0, 1.0)
 

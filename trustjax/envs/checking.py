@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_number
+from trustjax._checks import FieldError
 from trustjax.envs.environment import Environment, EnvParams, example_action
 
 _RESET = ("observation", "state")
@@ -159,17 +159,28 @@ def _check_actions(env: Environment) -> None:
             env,
         )
     if env.num_actions is not None:
-        check_number("env.num_actions", np.asarray(env.num_actions), at_least=1)
-    elif any(jnp.ndim(bound) != 1 or jnp.shape(bound) != jnp.shape(bounds[0]) for bound in bounds):
+        several = isinstance(env.num_actions, tuple | list)
+        numbers: Any = env.num_actions if several else [env.num_actions]
+        if not numbers or not all(isinstance(n, int | np.integer) and n >= 1 for n in numbers):
+            raise FieldError(
+                "env.num_actions", "be an int >= 1, or a tuple of them", repr(env.num_actions)
+            )
+        return
+    shapes = {getattr(bound, "shape", None) for bound in bounds}
+    if len(shapes) > 1 or len(shapes.pop() or ()) != 1:
         raise FieldError(
             "env.action_low and env.action_high",
-            "be float [d]",
-            " and ".join(str(jnp.shape(bound)) for bound in bounds),
+            "be arrays, float [d]",
+            " and ".join(repr(bound) for bound in bounds),
         )
+    if not np.all(np.asarray(bounds[0]) < np.asarray(bounds[1])):
+        raise FieldError("env.action_low", f"be below env.action_high, {bounds[1]}", bounds[0])
 
 
 def _check_parts(env: Environment, observation: Any) -> None:
     """Raises ValueError unless observations are arrays or dicts of them, with a fitting mask."""
+    if not _has_dicts_alone(observation):
+        raise FieldError("env.reset.observation", "be an array or a dict of arrays", observation)
     for path, leaf in jax.tree_util.tree_leaves_with_path(observation):
         where = "env.reset.observation" + jax.tree_util.keystr(path)
         if not all(isinstance(entry, jax.tree_util.DictKey) for entry in path):
@@ -188,6 +199,13 @@ def _check_parts(env: Environment, observation: Any) -> None:
         raise FieldError(
             "env.reset.observation['action_mask']", f"be bool [{number}]", _described(mask)
         )
+
+
+def _has_dicts_alone(observation: Any) -> bool:
+    """Whether there is no other mapping, such as a `FrozenDict`, which JAX takes for one too."""
+    if isinstance(observation, dict):
+        return all(map(_has_dicts_alone, observation.values()))
+    return not isinstance(observation, Mapping)
 
 
 def _described(x: Any) -> str:
