@@ -220,7 +220,7 @@ class Brax:
 
 
 STRANGERS = {
-    "gymnasium": (lambda: gymnasium.make("CartPole-v1"), "got .*; subclass .*EpisodicEnvironment"),
+    "gymnasium": (lambda: gymnasium.make("CartPole-v1"), r"got .*; write .*gymnasium\.Gymnasium\("),
     "class": (lambda: Walk, r"got .*Walk.*; give an object of the class"),
     "gymnax": (lambda: gymnax.make("CartPole-v1")[0], r'got .*CartPole.*; .*env="gymnax:'),
     "brax": (Brax, r"got .*Brax.*; write trustjax\.envs\.brax\.Brax"),

@@ -93,7 +93,9 @@ def check_features(name: str, module: Any, observation: Any) -> None:
         variables = jax.eval_shape(module.init, jax.random.key(0), batch)
         only_params = not set(variables) - {"params"}
         # Flax lends the key of the parameters to dropout in `init`, but not in `apply`.
-        features = jax.eval_shape(module.apply, variables, batch) if only_params else None
+        features: Any = None
+        if only_params:
+            features = jax.eval_shape(module.apply, variables, batch)
     except Exception as error:  # whatever the module's own code raises
         seen = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", batch)
         text = " ".join(str(error).split())[:300]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from trustjax._checks import FieldError
-from trustjax.envs import brax, gymnax, playground, probe
+from trustjax.envs import brax, gymnasium, gymnax, playground, probe
 from trustjax.envs.arguments import check_arguments, check_known, merged, split_name
 from trustjax.envs.environment import Environment
 
@@ -15,8 +15,8 @@ def make(name: str, /, **kwargs: Any) -> Environment:
 
     Args:
       name: "SOURCE:NAME" or "SOURCE:NAME?key=value&key=value". The sources are "gymnax", "brax",
-        "playground" (MuJoCo Playground, if it is installed) and "probe"; `names` lists the names of
-        a source.
+        "playground" (MuJoCo Playground, if it is installed), "gymnasium" (stepped on the host, and
+        slow) and "probe"; `names` lists the names of a source.
       **kwargs: Options as in the name: the time limit `max_steps_in_episode`, and the arguments of
         the classes of the sources, such as brax's `backend`.
 
@@ -81,6 +81,11 @@ _OTHERS: tuple[tuple[Callable[[Any], bool], str], ...] = (
         lambda env: hasattr(env, "step_env") and hasattr(env, "default_params"),
         'register its class, gymnax.register("Mine-v0", Mine), and write env="gymnax:Mine-v0"',
     ),
+    (
+        lambda env: hasattr(env, "observation_space") and hasattr(env, "action_space"),
+        'write trustjax.envs.gymnasium.Gymnasium("mine", make=Mine), which is slow, as its steps '
+        "are Python's",
+    ),
     (lambda env: True, "subclass trustjax.envs.EpisodicEnvironment, which takes plain steps"),
 )
 
@@ -98,6 +103,15 @@ def _brax(name: str, /, **kwargs: Any) -> Environment:
     return brax.Brax(name, **kwargs)
 
 
+def _gymnasium(name: str, /, **kwargs: Any) -> Environment:
+    if "make" in kwargs:
+        raise ValueError(
+            "make must not be given with a name: write "
+            "trustjax.envs.gymnasium.Gymnasium(name, make=make)"
+        )
+    return gymnasium.Gymnasium(name, **kwargs)
+
+
 def _probe(name: str, /, **kwargs: Any) -> Environment:
     check_arguments(f"probe:{name}", kwargs, ["max_steps_in_episode"])
     return probe.Probe(name, **kwargs)
@@ -107,6 +121,7 @@ _SOURCES = {
     "gymnax": _Source(gymnax.names, gymnax.Gymnax),
     "brax": _Source(brax.names, _brax),
     "playground": _Source(playground.names, playground.playground),
+    "gymnasium": _Source(gymnasium.names, _gymnasium),
     "probe": _Source(lambda: probe.PROBES, _probe),
 }
 
