@@ -43,13 +43,19 @@ OF_TOKENS = [[-0.005969829686, -0.005973489786, -0.005969829686, -0.005969829686
              [-0.011946979571, -0.011943319472, 0, 0]]  # fmt: skip
 
 
-def example(log_probs=LOG_PROBS, old=OLD, reference=REFERENCE, rows=slice(None), **options):
+NAMES = ("anisotropy", "log_ratio", "reduction", "no_pairs", "trust_region")
+compiled = jax.jit(trpa_loss, static_argnames=NAMES)
+
+
+def example(
+    log_probs=LOG_PROBS, old=OLD, reference=REFERENCE, rows=slice(None), loss=trpa_loss, **options
+):
     given = (x[rows] for x in (log_probs, old, reference, LEVELS, GROUPS, MASK))
-    return trpa_loss(*given, **options)
+    return loss(*given, **options)
 
 
 def alone(**options):
-    return example(trust_coefficient=0.0, **options)
+    return example(trust_coefficient=0.0, loss=compiled, **options)
 
 
 @x64
@@ -69,7 +75,7 @@ def test_worked_examples():
     near(alone(anisotropy="response"), 0.6810755015249482)
     near(alone(anisotropy="response", log_ratio="sum"), 0.6559258186265848)
     near(trpa_trust_region(LOG_PROBS, OLD, MASK), 0.0024956705656)
-    slopes = jax.grad(example)(LOG_PROBS)
+    slopes = jax.jit(jax.grad(example))(LOG_PROBS)
     near(slopes[:3], OF_TOKENS, atol=1e-12)
     near(jax.grad(lambda x: alone(log_probs=x))(LOG_PROBS).sum(1), OF_DELTA, atol=1e-12)
 
