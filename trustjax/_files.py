@@ -1,5 +1,6 @@
 """Files from other sources: folders or hub downloads, JSON objects, and errors about them."""
 
+import functools
 import json
 import os
 import re
@@ -14,12 +15,15 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @contextmanager
-def experiments_extra() -> Iterator[None]:
-    """A context in which a failed import says what to install."""
+def extra(name: str) -> Iterator[None]:
+    """A context in which a failed import says which extra to install."""
     try:
         yield
     except ImportError as error:
-        raise ImportError(f'{error}; run: pip install "trustjax[experiments]"') from error
+        raise ImportError(f'{error}; run: pip install "trustjax[{name}]"') from error
+
+
+experiments_extra = functools.partial(extra, "experiments")
 
 
 def one_line(error: object) -> str:

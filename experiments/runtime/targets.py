@@ -38,6 +38,7 @@ ROOMS = (
 _CLOSED = (
     "trustjax.agents.policy",
     "trustjax.models.checkpoint",
+    "trustjax.models.gguf",
     "trustjax.models.text_checkpoint",
     "experiments.trackers.csv",
     "experiments.trackers.services",

@@ -69,6 +69,7 @@ from experiments.trackers import Tracker
         "trustjax.models.save_pretrained",
         "trustjax.models.checkpoint.save_pretrained",
         "trustjax.models.save_transformer",
+        "trustjax.models.convert_gguf",
         "trustjax.models.text_checkpoint.save_transformer",
         "trustjax.models.checkpoint.os.system",
         "trustjax.agents.load_policy",

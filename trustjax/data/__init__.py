@@ -21,3 +21,8 @@ from trustjax.data.text import TextDataset as TextDataset
 from trustjax.data.text import hugging_face_text as hugging_face_text
 from trustjax.data.text import python_topics as python_topics
 from trustjax.data.text import text_folder as text_folder
+from trustjax.data.tokenizer import TokenBatch as TokenBatch
+from trustjax.data.tokenizer import Tokenizer as Tokenizer
+from trustjax.data.tokenizer import byte_tokenizer as byte_tokenizer
+from trustjax.data.tokenizer import pretrained_tokenizer as pretrained_tokenizer
+from trustjax.data.tokenizer import word_tokenizer as word_tokenizer

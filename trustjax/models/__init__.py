@@ -9,6 +9,9 @@ from trustjax.models.encoder import Encoder as Encoder
 from trustjax.models.encoder import mean_pool as mean_pool
 from trustjax.models.generation import Generation as Generation
 from trustjax.models.generation import generate as generate
+from trustjax.models.gguf import GGUF as GGUF
+from trustjax.models.gguf import convert_gguf as convert_gguf
+from trustjax.models.gguf import read_gguf as read_gguf
 from trustjax.models.mlp import MLP as MLP
 from trustjax.models.pretrained import PretrainedViT as PretrainedViT
 from trustjax.models.pretrained import build_vit as build_vit

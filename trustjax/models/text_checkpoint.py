@@ -97,20 +97,38 @@ class TextCheckpoint(NamedTuple):
 
 def open_text_checkpoint(folder: Path) -> TextCheckpoint:
     """Reads the config and the headers, and checks that they fit each other."""
-    path = folder / CONFIG
-    family, config = read_text_config(path)
-    found = _parameters(family, headers(folder), tied=config.get("tie_word_embeddings") is True)
+    family, config = read_text_config(folder / CONFIG)
+    return fit_checkpoint(folder, folder / CONFIG, family, config, headers(folder))
+
+
+def fit_checkpoint(
+    folder: Path,
+    path: Path,
+    family: Family,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Stored],
+) -> TextCheckpoint:
+    """The checkpoint of a config and tensors. Raises CheckpointError unless they fit each other.
+
+    Args:
+      folder: Where the tensors are, for messages.
+      path: Where the config is, for messages.
+      family: The family of the model.
+      config: What config.json says, with the family's defaults.
+      tensors: The tensors by their names.
+    """
+    found = _parameters(family, tensors, tied=config.get("tie_word_embeddings") is True)
     prefix = family.prefix if any(name.startswith(family.prefix) for name in found) else ""
     # First the sizes are compared: building a model from a wrong config could take forever.
     check_sizes(path, config, _sizes(folder, family, config, found, prefix))
     fields = module_fields(path, family, config)
     if family.model is Encoder:
-        fields |= _head(folder, config, found, prefix)
+        fields |= _head(folder, path, config, found, prefix)
         if fields["head"] == "masked_lm":  # pre-training's other head is not read
             found = {n: t for n, t in found.items() if not n.startswith(f"{prefix}pooler.")}
     model = family.model(**fields)
     if isinstance(model, Decoder):
-        _check_heads(folder, family, model, found, prefix)
+        _check_heads(folder, path, family, model, found, prefix)
     shapes = parameter_shapes(model, _TOKENS)
     parts = _parts(family, shapes, fields.get("head"), prefix)
     expected = {}
@@ -201,25 +219,28 @@ def _sizes(
 
 
 def _check_heads(
-    folder: Path, family: Family, model: Decoder, found: Mapping[str, Stored], prefix: str
+    folder: Path,
+    path: Path,
+    family: Family,
+    model: Decoder,
+    found: Mapping[str, Stored],
+    prefix: str,
 ) -> None:
     """Raises CheckpointError unless the attention's matrices have the heads of the config."""
-    kv_heads, head_dim = model.kv_sizes
     if not family.transposed:  # one matrix of all three, as wide as the model: nothing is free
         return
-    for part, key, heads in (
-        ("query", "num_heads", model.num_heads),
-        ("key", "num_kv_heads", kv_heads),
-    ):
+    kv_heads, head_dim = model.kv_sizes
+    parts = (("query", "num_heads", model.num_heads), ("key", "num_kv_heads", kv_heads))
+    for part, field, heads in parts:
         name = f"{_module(family, ('block_0', 'attention', part), None, prefix)}.weight"
         rows = tensor_shape(folder, found, name, 2)[0]
         if rows != heads * head_dim:
             must = f"be {rows} divided by the {head_dim} features of a head, as in the tensors"
-            raise CheckpointError(f"{folder / CONFIG}: {family.keys[key]} must {must}, got {heads}")
+            raise CheckpointError(f"{path}: {family.keys[field]} must {must}, got {heads}")
 
 
 def _head(
-    folder: Path, config: Mapping[str, Any], found: Mapping[str, Stored], prefix: str
+    folder: Path, path: Path, config: Mapping[str, Any], found: Mapping[str, Stored], prefix: str
 ) -> dict[str, Any]:
     """The fields of an encoder's head, as the tensors have it."""
     pooler = f"{prefix}pooler.dense.weight" in found
@@ -228,8 +249,8 @@ def _head(
     for name in ("classifier.out_proj.weight", "classifier.weight"):
         if name in found:
             classes = tensor_shape(folder, found, name, 2)[0]
-            labels, number = labels_field(folder / CONFIG, config)
-            check_sizes(folder / CONFIG, {labels: number}, {labels: classes})
+            labels, number = labels_field(path, config)
+            check_sizes(path, {labels: number}, {labels: classes})
             sequence = pooler or "out_proj" in name
             return {"head": "sequence" if sequence else "tokens", "num_classes": classes}
     return {"head": None, "pooler": pooler}
