@@ -12,6 +12,8 @@ from trustjax.models.generation import generate as generate
 from trustjax.models.gguf import GGUF as GGUF
 from trustjax.models.gguf import convert_gguf as convert_gguf
 from trustjax.models.gguf import read_gguf as read_gguf
+from trustjax.models.lora import lora_init as lora_init
+from trustjax.models.lora import lora_merge as lora_merge
 from trustjax.models.mlp import MLP as MLP
 from trustjax.models.pretrained import PretrainedViT as PretrainedViT
 from trustjax.models.pretrained import build_vit as build_vit
