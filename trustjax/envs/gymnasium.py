@@ -45,8 +45,9 @@ class Gymnasium(Environment):
 
     Each `reset` makes an environment on the host, seeded with the key, and a state refers to it. A
     state can be stepped once, and only in the process that made it: such a training cannot be
-    resumed from a checkpoint. At the end of an episode the environment is reset without a seed. The
-    time limit is gymnasium's, so that there are no parameters.
+    resumed from a checkpoint. Seeds under `jax.vmap` train together, but are evaluated one by one.
+    At the end of an episode the environment is reset without a seed. The time limit is gymnasium's,
+    so that there are no parameters.
 
     Observations are boxes, discrete ones, which become one-hot, or dicts of these; floating ones
     are cast to JAX's default float. Actions are discrete, multi-discrete, or boxes [d].
