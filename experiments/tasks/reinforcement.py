@@ -71,9 +71,14 @@ class Reinforcement:
                 raise FieldError(name, "be >= 1", getattr(self, name))
         check_count("evaluation_every", self.evaluation_every, at_least=1)
         try:
-            make(self.env)
+            environment = make(self.env)
         except ValueError as error:
             raise InputError(f"env must be an environment: {error}", "env") from error
+        if environment.on_host:
+            raise FieldError(
+                "env", "be an environment in JAX, as all seeds are trained and evaluated together",
+                repr(self.env), advice="train it in Python, with trustjax.agents",
+            )  # fmt: skip
         for name in self.only:
             if name not in self.agents:
                 raise FieldError("only", f"name agents of {sorted(self.agents)}", repr(name))

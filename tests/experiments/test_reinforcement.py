@@ -180,6 +180,13 @@ def test_refused_before_anything_is_compiled(changes, message):
         task(**changes).validate()
 
 
+def test_an_environment_on_the_host_is_refused():
+    """Its seeds could be trained together, but not evaluated: it would fail after the training."""
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
+    with pytest.raises(ValueError, match="env must be an environment in JAX, .*'gymnasium:CartPo"):
+        task(env="gymnasium:CartPole-v1").validate()
+
+
 def test_what_is_wrong_is_one_line(call, capsys):
     """Named by its full key, exit code 2."""
     assert call(*TINY, "task.agents.ppo.num_minibatches=3") == 2

@@ -27,6 +27,8 @@ class Environment(abc.ABC):
       action_low: Lower bounds of continuous actions, float32 [d], which may be infinite; None if
         actions are discrete.
       action_high: Upper bounds of continuous actions, float32 [d], like `action_low`.
+      on_host: Whether steps leave the compiled program for Python. Such environments are slow, and
+        `jax.vmap` cannot evaluate several seeds of them at once.
       draws_starts: Whether agents use `draw_start` in place of a reset in every step.
       unwrapped: The wrapped environment of another package; None if there is none.
     """
@@ -37,6 +39,7 @@ class Environment(abc.ABC):
     num_actions: int | tuple[int, ...] | None = None
     action_low: np.ndarray | None = None
     action_high: np.ndarray | None = None
+    on_host: bool = False
     draws_starts: bool = False
     unwrapped: Any = None
 

@@ -63,6 +63,8 @@ class Gymnasium(Environment):
       ModuleNotFoundError: Gymnasium is not installed.
     """
 
+    on_host = True
+
     def __init__(
         self, name: str, /, *, make: Callable[..., Any] | None = None, **kwargs: Any
     ) -> None:
