@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from trustjax.data import pretrained_tokenizer
@@ -155,3 +157,27 @@ def test_minilm_ranks_a_paraphrase_first() -> None:
     similarity = embeddings[1:] @ embeddings[0]
     assert similarity.argmax() == 0
     assert similarity[0] > 0.7 > 0.2 > similarity[2]
+
+
+# What transformers computes from the converted folder: the perplexity of the first 2,048 tokens of
+# a file of the Brown corpus, in 8 windows of 256 that know nothing of each other.
+PERPLEXITIES = {"government": 30.373, "news": 48.121, "romance": 59.968, "science_fiction": 89.982}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", sorted(PERPLEXITIES))
+def test_smollm2_has_the_perplexity_that_transformers_finds(domain: str, smollm2: Any) -> None:
+    """TRUSTJAX_DATA names the folder that holds brown/."""
+    path = Path(os.environ.get("TRUSTJAX_DATA", "nowhere")) / "brown" / f"{domain}.txt"
+    if not path.is_file():
+        pytest.skip(f"there is no {path}")
+    model, variables, tokenizer = smollm2
+    tokens = np.array(tokenizer.encode(path.read_text(encoding="utf-8")[:20_000])[:2048])
+
+    @jax.jit
+    def losses(variables: Any, rows: jax.Array) -> jax.Array:
+        logits = model.apply(variables, rows)[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:])
+
+    found = [losses(variables, tokens[i : i + 512].reshape(2, 256)) for i in range(0, 2048, 512)]
+    np.testing.assert_allclose(np.exp(np.mean(found)), PERPLEXITIES[domain], rtol=1e-3)
