@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from trustjax._checks import FieldError, check_choice
 from trustjax.models._families import FAMILIES, Family
+from trustjax.models._gguf_tokenizer import gguf_tokenizer
 from trustjax.models._store import (
     CONFIG,
     DTYPES,
@@ -30,7 +31,7 @@ from trustjax.models._store import (
     wrong,
 )
 from trustjax.models._text_config import text_config
-from trustjax.models.text_checkpoint import fit_checkpoint
+from trustjax.models._text_layout import fit_checkpoint
 from trustjax.models.transformer import Decoder
 
 Array = npt.NDArray[Any]
@@ -249,7 +250,7 @@ def convert_gguf(
         raise wrong(path, "general.architecture", "'llama', 'qwen2' or 'qwen3'", kind)
     family = FAMILIES[kind]
     model = _decoder(path, kind, file)
-    tokenizer, tokenizer_config, special = _tokenizer(path, file.metadata)
+    tokenizer, tokenizer_config, special = gguf_tokenizer(path, file.metadata)
     config = text_config(model, family, special, dtype)
     names = {name: _names(path, family, name) for name in file.tensors}
     headers = {
@@ -302,7 +303,7 @@ def _decoder(path: Path, kind: str, file: GGUF) -> Decoder:
         raise CheckpointError(f"{path}: tensor 'token_embd.weight' is missing")
     bias = "blk.0.attn_q.bias" in file.tensors
     try:
-        return Decoder(
+        model = Decoder(
             **fields
             | {"head_dim": file.metadata.get(f"{kind}.attention.key_length")}
             | {"qkv_bias": bias, "out_bias": "blk.0.attn_output.bias" in file.tensors}
@@ -313,6 +314,11 @@ def _decoder(path: Path, kind: str, file: GGUF) -> Decoder:
         )
     except FieldError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    head_dim = model.kv_sizes[1]
+    rotated = file.metadata.get(f"{kind}.rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise wrong(path, f"{kind}.rope.dimension_count", f"{head_dim}, the head's width", rotated)
+    return model
 
 
 def _names(path: Path, family: Family, name: str) -> tuple[str, str]:
@@ -327,83 +333,3 @@ def _names(path: Path, family: Family, name: str) -> tuple[str, str]:
     theirs = family.names[_NAMES[module]]
     theirs = theirs[1:] if theirs.startswith(":") else where + theirs
     return _NAMES[module], f"{theirs}.{leaf}"
-
-
-# What splits a text before the merges, by llama.cpp's name of the rule.
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-_SPLITS: Mapping[str, Any] = {
-    "gpt-2": {**_BYTE_LEVEL, "use_regex": True},
-    "smollm": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Digits", "individual_digits": True},
-            {**_BYTE_LEVEL, "use_regex": True},
-        ],
-    },
-    "qwen2": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {
-                "type": "Split",
-                "pattern": {
-                    "Regex": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?"
-                    r"[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-                },
-                "behavior": "Isolated",
-                "invert": False,
-            },
-            {**_BYTE_LEVEL, "use_regex": False},
-        ],
-    },
-}
-
-
-def _tokenizer(
-    path: Path, metadata: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """tokenizer.json, tokenizer_config.json, and the special tokens for config.json."""
-
-    def entry(name: str, kind: type, default: Any = None) -> Any:
-        value = metadata.get(f"tokenizer.{name}", default)
-        if not isinstance(value, kind):
-            raise wrong(path, f"tokenizer.{name}", kind.__name__, value)
-        return value
-
-    if (model := entry("ggml.model", str)) != "gpt2":
-        raise wrong(path, "tokenizer.ggml.model", "'gpt2', a byte-level one", model)
-    if (split := entry("ggml.pre", str, "gpt-2")) not in _SPLITS:
-        raise wrong(path, "tokenizer.ggml.pre", ", ".join(map(repr, _SPLITS)), split)
-    tokens, merges = entry("ggml.tokens", list), entry("ggml.merges", list)
-    kinds = entry("ggml.token_type", list, [1] * len(tokens))
-    added = [
-        {"id": index, "content": token, "special": kind == 3, "normalized": False,
-         "single_word": False, "lstrip": False, "rstrip": False}
-        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
-        if kind in (3, 4)  # control and user-defined
-    ]  # fmt: skip
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"} if split == "qwen2" else None,
-        "pre_tokenizer": _SPLITS[split],
-        "post_processor": None,
-        "decoder": {**_BYTE_LEVEL, "use_regex": True},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": False, "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": merges,
-        },
-    }  # fmt: skip
-    ids = {
-        short_name: metadata[f"tokenizer.ggml.{name}_token_id"]
-        for short_name, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
-        if metadata.get(f"tokenizer.ggml.{name}_token_id") in range(len(tokens))
-    }
-    config = {f"{name}_token": tokens[index] for name, index in ids.items()}
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if "tokenizer.chat_template" in metadata:
-        config["chat_template"] = entry("chat_template", str)
-    return tokenizer, config, {f"{name}_token_id": index for name, index in ids.items()}
