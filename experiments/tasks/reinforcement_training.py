@@ -154,7 +154,8 @@ class Training:
         A lane that has diverged has none.
         """
         state = _training(state)
-        key = jax.random.fold_in(jax.random.key(self.seed), 1)  # 1: not the keys of the training
+        # No small number: fold_in(key, i) is split(key)[i], the key of the training of seed i.
+        key = jax.random.fold_in(jax.random.key(self.seed), EVALUATION + 1)
         found = self._evaluate(state, self._keys(key))
         training = mask_missing_episodes(state.episodes)["episode/return"]
         rows: list[Row] = []

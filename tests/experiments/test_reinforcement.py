@@ -183,7 +183,7 @@ def test_refused_before_anything_is_compiled(changes, message):
 def test_an_environment_on_the_host_is_refused():
     """Its seeds could be trained together, but not evaluated: it would fail after the training."""
     pytest.importorskip("gymnasium", reason="gymnasium is not installed")
-    with pytest.raises(ValueError, match="env must be an environment in JAX, .*'gymnasium:CartPo"):
+    with pytest.raises(ValueError, match=r"env must be an environment in JAX, .*'gymnasium:CartPo"):
         task(env="gymnasium:CartPole-v1").validate()
 
 

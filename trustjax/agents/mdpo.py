@@ -1,6 +1,6 @@
-"""Mirror descent policy optimisation, on-policy; for the off-policy form see `off_policy_mdpo`.
+r"""Mirror descent policy optimisation, on-policy (`MDPO`) and off-policy (`OffPolicyMDPO`).
 
-Tomar, Shani, Efroni, Ghavamzadeh, arXiv:2005.09814. Eq. 5 and Algorithm 1:
+Tomar, Shani, Efroni, Ghavamzadeh, arXiv:2005.09814. The on-policy form, Eq. 5 and Algorithm 1, is
 
     pi_{k+1}  ~  argmin_pi  mean( -r A + KL(pi || pi_k) / t_k ),   t_k = 1 - k / K
 
@@ -12,6 +12,20 @@ The authors' code (manantomar/Mirror-Descent-Policy-Optimization) differs in thr
 t_k = 1 - (k - 1) / K, which lags by one iteration and starts above 1; its learning rate is constant
 where the paper speaks of annealing; and the policy that acts in the first iteration is not the one
 that learns.
+
+The off-policy form, Eq. 4 and Algorithm 2, has c = 1 / t, the entropy weight lambda, and an old
+policy pi_k that is copied every m gradient steps:
+
+    policy   mean( c log pi + (lambda - c) log pi_k - Q ),   a ~ pi, Q the smaller of two critics
+
+At c = lambda it is SAC. With m = 1 it is SAC in expectation, as the gradient of the KL is zero. An
+order other than 1 replaces the logarithms by q-logarithms and the KL by a Tsallis divergence.
+
+The authors' off-policy code has a third network, for V, and its targets use a moving average of
+that network; here, as in the last version of SAC, the critics have moving averages of their own. In
+their code the policy maximises the first critic (`actor_critic="first"`), acts without noise in
+training (`explore="mode"`), has 0.001 (mean^2 + log_std^2) in its loss (`regularization=0.001`),
+and densities are clipped from below at 1e-6.
 """
 
 import dataclasses
@@ -19,19 +33,23 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number, is_concrete_number
 from trustjax._sharding import AxisName
+from trustjax.agents import config, off_policy
+from trustjax.agents.action_samples import ActionSamples, expectation, log_prob_of, sample_actions
 from trustjax.agents.algorithm import Metrics, PyTree, static
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import OnPolicyConfig, check_whole_batch
-from trustjax.agents.off_policy_mdpo import OffPolicyConfig as OffPolicyConfig
-from trustjax.agents.off_policy_mdpo import OffPolicyMDPO as OffPolicyMDPO
 from trustjax.agents.on_policy import OnPolicy, State
-from trustjax.losses import mdpo_loss
+from trustjax.agents.replay import Replayed
+from trustjax.distributions import Categorical, TanhGaussian
+from trustjax.losses import mdpo_actor_loss, mdpo_forward_loss, mdpo_loss, tsallis_log
 from trustjax.models.actor_critic import default_float
+from trustjax.models.observations import action_mask
 from trustjax.trust import trust_metrics
 
 
@@ -194,3 +212,206 @@ class MDPO(OnPolicy):
             return (params, opt_state), None
 
         return jax.lax.scan(descend, (actor, opt_state), length=config.policy_steps)[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig(config.OffPolicyConfig):
+    """The fields that off-policy MDPO adds to `trustjax.agents.OffPolicyConfig`.
+
+    Attributes:
+      policy_steps: Gradient steps between two copies of the old policy (the paper's m), >= 1.
+      step_size: Step size t of the mirror descent step, > 0 and at most 1 / temperature. While a
+        learned temperature lambda is above 1 / t, the step in effect is 1 / lambda.
+      order: Order q' of the Tsallis divergence and entropy, in [1, 2]; 1 is the KL. Static.
+      projection: The KL to the optimum of the step that is minimised: the paper's "reverse", with
+        the new policy first, or "forward"; static.
+      num_candidates: Samples of the old policy per observation in the forward projection with
+        continuous actions, >= 2; static.
+      regularization: Weight of mean^2 + log_std^2 in the policy's loss for continuous actions,
+        >= 0.
+    """
+
+    policy_steps: ArrayLike = 1000
+    step_size: ArrayLike = 1.0
+    order: float = static(1.0)
+    projection: Literal["reverse", "forward"] = static("reverse")
+    num_candidates: int = static(16)
+    regularization: ArrayLike = 0.0
+
+    def validate(self) -> None:
+        """Raises ValueError, which names the field, before anything is compiled."""
+        super().validate()
+        check_number("policy_steps", self.policy_steps, at_least=1)
+        check_number("step_size", self.step_size, above=0.0)
+        check_number("order", self.order, at_least=1.0, at_most=2.0)
+        check_choice("projection", self.projection, ("reverse", "forward"))
+        check_number("num_candidates", self.num_candidates, at_least=2)
+        check_number("regularization", self.regularization, at_least=0.0)
+        if self.projection == "forward" and self.order != 1:
+            raise FieldError("order", "be 1 with projection 'forward'", self.order)
+        numbers = self.step_size, self.temperature
+        if not self.learn_temperature and all(map(is_concrete_number, numbers)):
+            step_size, temperature = (np.asarray(number, np.float64) for number in numbers)
+            if np.any(step_size * temperature > 1 + 1e-6):  # 1e-6: float32 numbers are rounded
+                largest = 1 / np.max(temperature)
+                raise FieldError(
+                    "step_size",
+                    f"be at most 1 / temperature, {largest:g}, because a larger one repels the "
+                    "policy from the old one",
+                    self.step_size,
+                )
+
+    def agent(self, *, axis_name: AxisName | None = None) -> "OffPolicyMDPO":
+        """The algorithm with this configuration."""
+        return OffPolicyMDPO(self, axis_name=axis_name)
+
+
+class OffPolicyMDPO(off_policy.OffPolicy):
+    """Off-policy mirror descent policy optimisation; see `OffPolicy` for how it is used.
+
+    A gradient step of the policy minimises
+
+        mean(c log pi + (lambda - c) log pi_k - Q),   c = 1 / t, pi_k copied every m steps
+
+    or its Tsallis form, or the forward projection. The critics and the temperature learn as in SAC.
+    MDPO adds the metrics `trust/distance`, `trust/radius`, `trust/used` and `step_size`, the step
+    in effect, to those of SAC.
+
+    Source: arXiv:2005.09814, Eq. 4, Section 5 and Algorithm 2.
+    """
+
+    config: OffPolicyConfig
+
+    @property
+    def tanh_epsilon(self) -> float:
+        """1e-6 for orders above 1, which need densities: those overflow near actions of +-1."""
+        return 0.0 if self.config.order == 1 else 1e-6
+
+    def init_old_actor(self, actor: PyTree) -> PyTree:
+        """A copy of the initial policy."""
+        return jax.tree.map(jnp.copy, actor)
+
+    def refresh_old_actor(self, learner: off_policy.Learner, actor: PyTree) -> off_policy.Learner:
+        """The learner, whose old policy becomes the current one every m gradient steps."""
+        steps = jnp.asarray(self.config.policy_steps, learner.gradient_steps.dtype)
+        # As a select, because m may be traced.
+        due = learner.gradient_steps % steps == 0
+        old_actor = jax.tree.map(
+            lambda new, old: jnp.where(due, new, old), actor, learner.old_actor
+        )
+        return learner._replace(old_actor=old_actor)
+
+    def entropy_log(self, log_prob: jax.Array) -> jax.Array:
+        """The sum of the q-logarithms of all dimensions, as in the authors' code."""
+        return jnp.sum(tsallis_log(log_prob, order=self.config.order), -1)
+
+    def step_size(self, learner: off_policy.Learner) -> jax.Array:
+        """The step size in effect, min(t, 1 / lambda), float [].
+
+        Without limits on pi the step goes to log pi = (1 - lambda t) log pi_k + t Q, whose fixed
+        point is Q / lambda. Beyond t = 1 / lambda the weight of log pi_k is negative: the policy is
+        repelled from the old one and overshoots the fixed point. At 1 / lambda the loss is that of
+        SAC, so that a learned temperature goes on controlling the entropy, which it would not if it
+        were capped at 1 / t instead.
+        """
+        first = jnp.asarray(self.config.step_size, default_float())
+        return first / jnp.maximum(self.temperature(learner) * first, 1)
+
+    def policy_losses(
+        self,
+        actor: PyTree,
+        batch: Replayed,
+        keys: jax.Array,
+        learner: off_policy.Learner,
+        critics: PyTree,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Eq. 4 of the paper, divided by t; see `OffPolicy`."""
+        config = self.config
+        new = self.distribution(actor, batch.observation)
+        old = self.distribution(learner.old_actor, batch.observation)
+        samples = sample_actions(new, keys, epsilon=self.tanh_epsilon)
+        log_prob = expectation(samples, samples.log_prob.sum(-1))
+        weights = {
+            "step_size": self.step_size(learner),
+            "temperature": self.temperature(learner),
+        }
+        if config.projection == "reverse":
+            losses = expectation(
+                samples,
+                mdpo_actor_loss(
+                    samples.log_prob, log_prob_of(old, samples, epsilon=self.tanh_epsilon),
+                    self.policy_q_values(critics, batch.observation, samples),
+                    order=config.order, event_axis=-1, **weights,
+                ),
+            )  # fmt: skip
+        else:
+            losses = self._forward_losses(new, old, batch, keys, critics, weights)
+        # The authors' code has this term, the paper's loss has not.
+        if isinstance(new, TanhGaussian):
+            size = jnp.mean(jnp.square(new.mean), -1) + jnp.mean(jnp.square(new.log_std), -1)
+            losses = losses + jnp.asarray(config.regularization, size.dtype) * size
+        return losses, log_prob
+
+    def policy_update_metrics(
+        self, state: off_policy.State, batch: Replayed, keys: jax.Array, before: PyTree
+    ) -> Metrics:
+        """The distance of the policy from the old one, and the bound that its loss implies.
+
+        With order 1, a loss no higher than at pi_k means
+        KL(pi || pi_k) <= t (E_pi[Q - lambda log pi] - E_pi_k[Q - lambda log pi_k]).
+        """
+        learner, critics = state.learner, state.params["critics"]
+        temperature = self.temperature(learner)
+        new = self.distribution(state.params["actor"], batch.observation)
+        old = self.distribution(learner.old_actor, batch.observation)
+
+        def objective(distribution: Any, keys: jax.Array) -> jax.Array:
+            samples = sample_actions(distribution, keys)
+            value = self.policy_q_values(critics, batch.observation, samples)
+            soft = value - temperature * samples.log_prob.sum(-1)
+            return self.mean(expectation(samples, soft))
+
+        keys_new, keys_old = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        gain = objective(new, keys_new) - objective(old, keys_old)
+        step_size = self.step_size(learner).astype(gain.dtype)
+        return {
+            **super().policy_update_metrics(state, batch, keys, before),
+            **trust_metrics(step_size * jnp.maximum(gain, 0), self.mean(new.kl_divergence(old))),
+            "step_size": step_size,
+        }
+
+    def _forward_losses(
+        self,
+        new: Any,
+        old: Any,
+        batch: Replayed,
+        keys: jax.Array,
+        critics: PyTree,
+        weights: dict[str, jax.Array],
+    ) -> jax.Array:
+        """The forward projection over samples of the old policy, or over all discrete actions."""
+        mask = action_mask(batch.observation)
+        if mask is not None:
+            # In the optimum pi_k^(1 - lambda t) exp(t Q) a masked action has no weight, not even at
+            # t = 1 / lambda, where a finite log pi_k drops out.
+            mask = mask.reshape(old.logits.shape)
+            excluded = ~mask & jnp.any(mask, -1, keepdims=True)
+            old = Categorical(jnp.where(excluded, -jnp.inf, old.logits))
+        count = 1 if isinstance(old, Categorical) else self.config.num_candidates
+        sample_keys = jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
+        samples = jax.vmap(lambda keys: sample_actions(old, keys))(sample_keys)
+
+        def evaluate(one: ActionSamples) -> tuple[jax.Array, jax.Array]:
+            log_prob = log_prob_of(new, one).sum(-1)
+            return log_prob, self.policy_q_values(critics, batch.observation, one)
+
+        # [sample, batch, action], where either the sample or the action axis has length 1.
+        log_prob, q_value = jax.vmap(evaluate)(samples)
+        log_prob, old_log_prob, q_value = (
+            jnp.moveaxis(x, 0, -1).reshape(x.shape[1], -1)
+            for x in (log_prob, samples.log_prob.sum(-1), q_value)
+        )
+        return mdpo_forward_loss(
+            log_prob, old_log_prob, q_value, drawn=isinstance(old, TanhGaussian), **weights
+        )
