@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -82,10 +80,12 @@ def test_likeliest_tokens(chunk):
     np.testing.assert_allclose(found.log_probs, picked(written_out(HIDDEN, HEAD)), rtol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 15), st.integers(0, 99))
-def test_any_sizes(tokens, vocab, chunk, seed):
-    random = np.random.default_rng(seed)
+@pytest.mark.parametrize(
+    ("tokens", "vocab", "chunk"), [(1, 1, 1), (7, 9, 4), (5, 3, 2), (12, 8, 15), (3, 9, 8)]
+)
+def test_any_sizes(tokens, vocab, chunk):
+    """What does not divide tokens or vocabulary, more than all of it, and one of one."""
+    random = np.random.default_rng(0)
     hidden = jnp.asarray(random.normal(size=(tokens, 2)), jnp.float32)
     head = jnp.asarray(random.normal(size=(2, vocab)), jnp.float32)
     targets = random.integers(0, vocab, tokens)
