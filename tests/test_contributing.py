@@ -79,6 +79,7 @@ def commands() -> tuple[list[str], list[str]]:
     )
 
 
+@pytest.mark.slow
 def test_the_walk_throughs(tree: Path) -> None:
     experiment, (*tests, selection) = commands()
     ruff = [sys.executable, "-m", "ruff"]

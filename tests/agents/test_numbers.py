@@ -37,6 +37,7 @@ def furthest(after, before):
 # ---- on-policy
 
 
+@pytest.mark.slow
 def test_the_value_of_mdpo_has_a_rate_of_its_own():
     """The policy learns as without it."""
     _, state, _, (params, *_) = learned("mdpo", value_learning_rate=1e-9)
@@ -121,6 +122,7 @@ def test_rewards_are_scaled_for_the_critics_alone():
     assert np.all(batch.reward[0] != 0)
 
 
+@pytest.mark.slow
 def test_observations_are_normalised_before_and_after_a_step():
     """By the statistics in the state, which those of the random steps begin."""
     options = {"env": "gymnax:Pendulum-v1", "clip_observations": 1.5}

@@ -175,6 +175,7 @@ def test_the_critic_may_see_more():
     assert shapes_of(params["actor"])["dense_0"]["kernel"] == (18, 4)  # all but the mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "env"),
     [

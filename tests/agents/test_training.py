@@ -27,6 +27,7 @@ def agent():
     ).agent()  # fmt: skip
 
 
+@pytest.mark.slow
 def test_evaluations_leave_the_training_as_it_is(agent, tmp_path):
     """For two seeds at once, with an evaluation after a rest that is shorter."""
     keys = jax.random.split(KEY, 2)

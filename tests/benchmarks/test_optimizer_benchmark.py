@@ -55,6 +55,7 @@ def test_tram_overwrites_its_buffers_in_place(programs):
     assert not re.search(r"= f32\[128,128\]\S* copy\(", text)
 
 
+@pytest.mark.slow
 def test_the_peer_does_the_same(programs):
     """Optax's SAM hands the base optimizer the gradient that ours does."""
     moments = []

@@ -95,10 +95,8 @@ def test_a_run_leaves_policies_that_act(call, tmp_path, capsys):
         assert (tmp_path / "run" / "plots" / name).stat().st_size > 5000
 
 
-@pytest.mark.parametrize(
-    ("tiny", "agent"),
-    [(EVALUATED, "ppo"), pytest.param(TINY_REPLAY, "mdpo", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("tiny", "agent"), [(EVALUATED, "ppo"), (TINY_REPLAY, "mdpo")])
 def test_resume_gives_the_same_numbers(call, tmp_path, monkeypatch, capsys, tiny, agent):
     """A run that was cut off goes on with the same bits.
 
@@ -225,6 +223,7 @@ def _trained(task):
     return [*first, *second], stage.finish(state)
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_training_with_its_numbers():
     grid = {"ppo": {"learning_rate": [1e-3, 3e-2], "clip": [0.1, 0.3]}}
     rows, finals = _trained(_search(grid))

@@ -69,6 +69,7 @@ def lanes(folder: Path, rate: float) -> list[Row]:
     ]
 
 
+@pytest.mark.slow
 def test_a_diverged_candidate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The others are as beside one that did not, it is called diverged, and is never the best."""
     assert search(tmp_path / "calm", "[1e-3,2e-3]") == 0

@@ -31,6 +31,7 @@ def test_at_a_maximum_it_is_zero():
     assert float(value) == 0.0
 
 
+@pytest.mark.slow
 def test_calls_outside_of_jit_do_not_compile_again(compiled):
     x = jnp.ones(3)
     epsilon_sharpness(jnp.sum, x)

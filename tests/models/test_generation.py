@@ -116,6 +116,7 @@ def test_an_answer_ends_with_a_stop_token(params: Any) -> None:
     assert not unstopped.stopped.any()
 
 
+@pytest.mark.slow
 def test_it_ends_when_all_have_stopped(params: Any) -> None:
     """No step of the loop is taken if every first token stops; it would call the model."""
     calls: list[int] = []
@@ -169,6 +170,7 @@ def test_eight_devices_equal_one(params: Any) -> None:
     assert len(split.tokens.sharding.device_set) == 8
 
 
+@pytest.mark.slow
 def test_numbers_may_be_traced(params: Any) -> None:
     def drawn(temperature: jax.Array) -> jax.Array:
         return generate(

@@ -115,6 +115,7 @@ def test_params_are_required():
         tx.update(w, tx.init(w))
 
 
+@pytest.mark.slow
 def test_calls_outside_of_jit_do_not_compile_again(compiled):
     w = jnp.array([2.0, -1.0])
     tx = alternating(sam(0.05), optax.sgd(0.01))

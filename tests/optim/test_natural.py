@@ -157,6 +157,7 @@ def policy_step(tx, params):
     )
 
 
+@pytest.mark.slow
 def test_agrees_with_the_exact_inverse(x64):
     params = policy()
     loss_fn, divergence_fn = policy_losses(params)
@@ -294,6 +295,7 @@ def test_solver_tolerance(x64):
     assert products() == products(cg_tolerance=1e-10)
 
 
+@pytest.mark.slow
 def test_calls_outside_of_jit_do_not_compile_again(compiled):
     """Neither the same functions nor new ones of the same shapes, as each batch makes them."""
     w, loss_fn, divergence = regression()
