@@ -17,7 +17,6 @@ FOLDER/verlm one of wk222/verlm, for the authors' own losses of TRPA and ADPO.
 import argparse
 import functools
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.optimizers import Numbers, Program, environment, quartiles, take_turns
+from benchmarks.peer import PeerProcess
 from benchmarks.sequence_loss_rows import (
     BATCH,
     GROUP,
@@ -43,10 +43,10 @@ from benchmarks.sequence_loss_rows import (
 
 
 class Peer:
-    """A process that runs torch programs on the same arrays.
+    """The torch programs on the same arrays, if their environment is there.
 
     Attributes:
-      about: What it says of itself: versions, what is missing and why, and results by program.
+      about: What the process says: versions, what is missing and why, and results by program.
     """
 
     def __init__(self, folder: Path, inputs: Path, threads: int | None) -> None:
@@ -56,37 +56,23 @@ class Peer:
             why = f"{python} is not there; benchmarks/peers/build.sh makes it"
             self.about: Numbers = {"missing": {"torch": why}, "results": {}}
             return
-        script = Path(__file__).parent / "peers" / "torch_sequence_losses.py"
-        command = [str(python), str(script), str(inputs)]
+        arguments: list[object] = [inputs]
         for name in ("trpa", "verlm"):
-            command += [f"--{name}", str(folder / name)]
+            arguments += [f"--{name}", folder / name]
         if threads is not None:
-            command += ["--threads", str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.about = json.loads(self._answer())
+            arguments += ["--threads", threads]
+        self._process = PeerProcess(python, "torch_sequence_losses.py", arguments)
+        self.about = self._process.about
 
     def run(self, name: str) -> float:
         """Runs a program once, and returns the seconds that it took there."""
         assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(name + "\n")
-        self._process.stdin.flush()
-        return float(self._answer())
+        return self._process.run(name)
 
     def close(self) -> None:
         """Ends the process, if there is one."""
         if self._process is not None:
-            self._process.communicate()
-
-    def _answer(self) -> str:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the peer ended; its error stands above")
-        return line
+            self._process.close()
 
 
 def program_of(row: Row, given: Arrays, with_metrics: Callable[..., Any] | None = None) -> Program:

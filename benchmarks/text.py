@@ -16,7 +16,6 @@ output says so. docs/benchmarks.md has the results.
 import argparse
 import functools
 import json
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 import optax
 
 from benchmarks.optimizers import Numbers, Program, environment, quartiles, take_turns
+from benchmarks.peer import PeerProcess
 from trustjax.losses import fused_cross_entropy, token_log_probs, token_statistics
 from trustjax.models import Decoder, generate, save_transformer
 
@@ -124,39 +124,6 @@ def measure_head(repeats: int, tokens: int = TOKENS, vocab: int = VOCAB) -> Numb
     return {"sizes": {"tokens": tokens, "features": FEATURES, "vocab": vocab}, "rows": rows}
 
 
-class Peer:
-    """A process that runs transformers on the checkpoint that we have saved."""
-
-    def __init__(self, python: Path, checkpoint: Path, work: Workload, threads: int | None) -> None:
-        script = Path(__file__).parent / "peers" / "torch_text.py"
-        sizes = [work.batch, work.time, work.prompts, work.prompt_time, work.new_tokens]
-        command = [str(python), str(script), str(checkpoint), *map(str, sizes)]
-        if threads is not None:
-            command += ["--threads", str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.about: Numbers = json.loads(self._answer())
-
-    def run(self, name: str) -> float:
-        """Runs a program once, and returns the seconds that it took there."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(name + "\n")
-        self._process.stdin.flush()
-        return float(self._answer())
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the peer ended; its error stands above")
-        return line
-
-
 def model_programs(work: Workload, params: Any) -> dict[str, Callable[[], float]]:
     """Forward pass, training step and greedy generation of ours; the peer has the same tokens."""
     model = work.model
@@ -209,7 +176,9 @@ def measure_model(work: Workload, peers: Path, repeats: int, threads: int | None
     with tempfile.TemporaryDirectory() as folder:
         save_transformer(folder, work.model, params)
         if python.exists():
-            peer = Peer(python, Path(folder), work, threads)
+            numbers = [work.batch, work.time, work.prompts, work.prompt_time, work.new_tokens]
+            options = [] if threads is None else ["--threads", threads]
+            peer = PeerProcess(python, "torch_text.py", [folder, *numbers, *options])
     runs: dict[str, Callable[[], float]] = dict(programs)
     if peer is not None:
         check_agrees(work, params, peer.about)
@@ -243,7 +212,7 @@ def measure_model(work: Workload, peers: Path, repeats: int, threads: int | None
 
 
 def check_agrees(work: Workload, params: Any, there: Numbers) -> None:
-    """Raises RuntimeError unless the logits of the last token agree, and the greedy answers do."""
+    """Raises RuntimeError unless the peer has the same logits for the last tokens."""
     tokens = tokens_of(work.batch, work.time, work.model.vocab_size)
     logits: Any = jax.jit(work.model.apply)({"params": params}, tokens)
     if not np.allclose(logits[:, -1, :64], there["logits"], rtol=1e-3, atol=1e-3):
