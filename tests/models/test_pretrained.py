@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from changing import change_config, change_tensors
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -381,23 +382,6 @@ def test_params_that_cannot_be_saved_in_the_dtype(tmp_path: Path) -> None:
 
 def copy(tmp_path: Path, case: str = "classifier") -> Path:
     return Path(shutil.copytree(GOLDEN / case, tmp_path / case))
-
-
-def change_config(changes: Mapping[str, Any]) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | changes))
-
-    return change
-
-
-def change_tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
-    def rewrite(folder: Path) -> None:
-        tensors = load_file(folder / "model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors")
-
-    return rewrite
 
 
 def only_a_pickle(folder: Path) -> None:

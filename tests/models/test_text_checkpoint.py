@@ -6,7 +6,7 @@ tests/golden/make_text.py made the checkpoints with transformers.
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from changing import change_config, change_tensors
 from safetensors.numpy import load_file, save_file
 
 from trustjax.models import (
@@ -104,23 +105,6 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 # What is refused
-
-
-def change_config(changes: Mapping[str, Any]) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | changes))
-
-    return change
-
-
-def change_tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
-    def rewrite(folder: Path) -> None:
-        tensors = load_file(folder / "model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors")
-
-    return rewrite
 
 
 NORM = "model.layers.1.input_layernorm.weight"

@@ -1,20 +1,27 @@
 """Hugging Face's parquet folders: the files of a split, the columns that are meant, their rows."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trustjax._files import experiments_extra, one_line
+from trustjax._files import experiments_extra, local_folder, one_line
 from trustjax.data.decoding import DataError
 
 _SHARD = re.compile(r"(?P<split>.+?)(-(?P<index>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?)?\.parquet")
 
 
-def split_files(folder: Path, split: str) -> list[Path]:
-    """All shards of a split, in order, or the one file that is called after it."""
+def split_files(path: str | os.PathLike[str], split: str) -> list[Path]:
+    """All shards of a split, in order, or the one file that is called after it.
+
+    `path` is a folder, or a hub id, which is downloaded once.
+    """
+    folder = local_folder(
+        "path", path, DataError, "dataset", repo_type="dataset", allow_patterns="*.parquet"
+    )
     shards = [
         (file, match)
         for file in folder.rglob("*.parquet")
@@ -41,6 +48,11 @@ def split_files(folder: Path, split: str) -> list[Path]:
             f"found {numbers}"
         )
     return [file for file, _ in found]
+
+
+def split_name(path: str | os.PathLike[str], split: str) -> str:
+    """Short name of a split for logs, FOLDER/SPLIT."""
+    return f"{Path(path).resolve().name}/{split}"
 
 
 def read_schema(file: Path) -> Any:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trustjax._files import local_folder
-from trustjax.data._parquet import find_column, read_schema, read_table, split_files
+from trustjax.data._parquet import find_column, read_schema, read_table, split_files, split_name
 from trustjax.data.decoding import DataError
 from trustjax.data.text import not_empty
 
@@ -88,7 +87,7 @@ def hugging_face_instructions(
     """
     prompts: list[Text] = []
     responses: list[Text] = []
-    for file in _files(path, split):
+    for file in split_files(path, split):
         schema = read_schema(file)
         whole = messages_column is not None or (
             prompt_column is None
@@ -117,7 +116,7 @@ def hugging_face_instructions(
             extra = inputs[row] if inputs else None
             prompts.append(f"{text}\n\n{extra}" if extra else text)
             responses.append(answer)
-    return InstructionDataset(tuple(prompts), tuple(responses), _name(path, split))
+    return InstructionDataset(tuple(prompts), tuple(responses), split_name(path, split))
 
 
 def hugging_face_preferences(
@@ -146,7 +145,7 @@ def hugging_face_preferences(
       ImportError: A package of the `experiments` extra is missing.
     """
     found: list[tuple[Text, Text, Text]] = []
-    for file in _files(path, split):
+    for file in split_files(path, split):
         schema = read_schema(file)
         given = prompt_column is not None or any(name in schema.names for name in _PROMPT_NAMES)
         columns = [
@@ -164,7 +163,7 @@ def hugging_face_preferences(
                 raise DataError(f"{source}: both responses are the same")
             found.append(_pair(chosen, rejected, *prompt))
     prompts, all_chosen, all_rejected = zip(*found, strict=True)
-    return PreferenceDataset(prompts, all_chosen, all_rejected, _name(path, split))
+    return PreferenceDataset(prompts, all_chosen, all_rejected, split_name(path, split))
 
 
 def _pair(chosen: Any, rejected: Any, prompt: Text | None = None) -> tuple[Text, Text, Text]:
@@ -188,17 +187,6 @@ def _shared(first: Sequence[object], second: Sequence[object]) -> int:
     """How many elements two sequences begin with in common."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _files(path: str | os.PathLike[str], split: str) -> list[Path]:
-    folder = local_folder(
-        "path", path, DataError, "dataset", repo_type="dataset", allow_patterns="*.parquet"
-    )
-    return split_files(folder, split)
-
-
-def _name(path: str | os.PathLike[str], split: str) -> str:
-    return f"{Path(path).resolve().name}/{split}"
 
 
 def _rows(file: Path, columns: list[str]) -> list[tuple[str, tuple[Any, ...]]]:

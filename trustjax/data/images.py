@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trustjax._files import experiments_extra, local_folder
+from trustjax._files import experiments_extra
 from trustjax.data._parquet import (
     features,
     find_column,
     read_schema,
     read_table,
     split_files,
+    split_name,
     without_dictionary,
 )
 from trustjax.data.decoding import DataError as DataError
@@ -109,10 +110,7 @@ def hugging_face(
         Pillow's MAX_IMAGE_PIXELS; images differ in shape; or a label is out of range.
       ImportError: A package of the `experiments` extra is missing.
     """
-    folder = local_folder(
-        "path", path, DataError, "dataset", repo_type="dataset", allow_patterns="*.parquet"
-    )
-    files = split_files(folder, split)
+    files = split_files(path, split)
     parts = [_read_file(file, image_column, label_column) for file in files]
     (first_images, first_labels, first_columns), *others = parts
     for file, (images, _, columns) in zip(files[1:], others, strict=True):
@@ -127,7 +125,7 @@ def hugging_face(
     all_labels = np.concatenate([first_labels, *(labels for _, labels, _ in others)])
     names = first_columns.class_names
     num_classes = int(all_labels.max()) + 1 if names is None else len(names)
-    return ImageDataset(all_images, all_labels, num_classes, f"{Path(path).resolve().name}/{split}")
+    return ImageDataset(all_images, all_labels, num_classes, split_name(path, split))
 
 
 def _read_file(

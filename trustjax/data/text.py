@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trustjax._files import local_folder, one_line
+from trustjax._files import one_line
 from trustjax.data._parquet import (
     features,
     find_column,
     read_schema,
     read_table,
     split_files,
+    split_name,
     without_dictionary,
 )
 from trustjax.data.decoding import DataError
@@ -113,14 +114,11 @@ def hugging_face_text(
         read; or a text is null, empty or no string.
       ImportError: A package of the `experiments` extra is missing.
     """
-    folder = local_folder(
-        "path", path, DataError, "dataset", repo_type="dataset", allow_patterns="*.parquet"
-    )
-    name = f"{Path(path).resolve().name}/{split}"
+    name = split_name(path, split)
     documents: list[str] = []
     domains: list[str] = []
     known: list[str] = []
-    for file in split_files(folder, split):
+    for file in split_files(path, split):
         schema = read_schema(file)
         text = find_column(file, schema, "text_column", text_column, "", _TEXT_NAMES)
         documents.extend(strings(file, text))

@@ -45,6 +45,7 @@ def check_sizes(path: Path, config: Mapping[str, Any], sizes: Mapping[str, Any])
 
 
 def check_size(path: Path, name: str, value: Any) -> None:
+    """Raises CheckpointError, for field `name` of config.json, unless `value` is an int above 0."""
     if type(value) is not int or value <= 0:  # not by isinstance, as bool is a kind of int
         raise wrong(path, name, "int above 0", value)
 
@@ -55,6 +56,7 @@ def is_number(value: Any, *, at_least: float) -> bool:
 
 
 def wrong(path: Path, name: str, must: str, got: Any, more: str = "") -> CheckpointError:
+    """The error of a field of config.json that must be something else, in one line."""
     return CheckpointError(f"{path}: {name} must be {must}, got {short(got)}{more}")
 
 
@@ -233,6 +235,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, npt.NDArray[Any]], dtype: 
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object beside its place and renames it, so that no half of it is ever there."""
     beside = path.with_name(f"{path.name}.new")
     beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     beside.replace(path)
