@@ -1,0 +1,158 @@
+"""Training and measuring of a policy over the items of a group, for one seed and one scenario."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.tasks.group_methods import Method
+from trustjax.envs.bandit import Groups, win_mass
+from trustjax.geometry import kl_divergence
+
+Params = Any
+# Log-probabilities [..., P] of parameters, contexts [..., d] and items [..., P, d].
+Policy = Callable[[Params, jax.Array, jax.Array], jax.Array]
+_BISECTIONS = 40
+
+
+class Visits(NamedTuple):
+    """Which groups a step visits, int [B], and which of their items, int [B, P]."""
+
+    groups: jax.Array
+    items: jax.Array
+
+
+def train(
+    method: Method, policy: Policy, start: Params, anchor: jax.Array, groups: Groups, key: jax.Array
+) -> Params:
+    """The parameters after training from `start` on the observed rewards of the groups.
+
+    Args:
+      method: Loss, optimizer and lengths.
+      policy: The policy.
+      start: Parameters before the first step, which are the first anchor as well.
+      anchor: Log-probabilities of all groups at `start`, [n, P].
+      groups: The groups to train on.
+      key: Random key of the batches.
+    """
+    tx = optax.with_extra_args_support(method.optimizer)
+    length = method.refresh_every or method.steps
+
+    def one_round(carry: tuple[Params, Any], visits: Visits) -> tuple[tuple[Params, Any], None]:
+        """The steps between two refreshes of the anchor."""
+        held, _ = carry
+
+        def step(carry: tuple[Params, Any], visit: Visits) -> tuple[tuple[Params, Any], None]:
+            params, state = carry
+            context = groups.contexts[visit.groups]
+            rows = visit.groups[:, None]
+            items, rewards = (a[rows, visit.items] for a in (groups.items, groups.observed))
+            if method.refresh_every is None:
+                anchored = anchor[rows, visit.items]
+            else:
+                anchored = jax.lax.stop_gradient(policy(held, context, items))
+
+            def loss(params: Params) -> jax.Array:
+                return jnp.mean(method.loss(policy(params, context, items), anchored, rewards))
+
+            def divergence(new: Params) -> jax.Array:
+                before = jax.lax.stop_gradient(policy(params, context, items))
+                return jnp.mean(kl_divergence(before, policy(new, context, items)))
+
+            updates, state = tx.update(
+                jax.grad(loss)(params), state, params, loss_fn=loss, divergence_fn=divergence
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, carry, visits)
+
+    visits = _draw(method, key, *groups.rewards.shape)
+    rounds = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), visits)
+    (params, _), _ = jax.lax.scan(one_round, (start, tx.init(start)), rounds)
+    return params
+
+
+def _draw(method: Method, key: jax.Array, num_groups: int, num_items: int) -> Visits:
+    """The visits of all steps: groups with replacement, and items of a group without."""
+    of_groups, of_items = jax.random.split(key)
+    shape = (method.steps, method.batch_size)
+    drawn = jax.random.randint(of_groups, shape, 0, num_groups)
+    items = jnp.broadcast_to(jnp.arange(num_items), (*shape, num_items))
+    if method.pairs:  # two different items, every pair in every order with the same probability
+        first, distance = jax.random.randint(
+            of_items, (2, *shape), jnp.array([0, 1])[:, None, None],
+            jnp.array([num_items, num_items])[:, None, None],
+        )  # fmt: skip
+        items = jnp.stack([first, (first + distance) % num_items], -1)
+    return Visits(drawn, items)
+
+
+def fit_reference(
+    policy: Policy,
+    start: Params,
+    tx: optax.GradientTransformation,
+    groups: Groups,
+    *,
+    steps: int,
+    temperature: float,
+) -> Params:
+    """The parameters fitted to softmax(true rewards / temperature), a batch of groups per step."""
+    batches = jax.tree.map(lambda x: x.reshape(steps, -1, *x.shape[1:]), groups)
+
+    def step(carry: tuple[Params, Any], batch: Groups) -> tuple[tuple[Params, Any], None]:
+        params, state = carry
+        target = jax.nn.softmax(batch.rewards / temperature)
+
+        def loss(params: Params) -> jax.Array:
+            log_probs = policy(params, batch.contexts, batch.items)
+            return jnp.mean(optax.losses.softmax_cross_entropy(log_probs, target))
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (start, tx.init(start)), batches)
+    return params
+
+
+def measures(
+    log_probs: jax.Array, reference: jax.Array, groups: Groups, *, entropy: jax.typing.ArrayLike
+) -> dict[str, jax.Array]:
+    """Means over groups of what is reported, for log-probabilities [n, P] and the reference's.
+
+    `win_mass/matched` is the mass on the best item after the logits are multiplied by the number
+    that makes the mean entropy `entropy`, in nats, which tells the order from the sharpness.
+    """
+    matched = jax.nn.log_softmax(log_probs * scale_for_entropy(log_probs, entropy))
+    best = jnp.argmax(groups.rewards, -1)
+    return {
+        "win_mass": jnp.mean(win_mass(log_probs, groups.rewards)),
+        "win_mass/matched": jnp.mean(win_mass(matched, groups.rewards)),
+        "accuracy": jnp.mean(jnp.argmax(log_probs, -1) == best),
+        "entropy": mean_entropy(log_probs),
+        "trust/distance": jnp.mean(kl_divergence(log_probs, reference)),
+    }
+
+
+def mean_entropy(logits: jax.Array) -> jax.Array:
+    """The mean entropy in nats of the distributions of logits [n, P]."""
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.mean(jnp.sum(jnp.exp(log_probs) * log_probs, -1))
+
+
+def scale_for_entropy(logits: jax.Array, entropy: jax.typing.ArrayLike) -> jax.Array:
+    """The factor of the logits [n, P] at which their distributions have this mean entropy, nats.
+
+    It is found by bisection of its logarithm in [-10, 10], as the entropy falls with the factor.
+    """
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        is_blunt = mean_entropy(logits * jnp.exp(middle)) > entropy
+        return jnp.where(is_blunt, middle, low), jnp.where(is_blunt, high, middle)
+
+    bounds = (jnp.asarray(-10.0, logits.dtype), jnp.asarray(10.0, logits.dtype))
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, bounds)
+    return jnp.exp((low + high) / 2)
