@@ -1,8 +1,11 @@
-"""Images and text in memory, their batches, and the distribution shifts of images."""
+"""Images, text and choices in memory, their batches, and the distribution shifts of images."""
 
 from trustjax.data.batches import Batches as Batches
 from trustjax.data.batches import evaluation_batches as evaluation_batches
 from trustjax.data.batches import iterate as iterate
+from trustjax.data.choices import CHOICE_DATASETS as CHOICE_DATASETS
+from trustjax.data.choices import ChoiceDataset as ChoiceDataset
+from trustjax.data.choices import human_choices as human_choices
 from trustjax.data.conversations import InstructionDataset as InstructionDataset
 from trustjax.data.conversations import PreferenceDataset as PreferenceDataset
 from trustjax.data.conversations import hugging_face_instructions as hugging_face_instructions
