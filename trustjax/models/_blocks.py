@@ -80,19 +80,41 @@ class _Attention(nn.Module):
             query, key = sizes.normalize("query_norm")(query), sizes.normalize("key_norm")(key)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
-        if cache is not None:
+        if cache is None:
+            x = jax.nn.dot_product_attention(
+                query,
+                key,
+                value,
+                mask=mask,
+                is_causal=sizes.causal and mask is None,  # a mask has the causal one in it
+            )
+        else:
+            assert mask is not None  # `_attended` makes one for every cache
             keys, values, filled = cache
             write = jax.lax.dynamic_update_slice_in_dim
-            key = write(keys, key.astype(keys.dtype), filled, axis=1)
-            value = write(values, value.astype(values.dtype), filled, axis=1)
-        x = jax.nn.dot_product_attention(
-            query,
-            key.astype(query.dtype),
-            value.astype(query.dtype),
-            mask=mask,
-            is_causal=sizes.causal and mask is None,  # a mask has the causal one in it
-        ).reshape(batch, length, -1)
+            key = write(keys, key.transpose(0, 2, 3, 1).astype(keys.dtype), filled, axis=3)
+            value = write(values, value.transpose(0, 2, 1, 3).astype(values.dtype), filled, axis=2)
+            x = _cached_attention(query, key, value, mask)
+        x = x.reshape(batch, length, -1)
         return sizes.dense(width, sizes.out_bias, "out")(x), (key, value)
+
+
+def _cached_attention(
+    query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Attention [batch, time, heads, head_dim] of queries to the keys and values of a `KVCache`.
+
+    `jax.nn.dot_product_attention` would transpose the whole cache at every token.
+    """
+    batch, time, heads, dim = query.shape
+    grouped = query.reshape(batch, time, keys.shape[1], -1, dim)
+    scores = jnp.einsum(
+        "btkgd,bkdc->bkgtc", grouped, keys.astype(query.dtype), preferred_element_type=jnp.float32
+    )
+    scores = jnp.where(mask[:, :, None], scores * dim**-0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, -1).astype(query.dtype)
+    attended = jnp.einsum("bkgtc,bkcd->btkgd", weights, values.astype(query.dtype))
+    return attended.reshape(batch, time, heads, dim)
 
 
 class _MLP(nn.Module):
@@ -172,18 +194,19 @@ def check_fields(model: nn.Module) -> None:
     check_number("dropout", model.dropout, at_least=0, at_most=1)
 
 
-def check_tokens(tokens: jax.Array, max_length: int | None, **beside: jax.Array | None) -> None:
-    """Raises ValueError unless tokens are integers [batch, time], and what is beside them too."""
-    for name, array in {"tokens": tokens, **beside}.items():
-        if array is None:
-            continue
-        if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.integer):
-            got = f"shape {array.shape} of {array.dtype}"
+def check_tokens(max_length: int | None, **arrays: jax.Array | None) -> None:
+    """Raises ValueError unless the first array, and those beside it, are integers [batch, time]."""
+    given = {name: array for name, array in arrays.items() if array is not None}
+    first = next(iter(given))
+    shape = jnp.shape(given[first])
+    for name, array in given.items():
+        if jnp.ndim(array) != 2 or not jnp.issubdtype(jnp.result_type(array), jnp.integer):
+            got = f"shape {jnp.shape(array)} of {jnp.result_type(array)}"
             raise FieldError(name, "be integers [batch, time]", got)
-        if array.shape != tokens.shape:
-            raise FieldError(name, f"have the shape of tokens, {tokens.shape}", array.shape)
-    if max_length is not None and tokens.shape[1] > max_length:
-        raise FieldError("tokens", f"be at most max_length = {max_length} a row", tokens.shape[1])
+        if jnp.shape(array) != shape:
+            raise FieldError(name, f"have the shape of {first}, {shape}", jnp.shape(array))
+    if max_length is not None and shape[1] > max_length:
+        raise FieldError(first, f"be at most max_length = {max_length} a row", shape[1])
 
 
 def segment_positions(segments: jax.Array) -> jax.Array:

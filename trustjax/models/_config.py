@@ -1,5 +1,6 @@
 """The JSON files of a checkpoint, checked: its sizes and the preprocessing of images."""
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from trustjax.models._store import (
     CheckpointError,
     check_size,
     is_number,
-    short,
     wrong,
 )
 from trustjax.models.vit import Preprocessing
@@ -39,7 +39,9 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(path, CheckpointError)
     if config.get("model_type") != "vit":
         kind, architectures = config.get("model_type"), config.get("architectures")
-        raise wrong(path, "model_type", "'vit'", kind, f" (architectures {short(architectures)})")
+        raise wrong(
+            path, "model_type", "'vit'", kind, f" (architectures {reprlib.repr(architectures)})"
+        )
     config = _CONFIG_DEFAULTS | config
     for name, default in _CONFIG_DEFAULTS.items():
         value = config[name]
@@ -54,7 +56,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if config["hidden_act"] != "gelu":
         raise wrong(path, "hidden_act", "'gelu'", config["hidden_act"])
     if config["hidden_size"] % config["num_attention_heads"]:
-        must = f"a divisor of hidden_size = {short(config['hidden_size'])}"
+        must = f"a divisor of hidden_size = {reprlib.repr(config['hidden_size'])}"
         raise wrong(path, "num_attention_heads", must, config["num_attention_heads"])
     if config.get("pooler_output_size") is None:
         config["pooler_output_size"] = config["hidden_size"]

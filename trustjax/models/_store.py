@@ -57,12 +57,7 @@ def is_number(value: Any, *, at_least: float) -> bool:
 
 def wrong(path: Path, name: str, must: str, got: Any, more: str = "") -> CheckpointError:
     """The error of a field of config.json that must be something else, in one line."""
-    return CheckpointError(f"{path}: {name} must be {must}, got {short(got)}{more}")
-
-
-def short(value: Any) -> str:
-    """The repr of a value, in one line and of bounded length."""
-    return reprlib.repr(value)
+    return CheckpointError(f"{path}: {name} must be {must}, got {reprlib.repr(got)}{more}")
 
 
 # ---- tensors

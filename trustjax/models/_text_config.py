@@ -1,5 +1,6 @@
 """config.json of a text model: it is checked, turned into fields of a module, and written."""
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from trustjax._checks import FieldError
 from trustjax._files import read_json
 from trustjax.models._families import ACTIVATION_NAMES, FAMILIES, Family
 from trustjax.models._rotary import RopeScaling
-from trustjax.models._store import FLOAT32, CheckpointError, check_size, is_number, short, wrong
+from trustjax.models._store import FLOAT32, CheckpointError, check_size, is_number, wrong
 from trustjax.models.encoder import Encoder
 from trustjax.models.transformer import Decoder
 
@@ -120,7 +121,9 @@ def family_of(model: Decoder | Encoder) -> Family:
     for family in FAMILIES.values():
         if isinstance(model, family.model) and _fits(model, family):
             return family
-    raise FieldError("model", f"have the layers of one of {', '.join(FAMILIES)}", short(model))
+    raise FieldError(
+        "model", f"have the layers of one of {', '.join(FAMILIES)}", reprlib.repr(model)
+    )
 
 
 def _fits(model: Decoder | Encoder, family: Family) -> bool:

@@ -175,7 +175,9 @@ class Encoder(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """The hidden states [batch, time, width] of `dtype`; the arguments of `__call__`."""
-        check_tokens(tokens, self.max_length, positions=positions, segments=segments, types=types)
+        check_tokens(
+            self.max_length, tokens=tokens, positions=positions, segments=segments, types=types
+        )
         if segments is None:
             segments = jnp.ones_like(tokens, jnp.int32)
         positions = segment_positions(segments) if positions is None else positions

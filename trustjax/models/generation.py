@@ -4,6 +4,7 @@ The prompts go through the model once (prefill), in a batch; each of their sampl
 the same keys and values, one token at a time (decoding), until all have stopped.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import FieldError, check_count, check_number, is_concrete_number
+from trustjax.models._blocks import check_tokens
 from trustjax.models.transformer import Decoder, KVCache
 
 PyTree = Any
@@ -89,9 +91,7 @@ def generate(
     Source: top-k: Fan et al., arXiv:1805.04833; top-p: Holtzman et al., arXiv:1904.09751; min-p:
     Nguyen et al., arXiv:2407.01082. The order of the filters is that of `transformers`.
     """
-    if jnp.ndim(prompts) != 2 or not jnp.issubdtype(jnp.result_type(prompts), jnp.integer):
-        got = f"{jnp.result_type(prompts)} of shape {jnp.shape(prompts)}"
-        raise FieldError("prompts", "be integers [batch, time]", got)
+    check_tokens(None, prompts=prompts)
     if prompt_mask is None:
         prompt_mask = jnp.ones(jnp.shape(prompts), bool)
     if jnp.shape(prompt_mask) != jnp.shape(prompts):
@@ -154,14 +154,15 @@ def _generate(
     batch, time = prompts.shape
     rows = batch * num_samples
     segments = (prompt_mask != 0).astype(jnp.int32)
-    cache = model.init_cache(batch, time + max_new_tokens)
+    cache = model.init_cache(batch, time)
     apply: Callable[..., Any] = partial(model.apply, {"params": params})
     hidden, cache = apply(prompts, segments=segments, cache=cache, method="hidden")
     # Only the last token of a prompt predicts; the other logits are never computed.
     last = time - 1 - jnp.argmax(segments[:, ::-1], 1)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], 1)[:, 0]
     logits = apply(hidden, method="logits")
-    logits, cache = jnp.repeat(logits, num_samples, 0), cache.repeat(num_samples)
+    logits = jnp.repeat(logits, num_samples, 0)
+    cache = cache.repeat(num_samples).grown(max_new_tokens)
     keys = jax.random.split(key, rows)
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
@@ -191,9 +192,11 @@ def _generate(
 
     shape = (rows, max_new_tokens)
     nothing = Generation(
-        jnp.full(shape, pad_token, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape),
-        jnp.zeros(rows, bool),
-    )  # fmt: skip
+        tokens=jnp.full(shape, pad_token, jnp.int32),
+        mask=jnp.zeros(shape, bool),
+        log_probs=jnp.zeros(shape, jnp.float32),
+        stopped=jnp.zeros(rows, bool),
+    )
     done = jnp.zeros(rows, bool)
     state = _State(jnp.int32(0), cache, jnp.zeros(rows, jnp.int32), done, nothing)
     return jax.lax.while_loop(going_on, decode, drawn(state, logits)).answers
@@ -226,11 +229,29 @@ def _sampled(
     if min_p is not None:
         lowest = jnp.max(kept, -1, keepdims=True) + jnp.log(jnp.asarray(min_p, kept.dtype))
         kept = jnp.where(kept >= lowest, kept, -jnp.inf)
-    choice = jax.vmap(jax.random.categorical)(keys, kept)
-    choice = jnp.where(greedy, jnp.argmax(kept, -1), choice)[:, None]
+    choice = jnp.where(greedy, jnp.argmax(kept, -1), _drawn(keys, kept))[:, None]
     token = choice if tokens is None else jnp.take_along_axis(tokens, choice, -1)
     log_prob = jnp.take_along_axis(scaled, token, -1)[:, 0] - jax.nn.logsumexp(scaled, -1)
     return token[:, 0].astype(jnp.int32), log_prob
+
+
+def _drawn(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """A place of every row of logits [rows, places], drawn from the softmax.
+
+    First one of about sqrt(places) groups of neighbours is drawn, and then one of its places: two
+    draws among few take far fewer random numbers than one among all, and the product of the two
+    probabilities is that of the softmax.
+    """
+    rows, places = logits.shape
+    size = math.isqrt(places - 1) + 1
+    groups = -(-places // size)
+    missing = ((0, 0), (0, groups * size - places))
+    grouped = jnp.pad(logits, missing, constant_values=-jnp.inf).reshape(rows, groups, size)
+    keys = jax.vmap(jax.random.split)(keys)
+    draw = jax.vmap(jax.random.categorical)
+    group = draw(keys[:, 0], jax.nn.logsumexp(grouped, -1))
+    within = jnp.take_along_axis(grouped, group[:, None, None], 1)[:, 0]
+    return group * size + draw(keys[:, 1], within)
 
 
 def _nucleus(logits: jax.Array, top_p: jax.Array, *, in_order: bool) -> jax.Array:

@@ -6,6 +6,7 @@ then the headers of tensors, then their data: float32, float16, bfloat16 or quan
 """
 
 import os
+import reprlib
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +26,6 @@ from trustjax.models._store import (
     Stored,
     check_size,
     is_number,
-    short,
     write_json,
     write_tensors,
     wrong,
@@ -122,12 +122,12 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
         name = reader.text()
         rank = reader.number("<I")
         if rank > 8:
-            raise reader.damaged(f"tensor {short(name)} has {rank} axes")
+            raise reader.damaged(f"tensor {reprlib.repr(name)} has {rank} axes")
         shape = tuple(reader.number("<Q") for _ in range(rank))[::-1]
         heads.append((name, shape, reader.number("<I"), reader.number("<Q")))
     alignment = metadata.get("general.alignment", _ALIGNMENT)
     if type(alignment) is not int or alignment < 1:
-        raise reader.damaged(f"general.alignment is {short(alignment)}")
+        raise reader.damaged(f"general.alignment is {reprlib.repr(alignment)}")
     names = [head[0] for head in heads]
     if twice := {name for name in names if names.count(name) > 1}:
         raise CheckpointError(f"{path}: tensor {min(twice)!r} is there twice")

@@ -37,8 +37,8 @@ class KVCache(NamedTuple):
     makes an empty one.
 
     Attributes:
-      keys: Rotated keys of each block, [batch, capacity, num_kv_heads, head_dim].
-      values: Values of each block, of the same shape.
+      keys: Rotated keys of each block, [batch, num_kv_heads, head_dim, capacity].
+      values: Values of each block, [batch, num_kv_heads, capacity, head_dim].
       segments: int32 [batch, capacity], 0 at padding and at columns that are still empty.
       filled: int32 [], the number of columns that are filled.
       lengths: int32 [batch], tokens of each row without padding: the position of its next token.
@@ -54,6 +54,15 @@ class KVCache(NamedTuple):
         """The cache with each row `count` times in succession, for samples that share a prompt."""
         repeated: Self = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0) if x.ndim else x, self)
         return repeated
+
+    def grown(self, columns: int) -> Self:
+        """The cache with as many empty columns more."""
+        keys, values = (
+            tuple(jnp.pad(x, [(0, columns if a == axis else 0) for a in range(4)]) for x in blocks)
+            for blocks, axis in ((self.keys, 3), (self.values, 2))
+        )
+        segments = jnp.pad(self.segments, ((0, 0), (0, columns)))
+        return self._replace(keys=keys, values=values, segments=segments)
 
 
 class Decoder(nn.Module):
@@ -199,7 +208,7 @@ class Decoder(nn.Module):
         `model.apply({"params": params}, tokens, method="hidden")`.
         """
         limit = self.max_length if self.positions == "learned" else None
-        check_tokens(tokens, limit, positions=positions, segments=segments)
+        check_tokens(limit, tokens=tokens, positions=positions, segments=segments)
         mask, positions, cache = _attended(tokens, positions, segments, cache)
         x = self.token_embedding(tokens)
         rotary = None
@@ -243,9 +252,11 @@ class Decoder(nn.Module):
         """An empty cache of the computation's dtype for `capacity` columns of `batch` rows."""
         check_count("batch", batch, at_least=1)
         check_count("capacity", capacity, at_least=1)
-        shape = (batch, capacity, *self.kv_sizes)
+        heads, dim = self.kv_sizes
+        # The axes of both stand as the products of decoding read them, so that nothing is copied.
         keys, values = (
-            tuple(jnp.zeros(shape, self.dtype) for _ in range(self.depth)) for _ in range(2)
+            tuple(jnp.zeros(shape, self.dtype) for _ in range(self.depth))
+            for shape in ((batch, heads, dim, capacity), (batch, heads, capacity, dim))
         )
         return KVCache(
             keys,
