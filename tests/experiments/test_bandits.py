@@ -182,6 +182,7 @@ def test_reference_fits_the_true_rewards():
     )
 
 
+@pytest.mark.slow
 def test_training_beats_the_reference_and_noise_hurts(rows):
     found = TASK.summarize(rows).values
     for name in ("dpo", "raw"):
@@ -193,6 +194,7 @@ def test_training_beats_the_reference_and_noise_hurts(rows):
     np.testing.assert_allclose(found["raw"]["gains"]["win_mass"]["seeds"], per_seed)
 
 
+@pytest.mark.slow
 def test_plot(rows, tmp_path):
     TASK.plot(rows, tmp_path)
     assert (tmp_path / "bandits.png").stat().st_size > 10_000
