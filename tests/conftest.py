@@ -1,8 +1,10 @@
 """Fixtures of all tests. XLA is told before JAX starts: eight CPU devices are simulated, and it
 compiles quickly rather than well, as tests compile more than they compute."""
 
+import gc
 import importlib.metadata
 import os
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,33 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 
 import jax
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-case", action="store_true", help="one case of each test that has parameters"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # of the cases that -m and -k have left
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Chooses the case by the test's name, so that tests of one table take different rows."""
+    if not config.getoption("one_case"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = [each[zlib.crc32(name.encode()) % len(each)] for name, each in cases.items()]
+    config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
+    items[:] = chosen
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Modules and tests stay to the end: the collector shall not walk through them each time."""
+    del session
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ MODULES = [
     if ">>>" in path.read_text(encoding="utf-8")
 ]
 # Examples that train an agent.
-SLOW = ("trustjax.agents.on_policy", "trustjax.agents.off_policy")
+SLOW = tuple(f"trustjax.agents.{name}" for name in ("on_policy", "off_policy", "training"))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_no_episode_yet(name):
     assert all(np.isfinite(x).all() for x in others.values())
 
 
+@pytest.mark.slow
 def test_equal_returns_explain_nothing():
     config = small_config("ppo", env="probe:constant", **SHORT_ON_POLICY)
     _, history = jax.jit(config.agent().train)(jax.random.key(0))
@@ -62,7 +63,7 @@ def test_ratios_far_away():
     """Of clipped transitions, they are nothing to stop for: every metric stays finite."""
     options = SHORT_ON_POLICY | {"learning_rate": 1e4, "max_grad_norm": None}
     agent = small_config("ppo", env="probe:both", **options).agent()
-    state = agent.init(jax.random.key(0))
+    state = jax.jit(agent.init)(jax.random.key(0))
     batches = []
 
     def learn(state, batch, key):
@@ -70,11 +71,16 @@ def test_ratios_far_away():
         return state.params, state.learner, {}
 
     agent.learn = learn
-    agent.update(state)
-    (batch,) = batches
-    far = jnp.where(jnp.arange(4) % 2, 1e3, -1e3)
+
+    @jax.jit
+    def batch_of(state):
+        agent.update(state)
+        return batches.pop()
+
+    batch, measure = batch_of(state), jax.jit(agent.policy_update_metrics)
+    far = np.where(np.arange(4) % 2, np.float32(1e3), np.float32(-1e3))
     for advantage in (batch.advantage, jnp.zeros_like(batch.advantage)):
-        moved = agent.policy_update_metrics(
+        moved = measure(
             state.params["actor"],
             batch._replace(log_prob=batch.log_prob + far, advantage=advantage),
         )

@@ -18,14 +18,19 @@ KEY = jax.random.key(0)
 def learned(algorithm, advantage=None, **options):
     """One update on a rollout: the agent, its first state, the batch, and what it returns."""
     agent = small_config(algorithm, **options).agent()
-    state = agent.init(KEY)
-    _, steps = rollout.collect(
-        agent.env, None, agent.actor, state.params["actor"], lambda x: x, state.runner, KEY, 4
-    )
-    batch = agent._batch(state, steps, None)[0]
-    if advantage is not None:
-        batch = batch._replace(advantage=jnp.full_like(batch.advantage, advantage))
-    return agent, state, batch, jax.jit(agent.learn)(state, batch, KEY)
+
+    @jax.jit
+    def update():
+        state = agent.init(KEY)
+        _, steps = rollout.collect(
+            agent.env, None, agent.actor, state.params["actor"], lambda x: x, state.runner, KEY, 4
+        )
+        batch = agent._batch(state, steps, None)[0]
+        if advantage is not None:
+            batch = batch._replace(advantage=jnp.full_like(batch.advantage, advantage))
+        return state, batch, agent.learn(state, batch, KEY)
+
+    return agent, *update()
 
 
 def furthest(after, before):
@@ -90,14 +95,14 @@ def small(algorithm="sac", **options):
     ("rates", "expected"),
     [
         ({"critic_learning_rate": 0.02, "temperature_learning_rate": 0.3}, (0.003, 0.02, 0.3)),
-        ({}, (0.003, 0.003, 0.003)),
+        pytest.param({}, (0.003, 0.003, 0.003), marks=pytest.mark.slow),
     ],
     ids=["own", "shared"],
 )
 def test_rates_of_actor_critics_and_temperature(rates, expected):
     """The first step of Adam is the learning rate times the sign of the gradient."""
     agent = small(**rates).agent()
-    state = agent.init(KEY)
+    state = jax.jit(agent.init)(KEY)
     after, _ = jax.jit(agent._gradient_step)(state, KEY)
     found = [
         furthest(after.params["actor"], state.params["actor"]),

@@ -79,8 +79,9 @@ def test_densities_near_the_bounds(order):
         )
         return jnp.mean(jnp.square(agent.entropy_log(drawn.log_prob)))
 
+    value_and_gradient = jax.jit(jax.value_and_grad(soft_value))
     for mean in (0.0, 60.0, -200.0):
-        value, gradient = jax.value_and_grad(soft_value)(jnp.full((16, 2), mean))
+        value, gradient = value_and_gradient(jnp.full((16, 2), mean))
         assert np.isfinite(value)
         assert np.all(np.isfinite(gradient))
 
@@ -105,8 +106,9 @@ class TestIdentities:
             number[:, None], number[:, None], number, number > 2, number[:, None]
         )
 
-        def losses(algorithm, **options):
-            agent = config(algorithm, env=env, learn_temperature=True, **options).agent()
+        @functools.partial(jax.jit, static_argnums=0)
+        def losses(algorithm):
+            agent = config(algorithm, env=env, learn_temperature=True).agent()
             actor, old = (agent.actor.init(key, batch.observation) for key in keys[:2])
             action = None if agent.env.num_actions else batch.action
             critics = [agent.critic.init(key, batch.observation, action) for key in keys[2:]]

@@ -316,7 +316,7 @@ def test_minibatches_of_transitions():
 # ---- steps
 
 
-@pytest.mark.parametrize("gru_size", [None, 4])
+@pytest.mark.parametrize("gru_size", [pytest.param(None, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("algorithm", ["ppo", pytest.param("mdpo", marks=pytest.mark.slow)])
 def test_first_ratio_is_one(algorithm, gru_size):
     """With hardly any rate the policy of learning is that of the rollout, over all iterations."""
@@ -337,7 +337,9 @@ def test_mdpo_step_sizes():
     np.testing.assert_allclose(after, 1 / 5, 1e-6)
 
 
-@pytest.mark.parametrize(("policy_steps", "same"), [(1, True), (10, False)])
+@pytest.mark.parametrize(
+    ("policy_steps", "same"), [(1, True), pytest.param(10, False, marks=pytest.mark.slow)]
+)
 def test_mdpo_with_one_step_is_policy_gradient(policy_steps, same):
     """Then the step size does not matter, as the KL has no slope yet."""
 

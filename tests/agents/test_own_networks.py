@@ -286,6 +286,7 @@ class Convolutions(nn.Module):
         return x.reshape(len(x), -1)
 
 
+@pytest.mark.slow
 def test_convolutions_learn_from_pixels(tmp_path):
     """With the pixels multiplied by 0 the return stays near 0; it is 1 before and after saving."""
     config = small_config(

@@ -75,11 +75,14 @@ OWN = {
     "trpo": {"radius": 0.1, "damping": 0.01},
     "off_policy_mdpo": {"policy_steps": 20, "step_size": 10.0},
 }
-# Two agents learn in every run of the tests, all of them in the slow ones.
-QUICK_FIRST = [
-    name if name in ("ppo", "mdpo") else pytest.param(name, marks=pytest.mark.slow)
-    for name in AGENTS
-]
+
+
+def quick(chosen):
+    """One agent learns in every run of the tests, all of them in the slow ones."""
+    return pytest.mark.parametrize(
+        "algorithm",
+        [pytest.param(name, marks=[pytest.mark.slow] * (name != chosen)) for name in AGENTS],
+    )
 
 
 def agent_of(algorithm, **options):
@@ -138,21 +141,21 @@ def check_actions(agent, states, observations, right):
         np.testing.assert_allclose(action, right, atol=0.1)
 
 
-@pytest.mark.parametrize("algorithm", QUICK_FIRST)
+@quick("ppo")
 @pytest.mark.parametrize("name", PROBES)
 def test_values(name, algorithm):
     agent, states = trained_on_all(algorithm)
     assert np.all(value_errors(agent, states[name], name) < 0.05)
 
 
-@pytest.mark.parametrize("algorithm", QUICK_FIRST)
+@quick("ppo")
 @pytest.mark.parametrize("name", ["action", "both"])
 def test_actions(name, algorithm):
     agent, states = trained_on_all(algorithm)
     check_actions(agent, states[name], *PROBES[name])
 
 
-@pytest.mark.parametrize("algorithm", QUICK_FIRST)
+@quick("mdpo")
 def test_continuous(algorithm):
     first = {"initial_log_std": -2.0} if algorithm in ON_POLICY else {}
     agent, states = trained(algorithm, env="probe:continuous", **first)
@@ -160,6 +163,7 @@ def test_continuous(algorithm):
     check_actions(agent, states, *CONTINUOUS)
 
 
+@pytest.mark.slow
 def test_truncation_is_not_an_end(monkeypatch):
     """An agent that takes a time limit for an end does not pass, and fails no other probe."""
     gae = on_policy.gae
@@ -174,6 +178,7 @@ def test_truncation_is_not_an_end(monkeypatch):
     assert np.all(value_errors(agent, states["delayed"], "delayed") < 0.05)
 
 
+@pytest.mark.slow
 def test_next_value_is_that_before_the_reset(monkeypatch):
     """An agent that looks at the observation after the reset passes "time_limit" alone."""
     collect = rollout.collect

@@ -1,7 +1,6 @@
 """The replay beside a plain list of transitions, and how it is drawn from."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,25 +10,29 @@ from trustjax.agents.rollout import Transition
 
 def transitions(first, num_steps, num_envs):
     """Whose reward says which they are: 100 environment + time."""
-    time = first + jnp.arange(num_steps)[:, None]
-    name = (100 * jnp.arange(num_envs)[None] + time).astype(float)
-    flags = jnp.zeros(name.shape, bool)
-    observation = jnp.stack([name, -name], -1)
+    time = first + np.arange(num_steps)[:, None]
+    name = (100 * np.arange(num_envs)[None] + time).astype(np.float32)
+    flags = np.zeros(name.shape, bool)
+    observation = np.stack([name, -name], -1)
     return Transition(observation, name[..., None], name, flags, ~flags, observation + 0.5)
+
+
+add = jax.jit(replays.add)
+sample = jax.jit(replays.sample, static_argnums=2)
 
 
 def filled(num_envs=4, length=6, steps=(4,)):
     example = jax.tree.map(lambda x: x[0, 0], transitions(0, 1, num_envs))
     replay, first = replays.init(example, num_envs, length), 0
     for num_steps in steps:
-        replay = replays.add(replay, transitions(first, num_steps, num_envs))
+        replay = add(replay, transitions(first, num_steps, num_envs))
         first += num_steps
     return replay
 
 
 def draw(replay, num_groups, size, seed=0):
     keys = jax.random.split(jax.random.key(seed), num_groups)
-    return jax.jit(replays.sample, static_argnums=2)(replay, keys, size)
+    return sample(replay, keys, size)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def test_a_group_draws_the_same_beside_others():
     both = draw(replay, 2, 8)
     keys = jax.random.split(jax.random.key(0), 2)
     half = replay.replace(experience=jax.tree.map(lambda x: x[2:], replay.experience))
-    alone = replays.sample(half, keys[1:], 8)
+    alone = sample(half, keys[1:], 8)
     jax.tree.map(lambda b, a: np.testing.assert_array_equal(b[1], a[0]), both, alone)
 
 

@@ -1,6 +1,7 @@
 """Running statistics: how they are merged, and what of an iteration they see and scale."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -34,7 +35,10 @@ DATA = np.random.default_rng(0).normal(3, 2, (24, 2))
 
 def statistics_of(x):
     x = np.asarray(x, float)
-    return Statistics(jnp.mean(x, 0), jnp.var(x, 0), jnp.asarray(float(len(x))))
+    return Statistics(*map(jnp.asarray, (np.mean(x, 0), np.var(x, 0), float(len(x)))))
+
+
+merge = jax.jit(merged)
 
 
 def check_close(found, expected, **tolerances):
@@ -52,22 +56,22 @@ def test_merge_golden(x64):
 
 
 @settings(max_examples=10, deadline=None)
-@given(cuts=st.sets(st.integers(1, 23), min_size=1, max_size=4))
+@given(cuts=st.sets(st.sampled_from([1, 8, 16]), min_size=1))
 def test_any_split_gives_the_same(cuts):
     with jax.enable_x64(True):
         first, *rest = np.split(DATA, sorted(cuts))
         found = statistics_of(first)
         for part in rest:
-            found = merged(found, jnp.asarray(part))
+            found = merge(found, jnp.asarray(part))
         check_close(found, statistics_of(DATA), rtol=1e-10)
 
 
 def test_far_from_zero():
     """In float32, where the mean of squares less the square of the mean would be noise."""
-    found = merged(initial_statistics((2,)), jnp.asarray(DATA[:12] + 1e4, jnp.float32))
-    found = merged(found, jnp.asarray(DATA[12:] + 1e4, jnp.float32))
+    found = merge(initial_statistics((2,)), jnp.asarray(DATA[:12] + 1e4, jnp.float32))
+    found = merge(found, jnp.asarray(DATA[12:] + 1e4, jnp.float32))
     np.testing.assert_allclose(found.variance, np.var(DATA, 0), rtol=1e-2)
-    found = merged(statistics_of(DATA[:12] + 1e4), jnp.asarray(DATA[12:] + 1e4, jnp.float32))
+    found = merge(statistics_of(DATA[:12] + 1e4), jnp.asarray(DATA[12:] + 1e4, jnp.float32))
     np.testing.assert_allclose(found.variance, np.var(DATA, 0), rtol=1e-2)
 
 
@@ -77,7 +81,6 @@ def test_far_from_zero_exactly(offset, parts):
     """Numbers offset +- 1 in float32, whose variance is 1."""
     data = (offset + np.tile([1.0, -1.0], 5_000)).astype(np.float32)
     found = initial_statistics(())
-    merge = jax.jit(merged)
     for part in np.split(data, parts):
         found = merge(found, part)
     np.testing.assert_allclose(found.mean, np.float32(offset), rtol=2e-7, atol=1e-6)
@@ -88,7 +91,7 @@ def test_far_from_zero_exactly(offset, parts):
 def test_equal_numbers_have_no_variance():
     """Not that of the rounding of their sum, which normalising would blow up."""
     for number in (0.1, 12345.678, -3e7):
-        found = jax.jit(merged)(initial_statistics(()), jnp.full(9_999, number))
+        found = merge(initial_statistics(()), jnp.full(9_999, number))
         assert found.variance <= (2e-7 * number) ** 2
         np.testing.assert_allclose(normalized(jnp.full(3, number), found, 10.0), 0, atol=1e-2)
 
@@ -104,16 +107,18 @@ def test_the_start_does_not_count():
         merged(start, jnp.zeros((0, 2)))
 
 
-def on_eight_devices(function, x):
+@functools.cache
+def on_eight_devices(function):
     split = PartitionSpec("data")
     mapped = jax.shard_map(
         function, mesh=make_mesh(8), in_specs=split, out_specs=PartitionSpec(), check_vma=False
     )
-    return jax.jit(mapped)(x)
+    return jax.jit(mapped)
 
 
 def test_devices_merge_their_parts(x64):
-    found = on_eight_devices(lambda x: merged(statistics_of(DATA), x, axis_name="data"), DATA**2)
+    merge = on_eight_devices(lambda x: merged(statistics_of(DATA), x, axis_name="data"))
+    found = merge(DATA**2)
     check_close(found, statistics_of(np.concatenate([DATA, DATA**2])), rtol=1e-12)
 
 
@@ -153,27 +158,32 @@ def test_standardized(x64):
     np.testing.assert_array_equal(standardized(equal, differences_of=equal), 0)
 
 
+explained = jax.jit(explained_variance)
+
+
+def explained_by_half(x):
+    return explained_variance(0.5 * x, x, axis_name="data")
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-5, 1e-12, 1e-25, 1e25])
 def test_explained_variance(scale, strict):
     returns = scale * jnp.asarray(DATA, jnp.float32)
     constant = jnp.full_like(returns, 2 * scale)
-    np.testing.assert_allclose(explained_variance(returns, returns), 1)
-    np.testing.assert_allclose(explained_variance(0.5 * returns, returns), 0.75, rtol=1e-5)
-    np.testing.assert_allclose(explained_variance(constant, returns), 0, atol=1e-5)
-    np.testing.assert_allclose(explained_variance(-returns, returns), -3, rtol=1e-5)
-    np.testing.assert_allclose(
-        on_eight_devices(lambda x: explained_variance(0.5 * x, x, axis_name="data"), returns),
-        0.75, rtol=1e-5,
-    )  # fmt: skip
+    np.testing.assert_allclose(explained(returns, returns), 1)
+    np.testing.assert_allclose(explained(0.5 * returns, returns), 0.75, rtol=1e-5)
+    np.testing.assert_allclose(explained(constant, returns), 0, atol=1e-5)
+    np.testing.assert_allclose(explained(-returns, returns), -3, rtol=1e-5)
+    shared = on_eight_devices(explained_by_half)(returns)
+    np.testing.assert_allclose(shared, 0.75, rtol=1e-5)
 
 
 def test_explained_variance_is_undefined():
     """Without variance in the returns, but for their rounding; NaN stays NaN."""
     for returns in (jnp.zeros(9), jnp.full(9, 0.1), jnp.nextafter(jnp.ones(9), 1 + DATA[:9, 0])):
-        assert np.isnan(explained_variance(jnp.arange(9.0), returns))
+        assert np.isnan(explained(jnp.arange(9.0), returns))
     nothing = jnp.arange(9.0)
-    assert np.isnan(explained_variance(nothing.at[0].set(jnp.nan), nothing))
-    assert np.isnan(explained_variance(nothing, nothing.at[0].set(jnp.nan)))
+    assert np.isnan(explained(nothing.at[0].set(jnp.nan), nothing))
+    assert np.isnan(explained(nothing, nothing.at[0].set(jnp.nan)))
     found = standardized(nothing.at[0].set(jnp.nan), differences_of=nothing)
     assert np.isnan(found).all()
 

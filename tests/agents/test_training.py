@@ -54,7 +54,7 @@ def test_evaluations_leave_the_training_as_it_is(agent, tmp_path):
 
 def test_the_best_policy_stays(agent, monkeypatch):
     """Through equal and lower returns, and through NaN."""
-    first = agent.init(KEY)
+    first = jax.jit(agent.init)(KEY)
     best = initial_best(first)
     assert best.mean_return == -jnp.inf
     assert best.params["actor"] is not first.params["actor"]  # which the next chunk overwrites

@@ -16,6 +16,7 @@ TINY = text.Workload(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_head() -> None:
     found = text.measure_head(1, tokens=600, vocab=9000)
     rows = found["rows"]
@@ -33,8 +34,8 @@ def test_without_a_peer(tmp_path: Path) -> None:
 
 def test_other_logits_are_an_error() -> None:
     tokens = text.tokens_of(2, 4, 40)
-    params = TINY.model.init(jax.random.key(0), jnp.asarray(tokens))["params"]
-    logits = np.asarray(TINY.model.apply({"params": params}, jnp.asarray(tokens)))[:, -1]
+    logits, variables = jax.jit(TINY.model.init_with_output)(jax.random.key(0), jnp.asarray(tokens))
+    params, logits = variables["params"], np.asarray(logits)[:, -1]
     text.check_agrees(TINY, params, {"logits": logits})
     with pytest.raises(RuntimeError, match="the peer has other logits"):
         text.check_agrees(TINY, params, {"logits": logits + 0.1})

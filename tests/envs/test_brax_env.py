@@ -114,14 +114,8 @@ def test_action_repeat_like_brax():
     np.testing.assert_array_equal(found.reward, 2)
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        "generalized",
-        pytest.param("positional", marks=pytest.mark.slow),
-        pytest.param("mjx", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["generalized", "positional", "mjx"])
 def test_other_backends(backend):
     env = make(f"brax:inverted_pendulum?backend={backend}")
 

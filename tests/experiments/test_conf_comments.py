@@ -1,5 +1,6 @@
 """Every key in conf/ is explained, and every experiment says what it shows, its time and result."""
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def header(text: str) -> list[str]:
     return [line for line in lines if not line.startswith("@package")]
 
 
+@functools.cache
 def explained(path: Path) -> set[str]:
     """The keys that have a comment beside or above them in a file or in those it is made of."""
     text = path.read_text()

@@ -51,9 +51,10 @@ def test_test_examples_have_right_labels_and_are_never_trained_on():
     task = FromScratch(**SMALL)
     images, labels, _, _ = task._held_out
     rows = task._rows["test"][:500]
-    np.testing.assert_array_equal(labels, digits().labels[rows])
+    known = digits()
+    np.testing.assert_array_equal(labels, known.labels[rows])
     trained = {image.tobytes() for image in task._noised.dataset.images}
-    assert not any(digits().images[row].tobytes() in trained for row in rows)
+    assert not any(known.images[row].tobytes() in trained for row in rows)
     assert images.shape == (500, 8, 8, 1)
 
 
@@ -143,9 +144,10 @@ def test_search_with_no_training_examples_left():
         FromScratch(**SMALL | SEARCH | {"validation_examples": 1078}).stages()
 
 
+@pytest.mark.slow
 def test_one_noise_level(tmp_path):
     """A table with one column of accuracies, and no plot over noise."""
-    task = FromScratch(**SMALL | {"noise_levels": (0.0,), "steps": 200})
+    task = FromScratch(**SMALL | {"noise_levels": (0.0,), "steps": 50, "steps_per_chunk": 50})
     rows, _ = train(task)
     assert task.summarize(rows).table.columns == ("method", "test", "gain over adamw, paired")
     task.plot(rows, tmp_path)

@@ -51,7 +51,7 @@ class DoubleMLP(nn.Module):
 
 SHORT = SMALL | {
     "model": DoubleMLP,
-    "methods": {name: METHODS[name] for name in ("sam", "tram")},  # pre-training is AdamW
+    "methods": {"tram": METHODS["tram"]},  # pre-training is AdamW
     "precision": "float64",
     "unseen": ("contrast:3",),
     "pretrain_steps": 6,
@@ -134,7 +134,7 @@ def test_a_run_goes_on_with_other_devices(stages, trained, tmp_path):
 
     def train(num_devices, *, stop_in=None):
         """Starts or resumes the run; whether it is done."""
-        pretraining, _, tram = stages[num_devices]
+        pretraining, tram = stages[num_devices]
         planned = loop.plan([pretraining, tram], lambda name: Checkpoints(tmp_path / name, 1))
         done = loop.train(
             planned,

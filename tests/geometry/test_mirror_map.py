@@ -35,6 +35,12 @@ MAPS = {
     "hypentropy_0.001": hypentropy(1e-3),
     "spectral_hypentropy": spectral_hypentropy(0.5),
 }
+FUNCTIONS = ("potential", "to_dual", "to_primal", "divergence", "move", "bound")
+# Compiled, as they are called at many points.
+MAPS = {
+    name: each._replace(**{f: jax.jit(getattr(each, f)) for f in FUNCTIONS})
+    for name, each in MAPS.items()
+}
 # Those for which the bound is one for steps of any length.
 LOCAL = ("euclidean", "negative_entropy", "separable_p_1.5", "hypentropy_1")
 BOUNDED = ("euclidean", "simplex", "p_norm_1.1", "p_norm_1.5")

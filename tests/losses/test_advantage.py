@@ -180,13 +180,13 @@ def test_no_gradients(function):
 def test_dtypes_and_numbers_that_are_traced(strict):
     transitions = [jnp.asarray(x) for x in worked("truncated")[0]]
     narrow = [x.astype(jnp.bfloat16) if x.dtype != bool else x for x in transitions]
-    assert gae(*narrow, **NUMBERS).dtype == jnp.float32
-    swept = jax.vmap(lambda discount: gae(*transitions, discount=discount, lambda_=0.95))(
-        jnp.array([0.9, 0.99])
-    )
-    np.testing.assert_allclose(swept[1], gae(*transitions, **NUMBERS), rtol=1e-6)
+    assert jax.eval_shape(lambda *x: gae(*x, **NUMBERS), *narrow).dtype == jnp.float32
+    one = jax.jit(lambda discount: gae(*transitions, discount=discount, lambda_=0.95))
+    swept = jax.vmap(one)(jnp.array([0.9, 0.99]))
+    np.testing.assert_allclose(swept[1], one(0.99), rtol=1e-6)
     ratios = jnp.zeros_like(transitions[0])
-    assert vtrace(ratios, *transitions, **NUMBERS).targets.dtype == jnp.float32
+    found = jax.eval_shape(lambda *x: vtrace(*x, **NUMBERS), ratios, *transitions)
+    assert found.targets.dtype == jnp.float32
 
 
 def test_bad_input():
@@ -224,21 +224,22 @@ def test_empty_axes(shape):
 def test_groups(x64):
     golden = GOLDEN["group"]
     rewards = np.array(golden["rewards"])
+    relative = jax.jit(group_relative, static_argnames=("axis", "scale"))
     for scale in ("std", "none"):
-        found = group_relative(rewards, scale=scale)
+        found = relative(rewards, scale=scale)
         np.testing.assert_allclose(found, golden[scale], rtol=1e-11)
-    np.testing.assert_allclose(leave_one_out(rewards), golden["leave_one_out"], rtol=1e-12)
+    found = jax.jit(leave_one_out)(rewards)
+    np.testing.assert_allclose(found, golden["leave_one_out"], rtol=1e-12)
     stacked = np.stack([rewards, 2 * rewards])
-    np.testing.assert_allclose(
-        group_relative(stacked.T, axis=0).T, group_relative(stacked), rtol=1e-12
-    )
+    np.testing.assert_allclose(relative(stacked.T, axis=0).T, relative(stacked), rtol=1e-12)
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.1, 1e8])
 def test_equal_rewards_have_no_advantage(reward):
     rewards = jnp.full(7, reward)
-    assert not np.any(group_relative(rewards))
-    np.testing.assert_allclose(leave_one_out(rewards), 0, atol=1e-6 * max(reward, 1))
+    found, left_out = jax.jit(lambda x: (group_relative(x), leave_one_out(x)))(rewards)
+    assert not np.any(found)
+    np.testing.assert_allclose(left_out, 0, atol=1e-6 * max(reward, 1))
     assert not np.any(group_relative(jnp.ones(1)))
     with pytest.raises(ValueError, match="at least 2"):
         leave_one_out(jnp.ones(1))

@@ -49,6 +49,10 @@ def batch(*shape, seed=0):
     return policy, anchor, np.asarray(jax.nn.softmax(rewards.astype(float)), float)
 
 
+metrics_of = jax.jit(adpo_metrics)
+loss_of = jax.jit(adpo_loss)
+
+
 def loss_and_slope(loss, x):
     return jax.jit(jax.value_and_grad(lambda x: jnp.sum(loss(x))))(x)
 
@@ -92,7 +96,7 @@ def test_curvature_is_the_fisher_metric_over_the_squared_temperature(x64):
 def test_larger_temperatures_have_optima_further_from_the_anchor(x64):
     temperatures = np.array([0.1, 0.5, 1, 2])
     tiled = (np.tile(x, (4, 1)) for x in (POLICY, ANCHOR, TARGET))
-    metrics = adpo_metrics(*tiled, temperature=temperatures)
+    metrics = metrics_of(*tiled, temperature=temperatures)
     radii = [0.003486050071, 0.08607623075, 0.3068353405, 0.7959991089]
     worked(metrics["trust/radius"], radii)
     pi, ref = np.exp([POLICY, ANCHOR])
@@ -111,12 +115,12 @@ def test_masked_group(x64):
     worked(value, 1.034625023)
     assert slope[3] == 0
     assert np.isfinite(slope).all()
-    metrics = adpo_metrics(policy, np.zeros(4), target, temperature=1.0, where=where)
+    metrics = metrics_of(policy, np.zeros(4), target, temperature=1.0, where=where)
     worked(metrics["adpo/target_kl"], 0.01443368644)
 
 
 def test_pairs(x64, strict):
-    loss = functools.partial(adpo_pairwise_loss, *PAIRS)
+    loss = functools.partial(jax.jit(adpo_pairwise_loss), *PAIRS)
     worked(loss(temperature=10.0), [0.6209570478, 0.7443966601])
     worked(loss(temperature=1.0), [0.2014132780, 1.3132616875])
     soft = np.array([0.8, 0.3])
@@ -141,16 +145,17 @@ def test_tokens(x64, strict):
     old = np.array([[-1.2, -0.6, -0.3], [-0.6, -1, 0], [-0.5, -0.4, -1], [-1.8, -0.2, -0.5]])
     target = reward_targets(np.array([1.0, 0, 1, 0]))
     worked(target, [0.4848244540, 0.0151755460, 0.4848244540, 0.0151755460])
+    ratios_of = jax.jit(sequence_log_ratios, static_argnames="reduction")
     for reduction, ratios, expected in (
         ("sum", np.array([0.5, -0.25, 0.375, -0.25]) * 0.8, 1.122663812),
         ("mean", np.array([0.1666666667, -0.125, 0.125, -0.0833333333]) * 0.8, 1.276891372),
     ):
-        found = sequence_log_ratios(policy, old, np.isfinite(policy), reduction=reduction)
+        found = ratios_of(policy, old, np.isfinite(policy), reduction=reduction)
         worked(found, ratios)
-        worked(adpo_loss(found, jnp.zeros(4), target, temperature=0.8), expected)
+        worked(loss_of(found, jnp.zeros(4), target, temperature=0.8), expected)
     # The released metrics: a KL per token, and what is called one.
     worked(masked_mean(kl_estimate(policy, old, "k3"), np.isfinite(policy)), 0.008520608244)
-    sums = sequence_log_ratios(policy, old, np.isfinite(policy), reduction="sum")
+    sums = ratios_of(policy, old, np.isfinite(policy), reduction="sum")
     worked(np.abs(sums).mean(), 0.275)
 
 
@@ -225,7 +230,7 @@ def test_supervised(x64):
     )
     theirs = lambda x: optax.softmax_cross_entropy_with_integer_labels(x, labels)
     close(*(loss_and_slope(loss, policy)[1] for loss in (ours, theirs)))
-    close(ours(policy), theirs(policy))
+    close(*jax.jit(lambda x: (ours(x), theirs(x)))(policy))
 
 
 def test_distillation(x64):
@@ -235,7 +240,8 @@ def test_distillation(x64):
     ours = lambda x: adpo_loss(x, jnp.zeros((6, 5)), target, temperature=3.0)
     theirs = lambda x: mesa_penalty(x, teacher, temperature=3.0) / 9
     entropy = np.sum(jax.scipy.special.entr(target), -1)
-    close(ours(policy), theirs(policy) + entropy)
+    found, expected = jax.jit(lambda x: (ours(x), theirs(x)))(policy)
+    close(found, expected + entropy)
     close(loss_and_slope(ours, policy)[1], loss_and_slope(theirs, policy)[1])
 
 
@@ -337,12 +343,12 @@ def test_temperatures_per_group(x64):
     policy, anchor, target = batch(2, 3, 5)
     taus = np.array([[0.5, 1, 2], [0.1, 3, 0.7]])
     each = [
-        [adpo_loss(*(x[i, j] for x in (policy, anchor, target)), temperature=taus[i, j])
+        [loss_of(*(x[i, j] for x in (policy, anchor, target)), temperature=taus[i, j])
          for j in range(3)]
         for i in range(2)
     ]  # fmt: skip
     for temperature in (taus, taus[..., None]):
-        close(adpo_loss(policy, anchor, target, temperature=temperature), each)
+        close(loss_of(policy, anchor, target, temperature=temperature), each)
 
 
 def test_only_the_policy_has_a_gradient():
@@ -361,9 +367,8 @@ def test_only_the_policy_has_a_gradient():
         temperature=target_entropy_temperature(own),
     )  # fmt: skip
     np.testing.assert_allclose(slope, loss_and_slope(constants, policy)[1], rtol=1e-6)
-    others = jax.grad(lambda a, q, t: jnp.sum(adpo_loss(policy, a, q, temperature=t)), (0, 1, 2))(
-        anchor, target, 1.5
-    )
+    by_others = jax.grad(lambda a, q, t: jnp.sum(adpo_loss(policy, a, q, temperature=t)), (0, 1, 2))
+    others = jax.jit(by_others)(anchor, target, 1.5)
     assert not any(np.any(slope) for slope in others)
     measured = lambda x: jax.tree.leaves(adpo_metrics(x, anchor, target, temperature=1.0))
     assert not loss_and_slope(lambda x: jnp.stack(measured(x)), policy)[1].any()
@@ -410,11 +415,11 @@ def test_a_group_without_candidates():
         array[1] = NAN
     where = np.array([[True], [False], [True]])
     loss = lambda x: adpo_loss(x, anchor, target, temperature=0.5, where=where)
-    value, slope = loss(policy), loss_and_slope(loss, policy)[1]
+    value, slope = jax.jit(loss)(policy), loss_and_slope(loss, policy)[1]
     assert value[1] == 0
     assert not slope[1].any()
     assert np.isfinite(slope).all()
-    metrics = adpo_metrics(policy, anchor, target, temperature=0.5, where=where)
+    metrics = metrics_of(policy, anchor, target, temperature=0.5, where=where)
     assert {float(x[1]) for x in metrics.values()} == {0.0}
     assert np.isfinite(list(metrics.values())).all()
 

@@ -34,6 +34,10 @@ TARGETS = {
     "kde_fixed": functools.partial(kde_targets, bandwidth=0.5),
 }
 each_target = pytest.mark.parametrize("name", TARGETS)
+rewards_of = jax.jit(reward_targets, static_argnames=("scale", "ddof"))
+kde_of = jax.jit(kde_targets)
+entropy_rule = jax.jit(target_entropy_temperature)
+hybrid_rule = jax.jit(smooth_hybrid_temperature)
 
 
 # ---- worked numbers
@@ -50,18 +54,18 @@ def test_divisor_and_epsilon(x64):
     one = np.array([1.0, 0, 0, 0])
     for ddof, epsilon in ((1, 0.0), (0, 0.0), (1, 0.3), (0, 1e-4)):
         z = (one - 0.25) / (one.std(ddof=ddof) + epsilon) / 0.5
-        found = reward_targets(one, ddof=ddof, epsilon=epsilon)
+        found = rewards_of(one, ddof=ddof, epsilon=epsilon)
         worked(found, np.exp(z) / np.exp(z).sum())
     # As the advantages of the group-relative methods.
     rewards = np.random.default_rng(0).normal(size=(3, 6))
-    expected = jax.nn.softmax(group_relative(rewards, epsilon=1e-6) / 0.5)
-    worked(reward_targets(rewards, epsilon=1e-6), expected)
+    expected = jax.jit(lambda x: jax.nn.softmax(group_relative(x, epsilon=1e-6) / 0.5))(rewards)
+    worked(rewards_of(rewards, epsilon=1e-6), expected)
 
 
 def test_kde(x64, strict):
-    raw = reward_targets(OUTLIER, scale="none", temperature=1.0)
+    raw = rewards_of(OUTLIER, scale="none", temperature=1.0)
     worked(raw[-1], 0.9999999999)
-    kde = functools.partial(kde_targets, OUTLIER)
+    kde = functools.partial(kde_of, OUTLIER)
     worked(
         kde(bandwidth=0.5, temperature=1.0),
         [0.0666440495, 0.1240868576, 0.0317551816, 0.7775139112],
@@ -71,7 +75,7 @@ def test_kde(x64, strict):
     worked(kde(temperature=1.0), by_rule)
     # Masked rewards count neither for the ranks nor for the bandwidth.
     padded, where = np.insert(OUTLIER, 2, NAN), np.insert(np.ones(4, bool), 2, False)
-    worked(kde_targets(padded, temperature=1.0, where=where), np.insert(by_rule, 2, 0))
+    worked(kde_of(padded, temperature=1.0, where=where), np.insert(by_rule, 2, 0))
 
 
 def test_kde_against_definition(x64):
@@ -80,16 +84,16 @@ def test_kde_against_definition(x64):
     gaps = (rewards[:, :, None] - rewards[:, None]) / h[:, None, None]
     share = np.asarray(jax.scipy.stats.norm.cdf(gaps)).mean(-1)
     expected = jax.nn.softmax(np.log(share / (1 - share)) / 0.5)
-    np.testing.assert_allclose(kde_targets(rewards, bandwidth=h), expected, rtol=1e-8)
+    np.testing.assert_allclose(kde_of(rewards, bandwidth=h), expected, rtol=1e-8)
 
 
 def test_entropy_rule(x64):
-    found = target_entropy_temperature(np.array([0.6, 0.25, 0.1, 0.05]), base=0.8)
+    found = entropy_rule(np.array([0.6, 0.25, 0.1, 0.05]), base=0.8)
     worked(found, 0.5019062974)
     helpers = GOLDEN["helpers"]
-    worked(target_entropy_temperature(np.array(helpers["target"])), helpers["temperature"])
+    worked(entropy_rule(np.array(helpers["target"])), helpers["temperature"])
     # A target that says nothing leaves half of the temperature, and one that is certain all of it.
-    plain = functools.partial(target_entropy_temperature, epsilon=0.0)
+    plain = functools.partial(entropy_rule, epsilon=0.0)
     worked(plain(np.full(4, 0.25)), 0.4)
     worked(plain(np.eye(4)[0]), 0.8)
     worked(plain(np.full(4, 0.25), alpha=1.0), 0.05)
@@ -115,18 +119,18 @@ def test_hybrid_rule(entropy, reward, halves, ones, x64):
     entropies = np.array([entropy, 0, 0])
     rewards = np.array([[reward + 1, reward - 1], [0, 0], [1, 1]])
     for weight, expected in ((0.5, halves), (1.0, ones)):
-        found = smooth_hybrid_temperature(entropies, rewards, alpha=weight, beta=weight)
+        found = hybrid_rule(entropies, rewards, alpha=weight, beta=weight)
         worked(found[0], expected)
 
 
 def test_hybrid_rule_at_its_edges(x64):
-    same = smooth_hybrid_temperature(np.zeros(2), np.ones((2, 3)), beta=1.0)
+    same = hybrid_rule(np.zeros(2), np.ones((2, 3)), beta=1.0)
     worked(same, [1.2, 1.2])  # equal rewards count as one half
-    far = smooth_hybrid_temperature(np.array([-3.0, 7]), np.array([[0.0], [1]]), maximum=1.5)
+    far = hybrid_rule(np.array([-3.0, 7]), np.array([[0.0], [1]]), maximum=1.5)
     worked(far, [1.2, 1.5])
     # A group without candidates does not stretch the range.
     rewards, where = np.array([[0.0, 1], [9, 9], [1, 1]]), np.array([[True], [False], [True]])
-    found = smooth_hybrid_temperature(np.zeros(3), rewards, where=where)
+    found = hybrid_rule(np.zeros(3), rewards, where=where)
     worked(found[::2], [1.2, 0.8])
 
 
@@ -141,7 +145,7 @@ def test_hybrid_rule_over_devices(x64):
             mesh=make_mesh(8), in_specs=rows, out_specs=rows,
         )
     )(entropies, rewards)  # fmt: skip
-    worked(found, smooth_hybrid_temperature(entropies, rewards))
+    worked(found, hybrid_rule(entropies, rewards))
 
 
 # ---- properties
@@ -236,9 +240,9 @@ def test_constants():
 def test_the_unit_of_the_rewards_does_not_matter():
     """Deviations of tiny and of huge rewards neither vanish nor overflow."""
     z = np.array([1.0, -2, 0.5, 0.5])
-    expected = reward_targets(z, epsilon=0.0)
+    expected = rewards_of(z, epsilon=0.0)
     for scale in (1e-25, 1e25):
-        np.testing.assert_allclose(reward_targets(scale * z, epsilon=0.0), expected, rtol=1e-5)
+        np.testing.assert_allclose(rewards_of(scale * z, epsilon=0.0), expected, rtol=1e-5)
 
 
 # ---- bad input

@@ -38,13 +38,18 @@ SURROGATES = {
 each_surrogate = pytest.mark.parametrize("name", SURROGATES)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def values_and_slopes(loss, *each):
+    return jax.vmap(jax.value_and_grad(loss))(*each)
+
+
 def value_and_slope(loss, log_prob, old, advantage):
-    each = (jnp.asarray(x, jnp.float32) for x in (log_prob, old, advantage))
-    return jax.vmap(jax.value_and_grad(loss))(*jnp.broadcast_arrays(*each))
+    each = (np.asarray(x, np.float32) for x in (log_prob, old, advantage))
+    return values_and_slopes(loss, *np.broadcast_arrays(*each))
 
 
 def test_the_clipped_branch_has_no_slope():
-    slope = jax.grad(lambda x: ppo_clip_loss(x, 0 * x, jnp.ones(2)).mean())
+    slope = jax.jit(jax.grad(lambda x: ppo_clip_loss(x, 0 * x, jnp.ones(2)).mean()))
     np.testing.assert_array_equal(slope(jnp.array([100.0, 0.0])), [0, -0.5])
 
 
@@ -71,8 +76,8 @@ def test_float32_agrees_with_float64(name, advantage):
     ratios = np.concatenate([ratios, FAR[:2]])
     value, slope = value_and_slope(SURROGATES[name], ratios, 0.0, advantage)
     with jax.enable_x64(True):
-        each = (jnp.asarray(x, jnp.float64) for x in np.broadcast_arrays(ratios, 0, advantage))
-        exact = jax.vmap(jax.value_and_grad(SURROGATES[name]))(*each)
+        each = (np.asarray(x, np.float64) for x in np.broadcast_arrays(ratios, 0, advantage))
+        exact = values_and_slopes(SURROGATES[name], *each)
     with np.errstate(over="ignore", under="ignore"):
         expected = [np.asarray(x).astype(np.float32) for x in exact]
     for found, other in zip((value, slope), expected, strict=True):
@@ -94,16 +99,17 @@ def test_impossible_actions(name):
 @each_surrogate
 @pytest.mark.parametrize("size", [1.0, -1.0, 0.0, 1e3, -1e3])
 def test_masks_keep_slopes_finite(name, size):
-    x = jnp.concatenate([jnp.asarray(FAR), jnp.array([-INF, INF, 0.5])])
-    old = jnp.zeros(11).at[8].set(-INF)
-    seen = jnp.arange(11) == 10
+    x = np.concatenate([FAR, np.array([-INF, INF, 0.5], np.float32)])
+    old = np.where(np.arange(11) == 8, -INF, 0).astype(np.float32)
+    seen = np.arange(11) == 10
 
     def mean(x, mask_advantage):
         advantage = jnp.where(seen | ~mask_advantage, size, 0)
         return jnp.mean(SURROGATES[name](x, old, advantage), where=seen)
 
+    slope_of = jax.jit(jax.grad(mean))
     for mask_advantage in (True, False):
-        slope = jax.grad(mean)(x, jnp.asarray(mask_advantage))
+        slope = slope_of(x, mask_advantage)
         np.testing.assert_array_equal(slope[:10], 0)
         assert np.isfinite(slope[10])
 
@@ -111,7 +117,7 @@ def test_masks_keep_slopes_finite(name, size):
 def test_what_went_too_far_is_driven_back():
     """The slope does not vanish where the ratio is cut."""
     x = jnp.array([100.0, 1e4, 3e38])
-    slope = jax.grad(lambda x: ppo_clip_loss(x, 0 * x, -jnp.ones(3)).sum())(x)
+    slope = jax.jit(jax.grad(lambda x: ppo_clip_loss(x, 0 * x, -jnp.ones(3)).sum()))(x)
     np.testing.assert_allclose(slope, LARGE, rtol=1e-4)
 
 
@@ -139,12 +145,12 @@ def test_clips_at_the_edges(clip):
 def test_vtrace(clips):
     """Errors of zero stay zero, whatever their weight."""
     zero, none = jnp.zeros(8), jnp.zeros(8, bool)
-    numbers = {"discount": 0.9, "lambda_": 0.5} | clips
-    found = vtrace(jnp.asarray(FAR), zero, zero, zero, none, none, **numbers)
+    targets = jax.jit(functools.partial(vtrace, discount=0.9, lambda_=0.5, **clips))
+    found = targets(jnp.asarray(FAR), zero, zero, zero, none, none)
     np.testing.assert_array_equal(found, np.zeros((2, 8)))
     # What follows a termination is not looked at.
     after = jnp.array([NAN, *zero[1:]])
-    found = vtrace(zero, zero, zero, after, none.at[0].set(True), none, **numbers)
+    found = targets(zero, zero, zero, after, none.at[0].set(True), none)
     np.testing.assert_array_equal(found, np.zeros((2, 8)))
 
 

@@ -58,29 +58,31 @@ ADVANTAGES = np.array([1.0, -1.0])
 
 
 def test_worked_losses(x64):
-    given = (NEW, OLD, ADVANTAGES, MASK)
-    for expected, found in (
-        (-0.30096748360719, grpo_loss(*given, reduction="token_mean")),
-        (-0.10080623633933, grpo_loss(*given)),
-        (-0.75241870901798, grpo_loss(*given, reduction="sequence_sum")),
-        (-0.50161247267865, grpo_loss(*given, reduction="constant", normalizer=3)),
-        (-0.25080623633933, dr_grpo_loss(*given)),
-        (-0.32124803523922, dapo_loss(*given)),
-        (-0.11770669603269, dapo_loss(*given, reduction="sequence_mean")),
-        (-0.00035, gspo_loss(*given)),
-        (-0.16964601178747, gspo_loss(*given, clip=0.2, clip_high=0.2)),
-        (-0.16964601178747, gspo_loss(*given, clip=0.2, clip_high=0.2, level="token")),
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-11)
-    for kind, token, sequence in (
-        ("k1", 0.06, 0.04166666666667),
-        ("k2", 0.011, 0.01125),
-        ("k3", 0.01092915306921, 0.01129430890735),
-    ):
-        values = kl_estimate(NEW, REFERENCE, kind)
-        np.testing.assert_allclose(masked_mean(values, MASK), token, rtol=1e-11)
-        found = reduce_tokens(values, MASK, reduction="sequence_mean")
-        np.testing.assert_allclose(found, sequence, rtol=1e-11)
+    cases = (
+        (-0.30096748360719, grpo_loss, {"reduction": "token_mean"}),
+        (-0.10080623633933, grpo_loss, {}),
+        (-0.75241870901798, grpo_loss, {"reduction": "sequence_sum"}),
+        (-0.50161247267865, grpo_loss, {"reduction": "constant", "normalizer": 3}),
+        (-0.25080623633933, dr_grpo_loss, {}),
+        (-0.32124803523922, dapo_loss, {}),
+        (-0.11770669603269, dapo_loss, {"reduction": "sequence_mean"}),
+        (-0.00035, gspo_loss, {}),
+        (-0.16964601178747, gspo_loss, {"clip": 0.2, "clip_high": 0.2}),
+        (-0.16964601178747, gspo_loss, {"clip": 0.2, "clip_high": 0.2, "level": "token"}),
+    )
+    losses = jax.jit(lambda *given: [loss(*given, **numbers) for _, loss, numbers in cases])
+    expected = [row[0] for row in cases]
+    np.testing.assert_allclose(losses(NEW, OLD, ADVANTAGES, MASK), expected, rtol=1e-11)
+
+    @jax.jit
+    def means(new, reference):
+        each = [kl_estimate(new, reference, kind) for kind in ("k1", "k2", "k3")]
+        by_answer = functools.partial(reduce_tokens, mask=MASK, reduction="sequence_mean")
+        return [masked_mean(x, MASK) for x in each], [by_answer(x) for x in each]
+
+    token, sequence = means(NEW, REFERENCE)
+    np.testing.assert_allclose(token, [0.06, 0.011, 0.01092915306921], rtol=1e-11)
+    np.testing.assert_allclose(sequence, [0.04166666666667, 0.01125, 0.01129430890735], rtol=1e-11)
 
 
 def test_rloo_of_worked_numbers(x64):
@@ -102,8 +104,11 @@ def test_rloo_of_worked_numbers(x64):
 
 def test_worked_trust_grpo(x64):
     outcome, thinking = np.array([1.0, 0, 0, 1]), np.array([0.2, 0.8, 0.9, 0.4])
-    np.testing.assert_allclose(trust_weight(outcome, thinking), 0.5769498103804866, rtol=1e-14)
-    advantages = functools.partial(trust_grpo_advantages, total_steps=1500)
+    weight = jax.jit(trust_weight)(outcome, thinking)
+    np.testing.assert_allclose(weight, 0.5769498103804866, rtol=1e-14)
+    advantages = jax.jit(
+        functools.partial(trust_grpo_advantages, total_steps=1500), static_argnames=("ddof", "form")
+    )
     for step, expected in (
         (0, [0.832509705442, -0.882186962906, -0.849068791263, 0.898746048727]),
         (750, [0.846594963139, -0.875536719288, -0.856242215189, 0.885183971337]),
@@ -129,7 +134,7 @@ def test_worked_trust_grpo(x64):
 def test_worked_rewards(x64):
     rewards, mask = np.array([[0, 0, 1, 0], [0, 0, 0, -1.0]]), np.array([[1, 1, 1, 0], [1] * 4])
     expected = np.array([[1.069044962973] * 3 + [0], [-0.801783722229] * 4])
-    found = reinforce_plus_plus_advantages(rewards, mask)
+    found = jax.jit(reinforce_plus_plus_advantages)(rewards, mask)
     np.testing.assert_allclose(found, expected, rtol=1e-8)
     penalty = functools.partial(soft_overlong_penalty, jnp.array([21000.0, 18432, 100]))
     np.testing.assert_allclose(penalty(bounded=False), [-1.126953125, -0.5, 0])
@@ -168,10 +173,11 @@ def test_only_the_policy_has_a_gradient(loss):
 
 
 def test_first_inner_step_clips_nothing():
-    metrics = trust_metrics(NEW, NEW, ADVANTAGES, MASK, clip=1e-4)
+    metrics = jax.jit(trust_metrics)(NEW, NEW, ADVANTAGES, MASK, clip=1e-4)
     for name in ("trust/distance", "trust/used", "clip", "clip/low", "clip/high"):
         assert metrics[name] == 0
-    assert np.all(np.asarray(divergence_mask(NEW, NEW, ADVANTAGES, MASK, radius=1e-9)) == MASK)
+    kept = jax.jit(divergence_mask)(NEW, NEW, ADVANTAGES, MASK, radius=1e-9)
+    np.testing.assert_array_equal(kept, MASK)
 
 
 PATH = Path(__file__).parents[1] / "golden" / "group.json"
@@ -205,13 +211,14 @@ def test_golden(name, x64):
     new, reference = given.pop("log_probs"), given.pop("reference_log_probs")
     loss, numbers = CASES[name]
     if isinstance(loss, str):
-        weights = divergence_mask(new, **given, divergence=loss, **numbers)
+        mask_of = jax.jit(divergence_mask, static_argnames="divergence")
+        weights = mask_of(new, **given, divergence=loss, **numbers)
         loss, numbers = cispo_loss, {"clip": 1.0, "clip_high": 19.0, "weights": weights}
         if name == "verl/dppo_tv":
             assert 0 < np.sum(weights) < np.sum(given["mask"])
     if "beta" in numbers:
         numbers = {**numbers, "reference_log_probs": reference}
-    value, gradient = jax.value_and_grad(lambda x: loss(x, **given, **numbers))(new)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: loss(x, **given, **numbers)))(new)
     # verl adds 1e-8 to the number of tokens of an answer.
     np.testing.assert_allclose(value, golden["cases"][name]["value"], rtol=1e-7)
     np.testing.assert_allclose(gradient, golden["cases"][name]["gradient"], rtol=1e-7, atol=1e-12)

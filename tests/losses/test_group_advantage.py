@@ -30,32 +30,44 @@ REWARDS, SIZE = np.array(VERL["rewards"]), VERL["group_size"]
 REFERENCE = GIVEN["reference_log_probs"]
 NAN = np.nan
 
+advantages_of = jax.jit(
+    trust_grpo_advantages, static_argnames=("ddof", "form", "scale", "schedule")
+)
+
 
 # ---- the libraries' functions
 
 
 def test_group_advantages_agree_with_verl(x64):
     grouped = {"group_size": SIZE}
-    for name, found in {
-        "grpo": group_relative(REWARDS, **grouped),
-        "dr_grpo": group_relative(REWARDS, scale="none", **grouped),
-        "rloo": leave_one_out(REWARDS, **grouped),
-        "rloo_vectorized": leave_one_out(REWARDS, **grouped),
-    }.items():
-        np.testing.assert_allclose(found[:, None] * MASK, VERL[name], rtol=1e-12, atol=1e-15)
+
+    @jax.jit
+    def advantages(rewards):
+        return {
+            "grpo": group_relative(rewards, **grouped),
+            "dr_grpo": group_relative(rewards, scale="none", **grouped),
+            "rloo": leave_one_out(rewards, **grouped),
+            "rloo_vectorized": leave_one_out(rewards, **grouped),
+        }
+
+    for name, found in advantages(REWARDS).items():
+        spread = np.asarray(found)[:, None] * MASK
+        np.testing.assert_allclose(spread, VERL[name], rtol=1e-12, atol=1e-15)
 
 
 def test_reinforce_plus_plus_agrees_with_verl(x64):
     """Token rewards with a KL, returns over the gaps of tools, and the form with a baseline."""
-    rewards = token_rewards(
+    rewards = jax.jit(token_rewards)(
         REWARDS, MASK, log_probs=OLD, reference_log_probs=REFERENCE, beta=VERL["beta"]
     )
     np.testing.assert_allclose(rewards, VERL["token_rewards"], rtol=1e-12, atol=1e-15)
+    advantages = jax.jit(reinforce_plus_plus_advantages)
     for case in VERL["reinforce_plus_plus"]:
-        found = reinforce_plus_plus_advantages(rewards, MASK, discount=case["discount"])
+        found = advantages(rewards, MASK, discount=case["discount"])
         # verl adds 1e-8 to the number of tokens.
         np.testing.assert_allclose(found, case["advantages"], rtol=1e-8, atol=1e-8)
-    found = reinforce_plus_plus_baseline_advantages(REWARDS, MASK, group_size=SIZE)
+    baseline = functools.partial(reinforce_plus_plus_baseline_advantages, group_size=SIZE)
+    found = jax.jit(baseline)(REWARDS, MASK)
     expected = VERL["reinforce_plus_plus_baseline"]
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
 
@@ -76,17 +88,21 @@ def test_rloo_agrees(library, x64):
 
 @pytest.mark.parametrize("kind", GOLDEN["kl"])
 def test_kl_estimates_agree_with_verl(kind, x64):
-    values, back = jax.vjp(lambda new: kl_estimate(new, REFERENCE, kind), NEW)
+
+    def total(new):
+        values = kl_estimate(new, REFERENCE, kind)
+        return jnp.sum(values), values
+
+    slope, values = jax.jit(jax.grad(total, has_aux=True))(NEW)
     golden = GOLDEN["kl"][kind]
     np.testing.assert_allclose(values, golden["values"], rtol=1e-10, atol=1e-15)
-    slope = back(np.ones_like(values))[0]
     np.testing.assert_allclose(slope, golden["gradient"], rtol=1e-10, atol=1e-15)
 
 
 @pytest.mark.parametrize("reduction", GOLDEN["reductions"])
 def test_reductions_agree_with_verl(reduction, x64):
     """An answer without a token does not count; verl adds 1e-8 to the length."""
-    found = reduce_tokens(NEW, MASK, reduction=reduction)
+    found = jax.jit(functools.partial(reduce_tokens, reduction=reduction))(NEW, MASK)
     np.testing.assert_allclose(found, GOLDEN["reductions"][reduction], rtol=1e-8)
 
 
@@ -116,8 +132,9 @@ def test_kl_estimates_in_expectation(x64):
         return np.exp(new) @ jax.jit(each)(new)
 
     kl = lambda x: jnp.sum(jax.nn.softmax(x) * (jax.nn.log_softmax(x) - old))
-    near(slope("k2"), jax.grad(kl)(new))
-    near(slope("k3+"), jax.grad(kl)(new))
+    exact = jax.jit(jax.grad(kl))(new)
+    near(slope("k2"), exact)
+    near(slope("k3+"), exact)
     near(slope("k1"), 0)
     near(slope("k3"), np.exp(new) - np.exp(old))  # that of KL(old || new)
 
@@ -128,7 +145,7 @@ def test_kl_estimates_in_expectation(x64):
 def test_worked_trust_grpo(x64):
     """Sections 6.2 A to E and the scale trap; B to D are in test_group.py as well."""
     near = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
-    advantages = functools.partial(trust_grpo_advantages, total_steps=1500)
+    advantages = functools.partial(advantages_of, total_steps=1500)
     outcome, thinking = np.array([1.0, 1, 0, 0]), np.array([0.9, 0.7, 0.3, 0.5])
     assert trust_weight(outcome, thinking) == 1
     a = [0.911111750639, 0.81845631837, -0.911111750639, -0.81845631837]
@@ -142,19 +159,17 @@ def test_worked_trust_grpo(x64):
     outcome, thinking = np.array([0.8, 0.4, 0.3, 0.6]), np.array([0.2, 0.8, 0.9, 0.4])
     rewards = np.array([0.820996264947, 0.483985059787, 0.39448319226, 0.641992529893])
     near(advantages(outcome, thinking, step=750, scale="none"), rewards - rewards.mean())
-    found = trust_grpo_advantages(outcome, thinking, step=750, total_steps=12000, form="code")
+    found = advantages_of(outcome, thinking, step=750, total_steps=12000, form="code")
     near(found, [1.268303202116, -0.523944317673, -1.020183573968, 0.275824689525])
     rewards = np.array([0.832519651308, 0.53007860523, 0.446338430884, 0.665039302615])
-    found = trust_grpo_advantages(
-        outcome, thinking, step=750, total_steps=12000, form="code", scale="none"
-    )
+    found = advantages_of(outcome, thinking, step=750, total_steps=12000, form="code", scale="none")
     near(found, rewards - rewards.mean())
 
 
 def test_scale_trap(x64):
     """Equal outcomes: dividing by the deviation undoes the annealing; without it, it acts."""
     outcome, thinking = np.ones(4), np.array([0.9, 0.5, 0.7, 0.3])
-    advantages = functools.partial(trust_grpo_advantages, outcome, thinking, total_steps=1500)
+    advantages = functools.partial(advantages_of, outcome, thinking, total_steps=1500)
     near = functools.partial(np.testing.assert_allclose, rtol=0, atol=6e-6)
     near(advantages(step=0), [1.16188, -0.38729, 0.38729, -1.16188])
     near(advantages(step=5000), [1.16147, -0.38716, 0.38716, -1.16147])
@@ -197,7 +212,7 @@ def test_schedules(x64):
         (lambda p: p, 1 / 3, 1),
     ):
         for step, expected in ((1, third), (3, end)):
-            found = trust_grpo_advantages(
+            found = advantages_of(
                 outcome, thinking, step=step, total_steps=3, schedule=schedule, scale="none"
             )
             np.testing.assert_allclose(found[0], (1 + 0.3 * expected) / 2, rtol=1e-12)
@@ -281,9 +296,8 @@ def test_groups_must_be_whole_on_a_device(name):
     rewards = np.arange(16, dtype=np.float32)
     split = jax.device_put(rewards, NamedSharding(mesh, P("d")))
     function = BY_GROUP[name]
-    np.testing.assert_allclose(
-        function(split, group_size=2), function(rewards, group_size=2), rtol=1e-6
-    )
+    expected = jax.jit(functools.partial(function, group_size=2))(rewards)
+    np.testing.assert_allclose(function(split, group_size=2), expected, rtol=1e-6)
     message = "^rewards must have whole groups of 4 on every device along axis 0, got 2 entries"
     with pytest.raises(ValueError, match=message):
         function(split, group_size=4)

@@ -70,6 +70,18 @@ def slopes_by_hand(name, logits, other):
     return slope, np.zeros_like(q) if name in TARGETS else other_slope
 
 
+@jax.jit
+def all_of(logits, other, where=None):
+    """Values and slopes of every penalty, from one compilation."""
+
+    def one(penalty):
+        total = lambda *pair: (jnp.sum(values := penalty(*pair, where=where)), values)
+        slopes, values = jax.grad(total, (0, 1), has_aux=True)(logits, other)
+        return values, slopes
+
+    return {name: one(penalty) for name, penalty in PENALTIES.items()}
+
+
 # ---- values
 
 
@@ -97,8 +109,7 @@ def test_against_numpy(name, x64, strict):
 @penalties
 def test_slopes(name, x64):
     """Gradients agree with their closed form, and none flows into a target."""
-    total = lambda logits, other: jnp.sum(PENALTIES[name](logits, other))
-    actual = jax.grad(total, (0, 1))(LOGITS, OTHER)
+    _, actual = all_of(LOGITS, OTHER)[name]
     for slope, expected in zip(actual, slopes_by_hand(name, LOGITS, OTHER), strict=True):
         np.testing.assert_allclose(slope, expected, rtol=1e-10, atol=1e-14)
 
@@ -107,9 +118,10 @@ def test_slopes(name, x64):
 def test_finite_differences(name, x64):
     """Gradients agree with finite differences along a random direction of the trained logits."""
     direction, step = RANDOM.normal(size=LOGITS.shape), 1e-5
-    total = lambda logits: jnp.sum(PENALTIES[name](logits, OTHER))
+    total = lambda logits: np.sum(all_of(logits, OTHER)[name][0])
     measured = (total(LOGITS + step * direction) - total(LOGITS - step * direction)) / (2 * step)
-    np.testing.assert_allclose(np.sum(jax.grad(total)(LOGITS) * direction), measured, rtol=1e-7)
+    slope, _ = all_of(LOGITS, OTHER)[name][1]
+    np.testing.assert_allclose(np.sum(slope * direction), measured, rtol=1e-7)
 
 
 # ---- numerics
@@ -120,9 +132,8 @@ def test_finite_differences(name, x64):
 def test_equal_logits(name, dtype):
     """Value and gradient are exactly zero, with impossible classes too."""
     logits = jnp.asarray(LOGITS, dtype).at[0, 0, 1].set(-jnp.inf)
-    total = lambda logits, other: jnp.sum(PENALTIES[name](logits, other))
-    value, slopes = jax.value_and_grad(total, (0, 1))(logits, logits)
-    assert value == 0
+    values, slopes = all_of(logits, logits)[name]
+    assert not np.any(values)
     assert not any(np.any(np.asarray(slope, np.float32)) for slope in slopes)
 
 
@@ -130,12 +141,12 @@ def test_equal_logits(name, dtype):
 def test_half_precision(name, strict):
     """Sums over classes are float32; gradients have the dtype of their logits."""
     logits, other = (jnp.asarray(x, jnp.bfloat16) for x in (LOGITS, OTHER))
-    values, pull = jax.vjp(PENALTIES[name], logits, other)
+    values, slopes = all_of(logits, other)[name]
     assert values.dtype == jnp.float32
     exact = by_hand(name, *(np.asarray(x, np.float64) for x in (logits, other)))
     np.testing.assert_allclose(values, exact, rtol=1e-5)
-    assert {slope.dtype for slope in pull(values)} == {jnp.dtype(jnp.bfloat16)}
-    mixed = PENALTIES[name](logits, jnp.asarray(OTHER, jnp.float32))
+    assert {slope.dtype for slope in slopes} == {jnp.dtype(jnp.bfloat16)}
+    mixed = jax.eval_shape(PENALTIES[name], logits, jnp.asarray(OTHER, jnp.float32))
     assert mixed.dtype == jnp.float32
 
 
@@ -144,11 +155,9 @@ def test_masked_examples(name, x64):
     """They have zero value and gradient, even if their logits are not numbers."""
     where = np.array([[True], [False], [True], [False]])
     spoilt = np.where(where[..., None], LOGITS, np.nan)
-    penalty = lambda logits, other: PENALTIES[name](logits, other, where=where)
-    values = penalty(spoilt, OTHER)
+    values, slopes = all_of(spoilt, OTHER, where)[name]
     np.testing.assert_array_equal(values[1::2], 0)
     np.testing.assert_allclose(values[::2], by_hand(name, LOGITS, OTHER)[::2], rtol=1e-12)
-    slopes = jax.grad(lambda *pair: jnp.sum(penalty(*pair)), (0, 1))(spoilt, OTHER)
     for slope, expected in zip(slopes, slopes_by_hand(name, LOGITS, OTHER), strict=True):
         np.testing.assert_array_equal(slope[1::2], 0)
         np.testing.assert_allclose(slope[::2], expected[::2], rtol=1e-10, atol=1e-14)
@@ -157,17 +166,17 @@ def test_masked_examples(name, x64):
 @penalties
 def test_empty_mask(name):
     where = np.zeros((4, 3), bool)
-    total = lambda logits: jnp.sum(PENALTIES[name](logits, OTHER, where=where))
-    value, slope = jax.value_and_grad(total)(jnp.asarray(LOGITS, jnp.float32))
-    assert value == 0
+    logits, other = (jnp.asarray(x, jnp.float32) for x in (LOGITS, OTHER))
+    values, (slope, _) = all_of(logits, other, where)[name]
+    assert not np.any(values)
     assert not np.any(slope)
 
 
 @penalties
 def test_under_vmap_and_jit(name):
     logits, other = (jnp.asarray(x, jnp.float32) for x in (LOGITS, OTHER))
-    together = jax.jit(jax.vmap(jax.vmap(PENALTIES[name])))(logits, other)
-    np.testing.assert_allclose(together, PENALTIES[name](logits, other), rtol=1e-5)
+    together = jax.vmap(jax.vmap(all_of))(logits, other)[name][0]
+    np.testing.assert_allclose(together, all_of(logits, other)[name][0], rtol=1e-5)
 
 
 # ---- SMART's inner maximisation, on a linear softmax model
@@ -179,13 +188,17 @@ def model(inputs):
     return inputs @ jnp.asarray(WEIGHTS, inputs.dtype)
 
 
+def perturbed(inputs, key, function=model, **options):
+    return jax.jit(functools.partial(smart_perturbation, function, **options))(inputs, key)
+
+
 @pytest.mark.parametrize("axis", [-1, (-2, -1)])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_smart_against_numpy(axis, steps, x64):
     """Each step goes along the gradient over its largest entry and is projected into the box."""
     key, radius, eta, sigma = jax.random.key(3), 0.05, 0.03, 0.01
     options = {"radius": radius, "step_size": eta, "noise": sigma, "axis": axis, "steps": steps}
-    actual = jax.jit(functools.partial(smart_perturbation, model, **options))(INPUTS, key)
+    actual = perturbed(INPUTS, key, **options)
 
     moved = INPUTS + sigma * np.asarray(jax.random.normal(key, INPUTS.shape))
     for _ in range(steps):
@@ -201,7 +214,7 @@ def test_smart_against_numpy(axis, steps, x64):
 def test_released_smart_against_numpy(x64):
     """One step from the clean inputs, along the gradient of one KL, with a guarded norm."""
     key, eta, sigma = jax.random.key(3), 1e-3, 1e-5
-    actual = smart_perturbation(model, INPUTS, key, form="released")
+    actual = perturbed(INPUTS, key, form="released")
     start = INPUTS + sigma * np.asarray(jax.random.normal(key, INPUTS.shape))
     slope, _ = slopes_by_hand("trpo", start @ WEIGHTS, INPUTS @ WEIGHTS)
     gradient = slope @ WEIGHTS.T / len(INPUTS)
@@ -213,10 +226,8 @@ def test_released_smart_against_numpy(x64):
 
 def test_smart_finds_worse_inputs_than_chance():
     inputs, radius = jnp.asarray(INPUTS, jnp.float32), 0.1
-    worst = smart_perturbation(
-        model, inputs, jax.random.key(0), radius=radius, step_size=radius, noise=0.01
-    )
-    rise = lambda moved: np.asarray(smart_penalty(model(inputs), model(moved)))
+    worst = perturbed(inputs, jax.random.key(0), radius=radius, step_size=radius, noise=0.01)
+    rise = jax.jit(lambda moved: smart_penalty(model(inputs), model(moved)))
     assert np.abs(worst - inputs).max() <= radius * 1.0001
     for key in jax.random.split(jax.random.key(1), 5):
         corner = inputs + radius * jax.random.rademacher(key, inputs.shape, jnp.float32)
@@ -243,9 +254,9 @@ def test_smart_perturbation_is_held_constant(x64):
 def test_smart_without_a_gradient(form, strict):
     """A constant function leaves the start or the inputs, and one that is not finite the inputs."""
     inputs, key = jnp.asarray(INPUTS, jnp.float32), jax.random.key(0)
-    constant = smart_perturbation(lambda x: jnp.zeros(x.shape), inputs, key, form=form)
+    constant = perturbed(inputs, key, lambda x: jnp.zeros(x.shape), form=form)
     assert np.abs(constant - inputs).max() < 1e-4
-    broken = smart_perturbation(lambda x: x * jnp.float32(jnp.nan), inputs, key, form=form)
+    broken = perturbed(inputs, key, lambda x: x * jnp.float32(jnp.nan), form=form)
     np.testing.assert_array_equal(broken, inputs)
 
 
@@ -253,7 +264,7 @@ def test_smart_skips_what_is_masked():
     """An excluded example keeps its random start."""
     where = np.array([[True], [False], [True], [False]])
     inputs = jnp.asarray(INPUTS, jnp.float32)
-    moved = smart_perturbation(model, inputs, jax.random.key(0), where=where)
+    moved = perturbed(inputs, jax.random.key(0), where=where)
     lengths = np.abs(moved - inputs).max((1, 2))
     assert np.all(lengths[::2] > 9e-4)
     assert np.all(lengths[1::2] < 1e-4)
@@ -261,9 +272,7 @@ def test_smart_skips_what_is_masked():
 
 def test_smart_keeps_the_dtype():
     inputs = jnp.asarray(INPUTS, jnp.bfloat16)
-    moved = smart_perturbation(
-        model, inputs, jax.random.key(0), radius=0.5, step_size=0.5, noise=0.1
-    )
+    moved = perturbed(inputs, jax.random.key(0), radius=0.5, step_size=0.5, noise=0.1)
     assert moved.dtype == jnp.bfloat16
     assert np.abs(np.asarray(moved - inputs, np.float32)).max() > 0.4
 

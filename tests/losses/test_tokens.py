@@ -68,7 +68,8 @@ def test_fused_equals_the_mean(chunk):
         return -3 * jnp.mean(picked(written_out(hidden, head)), where=WHERE)
 
     assert_close(graded(found), graded(expected), rtol=1e-6, atol=5e-7)
-    assert_close(found(HIDDEN, HEAD), expected(HIDDEN, HEAD), rtol=1e-6)  # without its gradient
+    whole = expected(HIDDEN, HEAD)
+    assert_close(jax.jit(found)(HIDDEN, HEAD), whole, rtol=1e-6)  # without its gradient
 
 
 @pytest.mark.parametrize("chunk", [1, 10, VOCAB])
@@ -89,11 +90,16 @@ def test_any_sizes(tokens, vocab, chunk):
     hidden = jnp.asarray(random.normal(size=(tokens, 2)), jnp.float32)
     head = jnp.asarray(random.normal(size=(2, vocab)), jnp.float32)
     targets = random.integers(0, vocab, tokens)
-    expected = picked(written_out(hidden, head), targets)
-    found = token_log_probs(hidden, head, targets, chunk=chunk)
+
+    @jax.jit
+    def numbers(hidden, head, targets):
+        found = token_log_probs(hidden, head, targets, chunk=chunk)
+        loss = fused_cross_entropy(hidden, head, targets, chunk=chunk)
+        return picked(written_out(hidden, head), targets), found, loss
+
+    expected, found, loss = numbers(hidden, head, targets)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    loss = fused_cross_entropy(hidden, head, targets, chunk=chunk)
-    np.testing.assert_allclose(loss, -jnp.mean(expected), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loss, -np.mean(expected), rtol=1e-5, atol=1e-6)
 
 
 LOSSES = {
@@ -116,14 +122,19 @@ def test_what_is_left_out_is_not_read(loss):
     assert_close(nothing, jax.tree.map(jnp.zeros_like, nothing), rtol=0)
 
 
+log_probs_and_loss = jax.jit(
+    lambda *given: (token_log_probs(*given, chunk=16), fused_cross_entropy(*given))
+)
+
+
 @pytest.mark.parametrize("target", [-1, VOCAB, 10**6])
 def test_targets_outside_the_vocabulary_give_nan(target):
     targets = TARGETS.copy()
     targets[0, 1] = target
-    found = token_log_probs(HIDDEN, HEAD, targets, chunk=16)
+    found, loss = log_probs_and_loss(HIDDEN, HEAD, targets)
     assert np.isnan(found).sum() == 1
     assert np.isnan(found[0, 1])
-    assert np.isnan(fused_cross_entropy(HIDDEN, HEAD, targets))
+    assert np.isnan(loss)
 
 
 @losses
@@ -164,10 +175,9 @@ def test_bfloat16_to_rounding(loss):
 def test_transforms(loss):
     """Under vmap over the tokens and under strict promotion."""
     each = jax.vmap(lambda h, y: loss(h, HEAD.astype(np.float32), y))
-    found = each(HIDDEN.astype(np.float32), TARGETS)
-    expected = [
-        loss(jnp.float32(h), jnp.float32(HEAD), y) for h, y in zip(HIDDEN, TARGETS, strict=True)
-    ]
+    found = jax.jit(each)(HIDDEN.astype(np.float32), TARGETS)
+    alone, head = jax.jit(loss), HEAD.astype(np.float32)
+    expected = [alone(h.astype(np.float32), head, y) for h, y in zip(HIDDEN, TARGETS, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     with jax.numpy_dtype_promotion("strict"):
         value, _ = graded(lambda *given: loss(*given, TARGETS, where=WHERE))
@@ -194,7 +204,8 @@ def test_a_vocabulary_over_devices(loss):
     )
     with jax.enable_x64():
         arrays = jnp.asarray(HIDDEN), jnp.asarray(HEAD[:, :52])
-        one = jax.value_and_grad(lambda *g: loss(*g, targets, where=WHERE), (0, 1))(*arrays)
+        whole = jax.value_and_grad(lambda *g: loss(*g, targets, where=WHERE), (0, 1))
+        one = jax.jit(whole)(*arrays)
         for graded_on_devices in (outside, inside):
             found = jax.jit(graded_on_devices)(*arrays, targets, WHERE)
             assert_close(found, one, rtol=1e-9, atol=1e-12)
@@ -212,7 +223,9 @@ def test_likeliest_tokens_over_devices():
             out_specs=P(),
         )
     )(HIDDEN, HEAD[:, :52])
-    expected = token_statistics(HIDDEN, HEAD[:, :52], TARGETS % 52, top=6)
+    expected = jax.jit(lambda h, w: token_statistics(h, w, TARGETS % 52, top=6))(
+        HIDDEN, HEAD[:, :52]
+    )
     np.testing.assert_array_equal(found.top_tokens, expected.top_tokens)
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

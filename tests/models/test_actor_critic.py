@@ -46,7 +46,7 @@ def test_matches_numpy(variables_of: Callable[..., Any], shape: tuple[int, ...])
         for name in ("dense_0", "dense_1", "head"):
             expected = expected @ layers[name]["kernel"] + layers[name]["bias"]
             expected = expected if name == "head" else np.tanh(expected)
-        output, carry = model.apply(variables, x)
+        output, carry = jax.jit(model.apply)(variables, x)
         assert carry == ()
         if isinstance(model, Actor):
             assert isinstance(output, Categorical)
@@ -99,12 +99,12 @@ def test_values_of_actions(variables_of: Callable[..., Any]) -> None:
     """Of a continuous action from observation and action side by side; of a choice all at once."""
     action = RANDOM.normal(size=(5, 2, 3)).astype(np.float32)
     model = ActionValue(hidden=(6,))
-    variables = model.init(KEY, X, action)
+    variables = jax.jit(model.init)(KEY, X, action)
     both = np.concatenate([X, action], -1)
-    expected, _ = Critic(hidden=(6,)).apply(variables, both)
+    expected, _ = jax.jit(Critic(hidden=(6,)).apply)(variables, both)
     np.testing.assert_allclose(model.apply(variables, X, action), expected, atol=1e-6)
     choice = ActionValue(hidden=(6,), num_actions=4)
-    assert choice.apply(choice.init(KEY, X), X).shape == (5, 2, 4)
+    assert jax.eval_shape(choice.init_with_output, KEY, X)[0].shape == (5, 2, 4)
 
 
 def test_activation(variables_of: Callable[..., Any]) -> None:
@@ -158,7 +158,7 @@ def check_scale(kernel: np.ndarray, scale: float) -> None:
     ids=["choice", "continuous", "value"],
 )
 def test_orthogonal_start(model: Torso, head: float) -> None:
-    variables = model.init(KEY, X[0])
+    variables = jax.jit(model.init)(KEY, X[0])
     found = kernels(variables)
     assert found.keys() == {"dense_0", "dense_1", "head"}
     check_scale(found["dense_0"], np.sqrt(2))
@@ -177,24 +177,25 @@ def test_seeds_side_by_side_start_one_after_the_other(gru_size: int | None) -> N
         return model.init(key, jnp.zeros((1, 4)), carry)
 
     keys = jax.random.split(KEY, 12)
-    program = jax.jit(jax.vmap(init)).lower(keys).as_text()
-    batched = re.findall(r'lapack_sgeqrf_ffi\(.*?num_batch_dims = "(\d)"', program)
+    program = jax.jit(jax.vmap(init)).lower(keys)
+    batched = re.findall(r'lapack_sgeqrf_ffi\(.*?num_batch_dims = "(\d)"', program.as_text())
     assert set(batched) == {"0"}
-    together, alone = jax.vmap(init)(keys), init(keys[3])
+    together, alone = program.compile()(keys), jax.jit(init)(keys[3])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, atol=1e-6), together, alone)
 
 
 def test_lecun_start() -> None:
     """Normal with variance 1 / inputs, in the head too."""
     model = Actor(hidden=(64, 64), num_actions=64, orthogonal=False)
-    for kernel in kernels(model.init(KEY, np.ones((1, 64), np.float32))).values():
+    variables = jax.jit(model.init)(KEY, np.ones((1, 64), np.float32))
+    for kernel in kernels(variables).values():
         np.testing.assert_allclose(np.std(kernel), 1 / 8, rtol=0.05)
         assert np.ptp(np.linalg.svd(kernel)[1]) > 1
 
 
 def test_first_standard_deviation() -> None:
     model = Actor(hidden=(3,), action_size=2, initial_log_std=-0.5)
-    policy, _ = model.apply(model.init(KEY, X[0]), X[0])
+    (policy, _), _ = jax.jit(model.init_with_output)(KEY, X[0])
     np.testing.assert_array_equal(policy.log_std, np.full((2, 2), -0.5))
     # The head is small: the first policy hardly depends on the state.
     assert np.max(np.abs(policy.mean)) < 0.05
@@ -251,13 +252,14 @@ def test_unroll_equals_steps_by_hand(gru: Any) -> None:
     starts[0, 1] = starts[2, 0] = starts[3, 1] = True
     start = RANDOM.normal(size=(2, 3)).astype(np.float32)
     outputs, carries = jax.jit(lambda: unroll(model, gru, X, starts, start))()
+    step = jax.jit(model.apply)
     assert outputs.shape == (5, 2)
     assert carries.shape == (5, 2, 3)
     for place in range(2):
         carry = start[place]
         for time in range(5):
             carry = np.zeros(3, np.float32) if starts[time, place] else carry
-            output, carry = model.apply(gru, X[time, place], carry)
+            output, carry = step(gru, X[time, place], carry)
             np.testing.assert_allclose(outputs[time, place], output, atol=1e-5)
             np.testing.assert_allclose(carries[time, place], carry, atol=1e-5)
 

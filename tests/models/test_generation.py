@@ -86,8 +86,10 @@ def test_log_probs_are_those_of_a_fresh_pass(params: Any, temperature: float) ->
         )
         return log_probs, jnp.argmax(MODEL.apply(variables, hidden, method="logits"), -1)
 
-    log_probs, likeliest = fresh(whole)
-    for row, (number, length) in enumerate(zip(given.sum(1), found.mask.sum(1), strict=True)):
+    log_probs, likeliest = map(np.asarray, fresh(whole))
+    found = jax.tree.map(np.asarray, found)
+    numbers = np.asarray(given).sum(1)
+    for row, (number, length) in enumerate(zip(numbers, found.mask.sum(1), strict=True)):
         drawn = found.log_probs[row, :length]
         expected = log_probs[row, number - 1 : number - 1 + length]
         np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-5)
@@ -103,7 +105,7 @@ def test_an_answer_ends_with_a_stop_token(params: Any) -> None:
         max_new_tokens=30, prompt_mask=MASK, num_samples=4, stop_tokens=stops, pad_token=39,
     )  # fmt: skip
     assert found.tokens.shape == (12, 30)
-    for tokens, mask, log_probs, stopped in zip(*found, strict=True):
+    for tokens, mask, log_probs, stopped in zip(*map(np.asarray, found), strict=True):
         length = int(mask.sum())
         assert mask[:length].all()
         assert stopped

@@ -137,6 +137,7 @@ def test_positions_are_an_argument() -> None:
     assert np.abs(apply(2 * np.arange(9)[None]) - plain).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16() -> None:
     """Gradient checkpointing changes nothing; half precision rounds, in float32 logits."""
     plain, variables = load("qwen3")

@@ -28,17 +28,26 @@ FORMS = {
 }
 
 
+@functools.cache
+def compiled_update(**options):
+    tx = scale_by_auon(0.0, **options)
+    return jax.jit(lambda matrix: tx.update(matrix, tx.init(matrix)))
+
+
 def update_of(matrix, **options):
     """The update of one matrix without momentum, and the state."""
-    tx = scale_by_auon(0.0, **options)
-    return tx.update(matrix, tx.init(matrix))
+    return compiled_update(**options)(matrix)
+
+
+excess_of = jax.jit(brake_excess)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 def test_golden(form, compiled, x64, strict):
-    step = functools.partial(update_of, **FORMS[form])
-    update, state = (jax.jit(step) if compiled else step)(jnp.array(GOLDEN["matrix"], jnp.float64))
+    step = compiled_update(**FORMS[form])
+    matrix = jnp.array(GOLDEN["matrix"], jnp.float64)
+    update, state = (step if compiled else step.__wrapped__)(matrix)
     np.testing.assert_allclose(update, GOLDEN[form]["update"], atol=2e-8)
     np.testing.assert_allclose(state.distance, np.linalg.norm(update), rtol=1e-6)
 
@@ -88,7 +97,7 @@ def test_scale_invariance(form, exact):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    shape=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    shape=st.sampled_from([(1, 1), (1, 5), (6, 1), (3, 4), (6, 6)]),
     gamma=st.floats(0, 3),
     tail=st.sampled_from([0.5, 2.0, 100.0]),
     seed=st.integers(0, 2**16),
@@ -97,21 +106,22 @@ def test_brake_is_within_its_bounds(shape, gamma, tail, seed):
     size = math.prod(shape)
     matrix = np.random.default_rng(seed).standard_t(tail, size=shape)
     entries = jnp.asarray(gamma * matrix / np.linalg.norm(matrix), jnp.float32)
-    square = (1 + float(brake_excess(entries)[0, 0])) ** 2
+    square = (1 + float(excess_of(entries)[0, 0])) ** 2
     assert 1 + gamma**2 / size <= square * (1 + 1e-5)
     assert square <= (1 + np.sinh(gamma) ** 2 / size) * (1 + 1e-5)
 
 
 def test_brake_is_right_where_float32_rounds_it_off():
     found = GOLDEN["excess"]
-    one_hot = jnp.zeros((512, 512)).at[3, 7].set(1.0)
-    np.testing.assert_allclose(brake_excess(one_hot).item(), found["one_hot_512"], rtol=1e-3)
+    one_hot = np.zeros((512, 512), np.float32)
+    one_hot[3, 7] = 1.0
+    np.testing.assert_allclose(excess_of(one_hot).item(), found["one_hot_512"], rtol=1e-3)
     spread = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
-    spread = jnp.asarray(spread / np.linalg.norm(spread))
-    np.testing.assert_allclose(brake_excess(spread).item(), found["gaussian_512"], rtol=1e-3)
-    even = jnp.full((768, 3072), 1.5 / math.sqrt(768 * 3072), jnp.float32)
+    spread = spread / np.linalg.norm(spread)
+    np.testing.assert_allclose(excess_of(spread).item(), found["gaussian_512"], rtol=1e-3)
+    even = np.full((768, 3072), 1.5 / math.sqrt(768 * 3072), np.float32)
     expected = found["even_768x3072_gamma_1.5"]
-    np.testing.assert_allclose(brake_excess(even).item(), expected, rtol=1e-3)
+    np.testing.assert_allclose(excess_of(even).item(), expected, rtol=1e-3)
     naive = jnp.sqrt(jnp.mean(jnp.cosh(even) ** 2)).item() - 1
     assert abs(naive - expected) > 0.1 * expected
 
@@ -127,9 +137,7 @@ def test_large_matrices_whose_brake_is_not_measured(kind):
     for gamma, known in ((1.0, True), (3.0, False)):
         assert (known_excess(gamma, size * size, np.float32) is not None) == known
         brake = np.sqrt(np.mean(np.cosh(gamma * unit) ** 2))
-        tx = scale_by_auon(0.0, nesterov=False, gamma=gamma)
-        gradient = jnp.asarray(matrix, jnp.float32)
-        update, _ = tx.update(gradient, tx.init(gradient))
+        update, _ = update_of(jnp.asarray(matrix, jnp.float32), nesterov=False, gamma=gamma)
         np.testing.assert_allclose(update[5, 9], (unit / brake)[5, 9], rtol=8e-7)
     # Exact arithmetic: the mean of the bounds is within an eps of float32 of the brake.
     low, high = (np.sqrt(1 + x / size**2) - 1 for x in (1.0, np.sinh(1.0) ** 2))
@@ -383,7 +391,7 @@ def test_other_leaves_go_to_another_optimizer():
         "b": jnp.ones(3),
     }
     tx = auon(0.1, other=optax.sgd(0.5))
-    updates, state = tx.update(params, tx.init(params), params)
+    updates, state = jax.jit(lambda p: tx.update(p, tx.init(p), p))(params)
     np.testing.assert_allclose(updates["embed"]["embedding"], -0.5 * np.ones((3, 3)))
     np.testing.assert_allclose(updates["b"], -0.5 * np.ones(3))
     expected = -0.1 * update_of(jnp.eye(3))[0]
@@ -400,7 +408,7 @@ def test_hybrid_takes_one_step_and_dimension_numbers_for_some_leaves():
     params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}, "dense": {"kernel": jnp.eye(4)}}
     numbers = {"conv": MuonDimensionNumbers((0, 1, 2), 3), "dense": None}
     tx = hybrid_auon(1.0, beta=0.0, dimension_numbers=numbers)
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, _ = jax.jit(lambda p: tx.update(p, tx.init(p), p))(params)
     one = update_of(jnp.eye(4), ns_steps=1)[0]
     np.testing.assert_allclose(updates["dense"]["kernel"], -one, rtol=1e-6)
     flat = update_of(jnp.ones((18, 4)), ns_steps=1)[0].reshape(3, 3, 2, 4)

@@ -35,7 +35,7 @@ def attacks(form, beta, seeds, **arguments):
         move = lambda attacked: jax.tree.map(jnp.subtract, attacked, PARAMS)
         return tx.update(GRADIENT, tx.init(PARAMS), PARAMS, grad_fn=move)
 
-    return jax.jit(jax.vmap(attack))(jnp.arange(seeds))
+    return jax.device_get(jax.jit(jax.vmap(attack))(np.arange(seeds)))
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
@@ -90,6 +90,7 @@ def test_scaled_and_masked(x64):
 def test_every_step_draws_anew(x64):
     """Steps differ in their draws, and the same seed repeats them."""
 
+    @jax.jit
     def run(seed):
         tx = esam(RHO, 0.5, gamma=1.0, seed=seed)
         move = lambda attacked: jax.tree.map(jnp.subtract, attacked, PARAMS)
@@ -247,7 +248,10 @@ def test_alternating_takes_it_without_a_selection():
         "esam": alternating(esam(0.05, beta=1.0, gamma=1.0), optax.sgd(0.1)),
         "sam": alternating(sam(0.05), optax.sgd(0.1)),
     }
-    moves = {name: tx.update(grads, tx.init(w), w)[0] for name, tx in calls.items()}
+    moves = {
+        name: jax.jit(lambda w, tx=tx: tx.update(grads, tx.init(w), w)[0])(w)
+        for name, tx in calls.items()
+    }
     np.testing.assert_allclose(moves["esam"], moves["sam"], rtol=1e-6)
     tx = alternating(esam(0.05, gamma=0.5), optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"gamma must be 1 in alternating, .* got 0\.5"):

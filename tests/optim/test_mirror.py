@@ -75,7 +75,7 @@ def test_golden_divergence(precision):
     x, gradient = array(GOLDEN["point"]), array(GOLDEN["gradient"])
     found, state = stepped(mirror_descent(RATE, hypentropy(1.0)), x, gradient)
     np.testing.assert_allclose(state.distance, GOLDEN["divergence_of_hypentropy_1_step"], rtol=1e-5)
-    found = bregman_divergence(hypentropy(1.0), found, x)
+    found = jax.jit(lambda *points: bregman_divergence(hypentropy(1.0), *points))(found, x)
     np.testing.assert_allclose(state.distance, found, rtol=1e-6)
 
 
@@ -84,9 +84,9 @@ def test_entropic_descent_of_beck_and_teboulle(precision):
     golden = GOLDEN["entropic"]
     rate = lambda count: jnp.sqrt(2 * np.log(3) / (count + 1))
     tx, x = mirror_descent(rate, simplex()), array([1 / 3] * 3)
-    state = tx.init(x)
+    state, update = tx.init(x), jax.jit(tx.update)
     for expected in golden["steps"]:
-        updates, state = tx.update(array(golden["gradient"]), state, x)
+        updates, state = update(array(golden["gradient"]), state, x)
         x = x + updates
         near(x, expected)
 
@@ -137,15 +137,23 @@ def test_two_is_sgd_and_momentum_is_in_the_dual(x64):
             separable_p(3.0).to_primal,
         ),
     }
-    for tx, sgd, to_dual, to_primal in cases.values():
-        x, z = start, to_dual(start)
-        state, sgd_state = tx.init(x), sgd.init(z)
-        for gradient in gradients:
+
+    def trajectories(tx, sgd, to_dual, to_primal):
+        def step(carry, gradient):
+            x, z, state, sgd_state = carry
             updates, state = tx.update(gradient, state, x)
             x = x + updates
             updates, sgd_state = sgd.update(gradient, sgd_state, z)
             z = z + updates
-            np.testing.assert_allclose(x, to_primal(z), rtol=1e-9, atol=1e-12)
+            return (x, z, state, sgd_state), (x, to_primal(z))
+
+        dual = to_dual(start)
+        return jax.lax.scan(step, (start, dual, tx.init(start), sgd.init(dual)), gradients)[1]
+
+    for case in cases.values():
+        found, expected = jax.jit(lambda case=case: trajectories(*case))()
+        assert found.shape == (20, 5)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_state_and_trees():

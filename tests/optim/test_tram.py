@@ -258,14 +258,14 @@ def test_a_radius_that_is_not_a_number_leaves_the_reference(refresh_every):
     start, params = jnp.zeros(3), jnp.ones(3)
     tx = tram("previous", refresh_every=refresh_every)
     outputs, count = jnp.full((4, 3), jnp.nan), jnp.array(refresh_every - 1)
-    _, state = tx.update(
-        params,
-        tx.init(start)._replace(count=count),
-        params,
-        grad_fn=lambda params: params,
-        outputs=outputs,
-        output_fn=lambda params: outputs,
-    )
+
+    @jax.jit
+    def state_after(params):
+        state = tx.init(start)._replace(count=count)
+        functions = {"grad_fn": lambda params: params, "output_fn": lambda params: outputs}
+        return tx.update(params, state, params, outputs=outputs, **functions)[1]
+
+    state = state_after(params)
     assert np.isnan(state.radius)
     np.testing.assert_array_equal(state.reference, start)
 
