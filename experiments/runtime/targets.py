@@ -26,6 +26,7 @@ ROOMS = (
     "experiments.optimizers",
     "experiments.matrices",
     "experiments.penalties",
+    "experiments.preferences",
     "experiments.trackers",
     "experiments.trackers.*",
     "optax",
