@@ -34,7 +34,7 @@ OPTIONAL = ("craftax", "jumanji")
 
 # What would take long or needs the network, by what is quick and at hand.
 SMALLER = {
-    "brax:hopper?backend=spring": "gymnax:Pendulum-v1",
+    "brax:hopper?backend=generalized": "gymnax:Pendulum-v1",
     "total_steps=1_024_000": "total_steps=64, num_envs=2, num_steps=16, num_minibatches=2",
     "total_steps=40_960, num_envs=8": "total_steps=1024, num_envs=8, learning_starts=512",
     "google/vit-base-patch16-224-in21k": str(ROOT / "tests/golden/vit/classifier"),

@@ -98,5 +98,5 @@ def test_own_fields(algorithm, options, message):
 
 @pytest.mark.parametrize("algorithm", AGENTS)
 def test_defaults_work(algorithm):
-    steps_per_update = {"ppo": 1024, "trpo": 8192, "mdpo": 8192}.get(algorithm, 64)
+    steps_per_update = {"ppo": 1024, "trpo": 8192, "mdpo": 1024}.get(algorithm, 64)
     assert AGENTS[algorithm]().agent().config.num_updates == 1_000_000 // steps_per_update

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.runtime.building import build
 from experiments.runtime.overrides import composed
-from trustjax.agents import ppo
+from trustjax.agents import mdpo, ppo, trpo
 
 # The tests compile quickly rather than well, but here the time is that of the programs.
 OPTIMIZED = {"xla_backend_optimization_level": 3}
@@ -37,6 +37,13 @@ def returns(config, seeds=2):
 def test_default_ppo_solves_cartpole():
     """500 is the highest return. Fails with normalize_rewards=False."""
     assert returns(ppo.Config(total_steps=102_400), seeds=5).min() >= 475
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", [mdpo, trpo], ids=["mdpo", "trpo"])
+def test_default_mdpo_and_trpo_solve_cartpole(agent):
+    """MDPO fails with the sizes of TRPO, a rate of 3e-4 and no normalisation."""
+    assert returns(agent.Config(total_steps=204_800), seeds=5).min() >= 475
 
 
 @pytest.mark.slow
