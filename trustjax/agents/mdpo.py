@@ -56,7 +56,7 @@ from trustjax.trust import trust_metrics
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(OnPolicyConfig):
-    """The fields that on-policy MDPO adds to `OnPolicyConfig`, and its own sizes and normalisations.
+    """The fields that MDPO adds to `OnPolicyConfig`, and its own sizes and normalisations.
 
     With them it holds CartPole at 500, the highest return, from 42,000 steps on (five seeds of
     five).
