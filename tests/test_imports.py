@@ -27,7 +27,7 @@ LAYERS = {
     "trustjax.optim": {"trustjax.geometry", "trustjax.losses"},
     "trustjax.models": {"trustjax.geometry", "trustjax.distributions", "trustjax.data"},
     "trustjax.data": set(),
-    "trustjax.envs": set(),
+    "trustjax.envs": {"trustjax.data"},
     "trustjax.parallel": set(),
     "trustjax.agents": {
         "trustjax.geometry", "trustjax.distributions", "trustjax.losses", "trustjax.optim",

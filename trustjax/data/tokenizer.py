@@ -18,7 +18,7 @@ from trustjax.data.decoding import DataError
 
 _CONFIG = "tokenizer_config.json"
 _FILES = ["tokenizer.json", _CONFIG, "chat_template.jinja", "generation_config.json"]
-_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD = r"\w+|[^\w\s]"
 
 
 class TokenBatch(NamedTuple):
@@ -198,7 +198,9 @@ def byte_tokenizer() -> Tokenizer:
     )
 
 
-def word_tokenizer(texts: Iterable[str], vocab_size: int = 10_000) -> Tokenizer:
+def word_tokenizer(
+    texts: Iterable[str], vocab_size: int = 10_000, *, pattern: str = _WORD
+) -> Tokenizer:
     """Tokenizer of the most frequent words and punctuation marks of texts.
 
     Token 0 is the end of a text, 1 a word that is not known; the others are sorted by frequency,
@@ -207,18 +209,21 @@ def word_tokenizer(texts: Iterable[str], vocab_size: int = 10_000) -> Tokenizer:
     Args:
       texts: The texts to count in.
       vocab_size: Number of tokens at most, at least 3.
+      pattern: Regular expression of a word, by default a run of letters and digits or a mark. What
+        it does not match is left out.
 
     >>> tokenizer = word_tokenizer(["the cat and the dog"], vocab_size=4)
     >>> tokenizer.encode("the bird and the cat"), tokenizer.decode([2, 1, 3])
     ([2, 1, 3, 2, 1, 0], 'the <unk> and')
     """
     check_count("vocab_size", vocab_size, at_least=3)
-    counts = collections.Counter(word for text in texts for word in _WORD.findall(text))
+    find = re.compile(pattern).findall
+    counts = collections.Counter(word for text in texts for word in find(text))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - 2]
     words = ["</s>", "<unk>", *ranked]
     index = {word: number for number, word in enumerate(words) if number > 1}
     return Tokenizer(
-        to_tokens=lambda text: [index.get(word, 1) for word in _WORD.findall(text)],
+        to_tokens=lambda text: [index.get(word, 1) for word in find(text)],
         to_text=lambda tokens: " ".join(words[token] for token in tokens),
         vocab_size=len(words),
         suffix=(0,),

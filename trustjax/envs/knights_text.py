@@ -115,9 +115,9 @@ def solution_text(solution: npt.ArrayLike, names: Sequence[str]) -> str:
 def reasoning_text(puzzle: Puzzle, names: Sequence[str]) -> str:
     """The search for the solution, one assignment after the other, as a text.
 
-    Every line tries an assignment, in the order of `assignments`, and says person by person whether
-    the statement would be true. A statement that does not fit the role ends the line with "no"; the
-    line with the solution ends with "yes".
+    Every line tries an assignment, in the order of `assignments`: first the role of each name, then
+    person by person whether the statement would be true. A statement that does not fit the role
+    ends the line with "no"; the line with the solution ends with "yes".
 
     >>> puzzle = Puzzle(np.array([[0, 1, 1, 0, 0], [2, 0, 0, 1, 0]]), np.array([True, False]))
     >>> print(reasoning_text(puzzle, ["Ada", "Ben"]))

@@ -1,0 +1,224 @@
+"""Knights and knaves: a small model is fine-tuned, then learns from rewards by several methods."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.runtime.task import Summary, Table
+from experiments.tasks.knights_training import (
+    WARM_START,
+    Examination,
+    FineTuning,
+    Online,
+    Puzzles,
+)
+from experiments.trackers import Row
+from trustjax._checks import FieldError, InputError, check_choice, check_count, check_number
+from trustjax.agents.language import Config
+from trustjax.envs.knights import Puzzle, sample_puzzles
+from trustjax.envs.knights_text import NAMES
+from trustjax.envs.knights_tokens import Knights
+from trustjax.models import Decoder
+
+_TEST_SEED, _TRAIN_SEED = 1234, 4321
+
+
+@dataclass(kw_only=True)
+class KnightsAndKnaves:
+    """Configuration and stages of the experiment; the numbers are in conf/exp.
+
+    Attributes:
+      methods: Configs of `trustjax.agents.language` by name; model, prompts, reward, and the number
+        of updates are still open.
+      model: Makes the language model from the size of the vocabulary.
+      num_people: Numbers of people in the puzzles, 2 to 8.
+      train_puzzles: Puzzles to train on of each size; of 2 people there are no more than 369.
+      test_puzzles: Other puzzles of each size, for the final evaluation.
+      num_names: Names in the vocabulary, at most 26.
+      shuffle_names: Whether the names of a puzzle are drawn; otherwise they are always the same.
+      fine_tuning_steps: Gradient steps of the fine-tuning.
+      fine_tuning_batch: Answers of such a step.
+      fine_tuning_rate: Its learning rate, which rises over the first 5 % of the steps and falls
+        along a cosine, > 0.
+      num_updates: Iterations of every method.
+      updates_per_chunk: Iterations in one compiled call.
+      max_new_tokens: Largest number of tokens of an answer.
+      evaluation_samples: Sampled answers to each test puzzle.
+      seed: Root of all randomness.
+      num_seeds: Trainings of each method, side by side, from the same fine-tuned model.
+      precision: Precision of the computation: float32.
+      only: Names of the methods to run; all if empty.
+    """
+
+    methods: dict[str, Callable[..., Config]]
+    model: Callable[..., Decoder]
+    num_people: Sequence[int]
+    train_puzzles: int
+    test_puzzles: int
+    num_names: int
+    shuffle_names: bool
+    fine_tuning_steps: int
+    fine_tuning_batch: int
+    fine_tuning_rate: float
+    num_updates: int
+    updates_per_chunk: int
+    max_new_tokens: int
+    evaluation_samples: int
+    seed: int
+    num_seeds: int
+    precision: str
+    only: Sequence[str]
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the field, for what cannot run."""
+        check_choice("precision", self.precision, ("float32",))
+        for name in (
+            "train_puzzles", "test_puzzles", "num_names", "fine_tuning_steps", "fine_tuning_batch",
+            "num_updates", "updates_per_chunk", "max_new_tokens", "evaluation_samples",
+            "num_seeds",
+        ):  # fmt: skip
+            check_count(name, getattr(self, name), at_least=1)
+        check_number("fine_tuning_rate", self.fine_tuning_rate, above=0.0)
+        if not self.num_people or not all(2 <= number <= 8 for number in self.num_people):
+            raise FieldError("num_people", "be numbers from 2 to 8", list(self.num_people))
+        if not max(self.num_people) <= self.num_names <= len(NAMES):
+            requirement = f"be from {max(self.num_people)} to {len(NAMES)}"
+            raise FieldError("num_names", requirement, self.num_names)
+        for name in self.only:
+            if name not in self.methods:
+                raise FieldError("only", f"name methods of {sorted(self.methods)}", repr(name))
+        for name in self.names:
+            try:
+                self._config(name).validate()
+            except InputError as error:
+                raise InputError(
+                    f"methods.{name}.{error}", f"methods.{name}.{error.field}"
+                ) from error
+
+    @property
+    def names(self) -> list[str]:
+        """The methods that are run."""
+        return list(self.only or self.methods)
+
+    @functools.cached_property
+    def env(self) -> Knights:
+        """The words and rules of the puzzles."""
+        return Knights(
+            names=NAMES[: self.num_names],
+            most_people=max(self.num_people),
+            shuffled=self.shuffle_names,
+        )
+
+    @functools.cached_property
+    def puzzles(self) -> Puzzles:
+        """Puzzles of all sizes; no test puzzle is among those to train on."""
+        test, train = [], []
+        for number in self.num_people:
+            test.append(sample_puzzles(number, self.test_puzzles, _TEST_SEED))
+            train.append(self._training_puzzles(number, test[-1]))
+        prompts, answers = self.env.prompts(train, seed=1)
+        unseen, _ = self.env.prompts(test, seed=2)
+        mask = jnp.asarray(answers.segments != 0)
+        return Puzzles(prompts, jnp.asarray(answers.tokens), mask, unseen)
+
+    def _training_puzzles(self, number: int, test: Puzzle) -> Puzzle:
+        # There are 369 puzzles of two people, and drawing the last ones would take long.
+        most = 300 - self.test_puzzles if number == 2 else self.train_puzzles
+        count = max(1, min(self.train_puzzles, most))
+        return sample_puzzles(number, count, _TRAIN_SEED, known=test)
+
+    def stages(self) -> list[FineTuning | Online]:
+        """Fine-tuning, then one stage for each method."""
+        key = jax.random.key(self.seed)
+        examination = Examination(
+            self.env, self._config(self.names[0]), self.puzzles.test,
+            jax.random.split(jax.random.fold_in(key, 1), self.num_seeds), self.evaluation_samples,
+        )  # fmt: skip
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.fine_tuning_rate, max(1, self.fine_tuning_steps // 20), self.fine_tuning_steps
+        )
+        tuning = FineTuning(
+            WARM_START, self.fine_tuning_steps, max(1, self.fine_tuning_steps // 20),
+            self._model, self.puzzles, self.fine_tuning_batch,
+            optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98)),
+            jax.random.fold_in(key, 0), examination,
+        )  # fmt: skip
+        keys = jax.random.split(jax.random.fold_in(key, 2), self.num_seeds)
+        return [
+            tuning,
+            *(
+                Online(
+                    name, self.num_updates, self.updates_per_chunk, self._config(name), keys,
+                    examination,
+                )
+                for name in self.names
+            ),
+        ]  # fmt: skip
+
+    @functools.cached_property
+    def _model(self) -> Decoder:
+        return self.model(vocab_size=self.env.tokenizer.vocab_size)
+
+    def _config(self, name: str) -> Config:
+        config = self.methods[name](
+            model=self._model, prompts=self.puzzles.train, reward=self.env.reward,
+            num_updates=self.num_updates, max_new_tokens=self.max_new_tokens,
+            stop_tokens=self.env.tokenizer.stop_tokens, pad_token=self.env.tokenizer.pad_token,
+        )  # fmt: skip
+        return dataclasses.replace(config)
+
+    # SciPy and Matplotlib are imported only at the end of a run.
+
+    def summarize(self, rows: list[Row]) -> Summary:
+        """Accuracies on unseen puzzles, and what each method gained over the fine-tuned model."""
+        from experiments.analysis.statistics import METHOD, mean_cell, mean_entry, seeds_label
+
+        values: dict[str, Any] = {}
+        cells = []
+        before = _finals(rows, WARM_START)
+        for name in (WARM_START, *self.names):
+            found = _finals(rows, name)
+            gains = {
+                metric: [a - b for a, b in zip(found[metric], before[metric], strict=True)]
+                for metric in ("final/accuracy", "final/greedy")
+            }
+            values[name] = {metric: mean_entry(seeds) for metric, seeds in found.items()}
+            values[name] |= {f"{metric}_gain": mean_entry(each) for metric, each in gains.items()}
+            cells.append([
+                name,
+                mean_cell(found["final/accuracy"], factor=100),
+                mean_cell(gains["final/accuracy"], factor=100) if name != WARM_START else "",
+                mean_cell(found["final/greedy"], factor=100),
+                mean_cell(found["final/thinking"], factor=100),
+            ])  # fmt: skip
+        heading = f"Unseen puzzles in percent, mean and {METHOD} over {seeds_label(self.num_seeds)}"
+        columns = ("method", "accuracy", "gain", "greedy", "right steps of the reasoning")
+        return Summary(values, Table(heading, columns, cells))
+
+    def plot(self, rows: list[Row], folder: Path) -> None:
+        """Writes learning_curves.png (accuracy, reward) and trust_region.png."""
+        from experiments.analysis import plots
+
+        def panel(metric: str, title: str | None = None) -> plots.Panel:
+            settings = {"xlabel": "iterations", **plots.metric_settings(metric)}
+            curves = plots.curves(rows, self.names, metric)
+            return plots.Panel(title or plots.metric_title(metric), curves, settings)
+
+        learning = [panel("accuracy", "Accuracy in training"), panel("reward/mean", "Reward")]
+        plots.plot_bands(learning, self.names, folder / "learning_curves.png")
+        trust = [panel(metric) for metric in ("trust/distance", "trust/used", "entropy")]
+        plots.plot_bands(trust, self.names, folder / "trust_region.png")
+
+
+def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
+    """Metrics of the final evaluation by name: the values of all seeds."""
+    own = [row for row in rows if row["stage"] == stage and row.get("final/accuracy", "") != ""]
+    names = [name for name in own[0] if name.startswith("final/") and own[0][name] != ""]
+    return {name: [float(row[name]) for row in own] for name in names}

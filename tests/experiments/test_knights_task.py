@@ -1,0 +1,104 @@
+"""The experiment of knights and knaves, on models that are too small to learn much."""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import run
+from experiments.tasks.knights import KnightsAndKnaves
+from experiments.trackers import read_rows
+from trustjax.agents.language import TRPA, Config
+from trustjax.models import Decoder
+
+TASK = KnightsAndKnaves(
+    methods={
+        "trpa": functools.partial(Config, objective=TRPA(), num_prompts=2, num_samples=2),
+        "grpo": functools.partial(Config, num_prompts=2, num_samples=2),
+    },
+    model=functools.partial(Decoder, width=8, depth=1, num_heads=2, mlp_width=8),
+    num_people=[2, 3], train_puzzles=30, test_puzzles=10, num_names=4, shuffle_names=True,
+    fine_tuning_steps=2, fine_tuning_batch=2, fine_tuning_rate=1e-3, num_updates=2,
+    updates_per_chunk=1, max_new_tokens=6, evaluation_samples=2, seed=0, num_seeds=2,
+    precision="float32", only=[],
+)  # fmt: skip
+SMALL = (
+    "+exp=trpa_knights", "task.only=[trpa,dapo]", "num_seeds=2", "task.num_people=[2]",
+    "task.train_puzzles=20", "task.test_puzzles=4", "task.fine_tuning_steps=2",
+    "task.fine_tuning_batch=2", "task.num_updates=2", "task.updates_per_chunk=1",
+    "task.max_new_tokens=6", "task.evaluation_samples=2", "task.model.width=8",
+    "task.model.depth=1", "task.model.mlp_width=8", "checkpoint.every=1",
+)  # fmt: skip
+
+
+def test_no_test_puzzle_is_trained_on() -> None:
+    puzzles = TASK.puzzles
+    both = [
+        np.asarray(part.facts.statements).reshape(-1, 15) for part in (puzzles.train, puzzles.test)
+    ]
+    assert [len(part) for part in both] == [60, 20]
+    assert len(np.unique(np.concatenate(both), axis=0)) == 80
+    assert sorted(np.unique(puzzles.test.facts.num_people)) == [2, 3]
+    assert jnp.sum(puzzles.answer_mask, -1).max() == puzzles.answers.shape[1]
+
+
+def test_all_methods_begin_from_the_same_model() -> None:
+    tuning, *methods = TASK.stages()
+    assert [stage.name for stage in methods] == ["trpa", "grpo"]
+    tuned = tuning.init({})
+    for stage in methods:
+        state = stage.init({"warm_start": tuned})
+        for own, given in zip(
+            jnp.ravel(state.params["token_embedding"]["embedding"][1]),
+            jnp.ravel(tuned.params["token_embedding"]["embedding"]),
+            strict=True,
+        ):
+            assert own == given
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_people": [9]}, r"num_people must be numbers from 2 to 8, got \[9\]"),
+        ({"num_names": 2}, "num_names must be from 3 to 26, got 2"),
+        ({"only": ["ppo"]}, r"only must name methods of \['grpo', 'trpa'\], got 'ppo'"),
+        ({"num_updates": 0}, "num_updates must be >= 1, got 0"),
+        ({"precision": "bfloat16"}, "precision must be one of 'float32'"),
+        (
+            {"methods": {"grpo": functools.partial(Config, num_prompts=3, num_minibatches=2)}},
+            "methods.grpo.num_minibatches must divide the 3 prompts, got 2",
+        ),
+    ],
+)
+def test_errors_name_the_field(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TASK, **changes).validate()
+
+
+@pytest.mark.slow
+def test_a_run_and_its_continuation(monkeypatch: Any, tmp_path: Any) -> None:
+    """A run that is stopped after a chunk goes on to the same numbers as one that is not."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HYDRA_FULL_ERROR", "TF_CPP_MIN_LOG_LEVEL", "XLA_FLAGS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["run", *arguments])
+        run.main()
+
+    call(*SMALL, "hydra.run.dir=whole")
+    call(*SMALL, "task.num_updates=1", "hydra.run.dir=half")
+    call("resume=half", "task.num_updates=2")
+    found = json.loads((tmp_path / "whole" / "summary.json").read_text())["result"]
+    assert set(found) == {"warm_start", "trpa", "dapo"}
+    assert len(found["trpa"]["final/accuracy"]["seeds"]) == 2
+    assert (tmp_path / "whole" / "answers" / "trpa.txt").read_text().count("level") >= 4
+    assert (tmp_path / "whole" / "plots" / "trust_region.png").is_file()
+    rows = read_rows(tmp_path / "whole" / "metrics.csv")
+    assert {"trust/used", "level/1", "rollout/difference", "pass@8"} <= {*rows[-3]}

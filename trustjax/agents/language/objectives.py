@@ -1,0 +1,225 @@
+"""What a language policy learns from its groups, by the losses of `trustjax.losses`.
+
+An objective has two methods. `advantages` sees all groups of an update, once, before they are
+shared out to minibatches; `loss` sees a minibatch of whole groups at every step. Every loss of
+`trustjax.losses.group` and `group_variants` fits `PolicyGradient`, whatever its further arguments:
+
+    PolicyGradient(dapo_loss)
+    PolicyGradient(functools.partial(grpo_loss, beta=0.04), needs_reference=True)
+    PolicyGradient(dr_grpo_loss, functools.partial(group_relative, scale="none"))
+    PolicyGradient(rloo_loss, leave_one_out)
+    PolicyGradient(functools.partial(cispo_loss, clip_high=19.0),
+                   weights=functools.partial(divergence_mask, radius=0.15))       DPPO
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from trustjax._checks import FieldError, check_number
+from trustjax.agents.language.answers import Answers, rows
+from trustjax.losses import (
+    dpo_loss,
+    group_relative,
+    grpo_loss,
+    trpa_loss,
+    trust_grpo_advantages,
+)
+
+_DPO = functools.partial(dpo_loss, beta=0.1)
+
+
+class Objective(Protocol):
+    """What a language policy learns from.
+
+    Attributes:
+      needs_reference: Whether `loss` reads `Answers.reference_log_probs`.
+      radius: The KL per token to the old policy that counts as allowed in `trust/radius`, unless
+        the agent has a target for it.
+    """
+
+    @property
+    def needs_reference(self) -> bool: ...  # noqa: D102
+    @property
+    def radius(self) -> float: ...  # noqa: D102
+
+    def advantages(self, answers: Answers) -> jax.Array:
+        """Advantages [prompts, n] of all groups of an update, constants for gradients."""
+
+    def loss(self, log_probs: jax.Array, answers: Answers) -> jax.Array:
+        """The loss [] of whole groups, from log pi of their tokens [prompts, n, time]."""
+
+    def clip_bounds(self) -> tuple[float, float] | None:
+        """By how much the ratio may fall below and rise above 1; None where nothing is clipped."""
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """A loss of the GRPO family on advantages of groups.
+
+    Attributes:
+      loss_fn: A loss of `trustjax.losses`: `loss_fn(log_probs, old_log_probs, advantages, mask)`,
+        which takes `weights` and `reference_log_probs` if the fields below ask for them.
+      advantage: Function of rewards [prompts, n] that returns advantages of the same shape.
+      weights: Function `weights(log_probs, old_log_probs, advantages, mask)` of the masks and
+        weights that the loss takes; None for none.
+      penalty: Function of the lengths of answers that is added to their rewards, such as
+        `soft_overlong_penalty`; None for none.
+      needs_reference: Whether the loss gets the log-probabilities of the reference.
+      radius: KL per token to the old policy that counts as allowed, > 0.
+    """
+
+    loss_fn: Callable[..., jax.Array] = grpo_loss
+    advantage: Callable[[jax.Array], jax.Array] = group_relative
+    weights: Callable[..., jax.Array] | None = None
+    penalty: Callable[[jax.Array], jax.Array] | None = None
+    needs_reference: bool = False
+    radius: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Checks the radius, and that the loss takes what it is to be given."""
+        check_number("radius", self.radius, above=0.0)
+        takes = inspect.signature(self.loss_fn).parameters
+        given = {"weights": self.weights is not None, "reference_log_probs": self.needs_reference}
+        for name in (name for name, is_given in given.items() if is_given and name not in takes):
+            raise FieldError("loss_fn", f"take {name}", getattr(self.loss_fn, "__name__", "not"))
+
+    def rewards(self, answers: Answers) -> jax.Array:
+        """The rewards that advantages are computed from, [prompts, n]."""
+        if self.penalty is None:
+            return answers.rewards
+        return answers.rewards + self.penalty(jnp.sum(answers.mask, -1))
+
+    def advantages(self, answers: Answers) -> jax.Array:
+        """See `Objective`."""
+        return self.advantage(self.rewards(answers))
+
+    def loss(self, log_probs: jax.Array, answers: Answers) -> jax.Array:
+        """See `Objective`."""
+        arguments = (
+            rows(log_probs), rows(answers.old_log_probs), rows(answers.advantages),
+            rows(answers.mask),
+        )  # fmt: skip
+        options: dict[str, Any] = {}
+        if self.weights is not None:
+            options["weights"] = self.weights(*arguments)
+        if self.needs_reference:
+            options["reference_log_probs"] = rows(answers.reference_log_probs)
+        return self.loss_fn(*arguments, **options)
+
+    def clip_bounds(self) -> tuple[float, float] | None:
+        """The `clip` and `clip_high` of the loss; those of GSPO are for the ratio of an answer."""
+        takes = inspect.signature(self.loss_fn).parameters
+        if "clip" not in takes or takes["clip"].default is None:
+            return None
+        low = takes["clip"].default
+        high = takes["clip_high"].default
+        return low, low if high is None else high
+
+
+@dataclass(frozen=True)
+class TrustGRPO(PolicyGradient):
+    """Trust-GRPO: outcomes of 0 or 1, with thinking rewards that are trusted and fade out.
+
+    An answer of level 1 has the outcome 1, and all others 0.
+
+    Attributes:
+      shaped: `trust_grpo_advantages`, with its options; its steps are the share of the training.
+    """
+
+    shaped: Callable[..., jax.Array] = trust_grpo_advantages
+
+    def advantages(self, answers: Answers) -> jax.Array:
+        """See `Objective`."""
+        outcome = (answers.levels == 1).astype(jnp.float32)
+        return self.shaped(outcome, answers.thinking, step=answers.progress, total_steps=1.0)
+
+
+@dataclass(frozen=True)
+class TRPA:
+    """Trust-region preference approximation: all pairs of levels within a group.
+
+    Attributes:
+      loss_fn: `trpa_loss`, with its options.
+      radius: KL per token to the old policy that counts as allowed, > 0.
+      needs_reference: Always.
+    """
+
+    loss_fn: Callable[..., jax.Array] = trpa_loss
+    radius: float = 0.2
+    needs_reference: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_number("radius", self.radius, above=0.0)
+        if not self.needs_reference:
+            raise FieldError("needs_reference", "be True, as TRPA compares with it", False)
+
+    def advantages(self, answers: Answers) -> jax.Array:
+        """Zeros: TRPA has no advantages."""
+        return jnp.zeros_like(answers.rewards)
+
+    def loss(self, log_probs: jax.Array, answers: Answers) -> jax.Array:
+        """See `Objective`."""
+        return self.loss_fn(
+            rows(log_probs), rows(answers.old_log_probs), rows(answers.reference_log_probs),
+            rows(answers.levels), answers.group_ids, rows(answers.mask),
+        )  # fmt: skip
+
+    def clip_bounds(self) -> None:
+        """None: TRPA has no ratio."""
+        return
+
+
+@dataclass(frozen=True)
+class OnlineDPO:
+    """Online DPO: one pair of each group, its best and its worst answer.
+
+    Guo et al., Direct Language Model Alignment from Online AI Feedback, arXiv:2402.04792. A group
+    of equal rewards has no pair. Of several answers with the same reward, the first is taken.
+
+    Attributes:
+      loss_fn: `dpo_loss`, with its options.
+      radius: KL per token to the old policy that counts as allowed, > 0.
+      needs_reference: Always.
+    """
+
+    loss_fn: Callable[..., jax.Array] = _DPO
+    radius: float = 0.2
+    needs_reference: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_number("radius", self.radius, above=0.0)
+        if not self.needs_reference:
+            raise FieldError("needs_reference", "be True, as DPO compares with it", False)
+
+    def advantages(self, answers: Answers) -> jax.Array:
+        """Zeros: DPO has no advantages."""
+        return jnp.zeros_like(answers.rewards)
+
+    def loss(self, log_probs: jax.Array, answers: Answers) -> jax.Array:
+        """See `Objective`."""
+        rewards = answers.rewards
+        chosen, rejected = jnp.argmax(rewards, -1), jnp.argmin(rewards, -1)
+
+        def of(log_probs: jax.Array, place: jax.Array) -> jax.Array:
+            sums = jnp.sum(jnp.where(answers.mask, log_probs, 0), -1)
+            return jnp.take_along_axis(sums, place[:, None], -1)[:, 0]
+
+        pairs = jnp.max(rewards, -1) > jnp.min(rewards, -1)
+        losses = self.loss_fn(
+            of(log_probs, chosen), of(log_probs, rejected),
+            of(answers.reference_log_probs, chosen), of(answers.reference_log_probs, rejected),
+            where=pairs,
+        )  # fmt: skip
+        return jnp.sum(losses) / jnp.maximum(jnp.sum(pairs), 1)
+
+    def clip_bounds(self) -> None:
+        """None: DPO has no ratio."""
+        return

@@ -1,0 +1,170 @@
+"""What a language model is trained on by rewards: prompts, and a function that scores answers.
+
+A reward is a function of arrays, `reward(facts, tokens, mask) -> Rewards`, which runs within the
+compiled training. `host_reward` makes one of any Python function of texts, which the training then
+calls on the host.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from trustjax._checks import FieldError, check_number
+
+PyTree = Any
+
+
+class Prompts(NamedTuple):
+    """Prompts, and what the reward must know of each.
+
+    Attributes:
+      tokens: Tokens, int32 [prompts, time], padded on the left.
+      mask: True on the tokens of the prompts, bool [prompts, time].
+      facts: Arrays with a leading axis of prompts, such as the right answers; () for none.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    facts: PyTree = ()
+
+    def check(self) -> None:
+        """Raises ValueError, which names the field, for shapes that do not fit."""
+        shape = np.shape(self.tokens)
+        if len(shape) != 2 or 0 in shape:
+            raise FieldError("prompts.tokens", "be an array [prompts, time]", f"shape {shape}")
+        if np.shape(self.mask) != shape:
+            raise FieldError(
+                "prompts.mask", f"have the shape of the tokens, {shape}", np.shape(self.mask)
+            )
+        mask = self.mask
+        if not isinstance(mask, jax.core.Tracer):
+            given = np.asarray(mask) != 0
+            if not given[:, -1].all() or np.any(given[:, :-1] & ~given[:, 1:]):
+                row = int(np.argmin(given[:, -1] & ~np.any(given[:, :-1] & ~given[:, 1:], 1)))
+                raise FieldError("prompts.mask", "be True from the first token to the last of a "
+                                 "row", f"row {row}", advice="pad on the left")  # fmt: skip
+        for leaf in jax.tree.leaves(self.facts):
+            if np.ndim(leaf) == 0 or len(leaf) != shape[0]:
+                got = f"shape {np.shape(leaf)}"
+                raise FieldError("prompts.facts", f"have a first axis of {shape[0]} prompts", got)
+
+    def take(self, rows: jax.Array) -> "Prompts":
+        """The prompts with these indices, int [...]."""
+        taken: Prompts = jax.tree.map(lambda x: jnp.take(jnp.asarray(x), rows, 0), self)
+        return taken
+
+
+class Rewards(NamedTuple):
+    """What a reward says of answers, all [answers].
+
+    Attributes:
+      reward: Rewards, float32; methods with advantages learn from them.
+      level: Levels from 1, right, to 4, int32; methods with preferences learn from them. An answer
+        counts as right in accuracies if its level is 1.
+      thinking: Rewards of the reasoning in [0, 1], float32, for Trust-GRPO; 0 where there are none.
+      seconds: Time on the host that the answer took, float32; 0 for rewards in JAX.
+    """
+
+    reward: jax.Array
+    level: jax.Array
+    thinking: jax.Array
+    seconds: jax.Array
+
+
+RewardFn = Callable[[PyTree, jax.Array, jax.Array], Rewards]
+
+
+def rewards_of(
+    reward: jax.Array, level: jax.Array | None = None, thinking: jax.Array | None = None
+) -> Rewards:
+    """`Rewards` of what is at hand; without levels, rewards >= 1 are right and others wrong.
+
+    >>> rewards_of(jnp.array([1.0, 0.0])).level.tolist()
+    [1, 2]
+    """
+    reward = jnp.asarray(reward, jnp.float32)
+    level = jnp.where(reward >= 1, 1, 2) if level is None else level
+    thinking = jnp.zeros_like(reward) if thinking is None else thinking
+    level, thinking = jnp.asarray(level, jnp.int32), jnp.asarray(thinking, jnp.float32)
+    return Rewards(reward, level, thinking, jnp.zeros_like(reward))
+
+
+class RewardError(ValueError):
+    """A function of the user that failed on an answer, or returned what is no reward."""
+
+
+def host_reward(
+    function: Callable[[Any, str], Any],
+    decode: Callable[[npt.NDArray[np.int32]], str],
+    *,
+    correct_from: float = 1.0,
+) -> RewardFn:
+    """A reward that calls a Python function on the text of every answer.
+
+    The device waits for it. As JAX demands of what it calls, the function should depend on nothing
+    but its arguments. An exception of the function, and a reward that is not finite, end the
+    training; the message names the sample (its number within the batch that is scored) and has the
+    beginning of its text.
+
+    Args:
+      function: Function `function(facts, text)` of the facts of the prompt, as NumPy arrays, and
+        the text of the answer. It returns the reward, a number, or the pair (level, reward).
+      decode: Function of the tokens of an answer that returns its text, such as
+        `Tokenizer.decode`.
+      correct_from: Rewards from here on are of level 1 and others of level 2, if the function
+        returns no levels.
+
+    >>> reward = host_reward(lambda facts, text: len(text), lambda tokens: "x" * len(tokens))
+    >>> tokens, mask = jnp.zeros((2, 3), int), jnp.array([[1, 0, 0], [1, 1, 0]], bool)
+    >>> reward((), tokens, mask).reward.tolist()
+    [1.0, 2.0]
+    """
+    check_number("correct_from", correct_from)
+
+    def one(index: int, facts: Any, tokens: npt.NDArray[np.int32]) -> tuple[float, int, float]:
+        started = time.perf_counter()
+        text = decode(tokens)
+        try:
+            found = function(facts, text)
+            level, value = found if isinstance(found, tuple) else (None, found)
+            value = float(value)
+            level = (1 if value >= correct_from else 2) if level is None else int(level)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise RewardError(
+                f"reward of sample {index} failed: {what}; its text is {text!r:.200}"
+            ) from error
+        if not np.isfinite(value) or not 1 <= level <= 4:
+            got = f"level {level}, reward {value}"
+            raise RewardError(
+                f"reward of sample {index} must be finite, with a level from 1 to 4, got {got}; "
+                f"its text is {text!r:.200}"
+            )
+        return value, level, time.perf_counter() - started
+
+    def all_of_them(facts: Any, tokens: Any, mask: Any) -> tuple[Any, Any, Any]:
+        # NumPy throughout: a callback that waits for JAX may wait for itself.
+        facts, tokens, mask = jax.tree.map(np.asarray, (facts, tokens, mask))
+        rows = [
+            one(index, jax.tree.map(lambda x: x[index], facts), row[kept])  # noqa: B023
+            for index, (row, kept) in enumerate(zip(tokens, mask, strict=True))
+        ]
+        value, level, seconds = (np.array(column) for column in zip(*rows, strict=True))
+        return value.astype(np.float32), level.astype(np.int32), seconds.astype(np.float32)
+
+    def reward(facts: PyTree, tokens: jax.Array, mask: jax.Array) -> Rewards:
+        shape = (len(tokens),)
+        kinds = (jnp.float32, jnp.int32, jnp.float32)
+        results = tuple(jax.ShapeDtypeStruct(shape, kind) for kind in kinds)
+        # One lane of `jax.vmap` after the other: texts gain nothing from a batch.
+        value, level, seconds = jax.pure_callback(
+            all_of_them, results, facts, tokens, mask != 0, vmap_method="sequential"
+        )
+        return Rewards(value, level, jnp.zeros(shape, jnp.float32), seconds)
+
+    return reward
