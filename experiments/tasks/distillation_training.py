@@ -18,6 +18,7 @@ from experiments.trackers import Row
 from trustjax.agents import Policy
 from trustjax.agents.rollout import prepared_for, reset_envs
 from trustjax.agents.running_statistics import normalized_observations
+from trustjax.agents.training import EVALUATION
 from trustjax.distributions import DiagonalGaussian
 from trustjax.losses import AnchorState
 from trustjax.optim import two_pass_step
@@ -167,7 +168,9 @@ class StudentTraining:
 
     def finish(self, state: StudentState) -> list[Row]:
         """One row per seed with the return of the student, without and with noise."""
-        returns = self._evaluate(state, self._keys(3))
+        # The keys of the teachers' own evaluation, so that both play the same episodes.
+        key = jax.random.fold_in(jax.random.key(self.seed), EVALUATION + 1)
+        returns = self._evaluate(state, jax.random.split(key, self.num_seeds))
         return [
             {"seed": seed, **{name: float(values[seed]) for name, values in returns.items()}}
             for seed in range(self.num_seeds)
