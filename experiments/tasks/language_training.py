@@ -123,7 +123,7 @@ class LanguageTraining:
       start: Gives (trained, constants) of every seed from the final states of earlier stages.
       held_out: What is measured after every chunk, arrays with a leading axis of seeds.
       setting: What the loss of this stage gets beside; without an axis of seeds.
-      save_models: Whether the final networks are written as Hugging Face folders.
+      export_models: Whether the final networks are written as Hugging Face folders.
     """
 
     name: str
@@ -133,7 +133,7 @@ class LanguageTraining:
     start: Callable[[Mapping[str, Any]], tuple[PyTree, PyTree]]
     held_out: PyTree
     setting: PyTree = ()
-    save_models: bool = False
+    export_models: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -183,7 +183,7 @@ class LanguageTraining:
     def save(self, state: TrainState, folder: Path) -> None:
         """Writes the networks to models/NAME/seed_N, if asked to."""
         network = self.program.network
-        for seed in range(len(state.step)) if self.save_models else ():
+        for seed in range(len(state.step)) if self.export_models else ():
             trained = jax.tree.map(lambda x, seed=seed: x[seed], state.trained)
             params = jax.device_get(network.params(network.frozen, trained))
             own = folder / "models" / self.name / f"seed_{seed}"

@@ -66,7 +66,7 @@ class Preference:
       learning_rate: Peak learning rate of these steps.
       batch_size: Pairs in a step.
       steps_per_chunk: Steps in one compiled call, after which the held-out pairs are measured.
-      save_models: Whether the trained networks are written as Hugging Face folders.
+      export_models: Whether the trained networks are written as Hugging Face folders.
     """
 
     pairs: Callable[[], PreferenceDataset]
@@ -88,7 +88,7 @@ class Preference:
     learning_rate: float
     batch_size: int
     steps_per_chunk: int
-    save_models: bool = False
+    export_models: bool = False
 
     def validate(self) -> None:
         """Raises ValueError, naming the field, for what cannot run."""
@@ -224,7 +224,7 @@ class Preference:
             program,
             start=start,
             setting=jnp.int32(names.index(name)),
-            save_models=self.save_models,
+            export_models=self.export_models,
         )
 
     @functools.cached_property

@@ -137,7 +137,7 @@ def test_it_learns_what_is_preferred(trained: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pretraining_comes_first_and_kto_reads_mismatched_answers(tmp_path: Path) -> None:
-    task = dataclasses.replace(SMALL, losses=KTO, pretrain_steps=20, save_models=True)
+    task = dataclasses.replace(SMALL, losses=KTO, pretrain_steps=20, export_models=True)
     rows, final = train(task)
     losses = [row["loss"] for row in rows if row["stage"] == "pretrain"]
     assert max(losses) < np.log(14) - 0.2  # better than all letters alike
