@@ -40,8 +40,8 @@ class Distillation:
       visited_envs: Environments in which the teacher acts to visit states; a quarter of them is
         held out.
       visited_steps: Steps in each of them.
-      candidates: Actions of a group, P >= 2, drawn around the teacher's mean.
-      spread: Their standard deviation in units of the teacher's, > 0.
+      candidates: Actions of a group, an even number P: half are drawn from the teacher, half from
+        the student.
       steps: Gradient steps of a student.
       student_steps_per_chunk: Gradient steps of one compiled call.
       learning_rate: Learning rate of a student, which falls to 0 along a cosine.
@@ -62,7 +62,6 @@ class Distillation:
     visited_envs: int
     visited_steps: int
     candidates: int
-    spread: float
     steps: int
     student_steps_per_chunk: int
     learning_rate: float
@@ -76,7 +75,8 @@ class Distillation:
             check_count(name, getattr(self, name), at_least=1)
         check_count("visited_envs", self.visited_envs, at_least=4)
         check_count("candidates", self.candidates, at_least=2)
-        check_number("spread", self.spread, above=0.0)
+        if self.candidates % 2:
+            raise FieldError("candidates", "be even", self.candidates)
         check_number("learning_rate", self.learning_rate, above=0.0)
         try:
             environment = make(self.env)
@@ -149,7 +149,6 @@ class Distillation:
             visited_envs=self.visited_envs,
             visited_steps=self.visited_steps,
             candidates=self.candidates,
-            spread=self.spread,
             batch_size=self.batch_size,
             evaluation_episodes=self.evaluation_episodes,
             num_steps=self.steps,

@@ -101,7 +101,7 @@ class StudentTraining:
       loss: The loss of the students.
       teachers: Name of the stage of the teachers.
       like: A policy of the teachers' kind, whose weights and statistics are not read.
-      optimizer, learning_rate, seed, num_seeds, visited_envs, visited_steps, candidates, spread,
+      optimizer, learning_rate, seed, num_seeds, visited_envs, visited_steps, candidates,
         batch_size, evaluation_episodes: As in `Distillation`.
       num_steps: Gradient steps.
       steps_per_chunk: Gradient steps of one compiled call.
@@ -118,7 +118,6 @@ class StudentTraining:
     visited_envs: int
     visited_steps: int
     candidates: int
-    spread: float
     batch_size: int
     evaluation_episodes: int
     num_steps: int
@@ -202,21 +201,28 @@ class StudentTraining:
     def _policy(self, params: PyTree, statistics: PyTree) -> Policy:
         return dataclasses.replace(self.like, variables=params, statistics=statistics)
 
-    def _drawn(self, key: jax.Array, states: States) -> jax.Array:
-        """Candidates [states, P, d], drawn around the teacher's mean."""
-        shape = (len(states.mean), self.candidates, states.mean.shape[-1])
-        noise = self.spread * jax.random.normal(key, shape)
-        return states.mean[:, None] + jnp.exp(states.log_std)[:, None] * noise
+    def _drawn(self, key: jax.Array, *policies: DiagonalGaussian) -> jax.Array:
+        """Candidates [states, P, d], equally many from each of the policies at the states."""
+        each = self.candidates // len(policies)
+        drawn = [
+            jax.vmap(policy.sample)(jax.random.split(own, each))
+            for policy, own in zip(policies, jax.random.split(key, len(policies)), strict=True)
+        ]
+        return jnp.moveaxis(jnp.concatenate(drawn), 0, 1)
 
     @functools.cached_property
     def _advance(self) -> Callable[..., tuple[StudentState, Metrics]]:
         def loss_fn(
-            params: PyTree, anchor: PyTree, states: States, candidates: jax.Array
+            params: PyTree, anchor: PyTree, states: States, key: jax.Array
         ) -> tuple[jax.Array, Any]:
             student, reference = (
                 gaussian_at(self.like, weights, states.observations)
                 for weights in (params, jax.lax.stop_gradient(anchor))
             )
+            # The student's own samples show it where it is wrong; the teacher's alone, which lie
+            # close together, tell a student with a large deviation next to nothing.
+            drawn = self._drawn(key, states.teacher, student)
+            candidates = jax.lax.stop_gradient(drawn)
             loss, metrics = self.loss(Seen(student, states.teacher, reference, candidates))
             return loss, {"metrics": {"train/loss": loss, **metrics}}
 
@@ -234,7 +240,7 @@ class StudentTraining:
                 states = jax.tree.map(lambda x: x[rows], state.train)
                 params, opt_state, _, aux = train_step(
                     state.params, state.opt_state, state.anchor.params, states,
-                    self._drawn(key_actions, states),
+                    key_actions,
                 )  # fmt: skip
                 distance = aux["metrics"].get("trust/distance")
                 anchor = self.loss.anchor.update(state.anchor, params, distance=distance)
@@ -255,7 +261,7 @@ class StudentTraining:
         def measure(state: StudentState, key: jax.Array) -> Metrics:
             states = state.held_out
             student = gaussian_at(self.like, state.params, states.observations)
-            candidates = self._drawn(key, states)
+            candidates = self._drawn(key, states.teacher)
             gains = jax.nn.softmax(log_densities(states.teacher, candidates), -1)
             scores = log_densities(student, candidates)
             return {

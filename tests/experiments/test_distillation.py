@@ -48,7 +48,6 @@ SMALL = Distillation(
     visited_envs=4,
     visited_steps=60,
     candidates=8,
-    spread=1.0,
     steps=400,
     student_steps_per_chunk=200,
     learning_rate=1e-2,
@@ -182,7 +181,7 @@ def test_every_file_of_conf_is_in_the_experiment() -> None:
     [
         ({"candidates": 1}, "candidates must be >= 2"),
         ({"visited_envs": 3}, "visited_envs must be >= 4"),
-        ({"spread": 0.0}, "spread must be > 0"),
+        ({"candidates": 5}, "candidates must be even"),
         ({"env": "gymnax:CartPole-v1"}, "env must be one in JAX with continuous actions"),
         ({"env": "gymnax:Nothing"}, "env must be an environment"),
         ({"only": ("x",)}, "only must name students of"),
