@@ -73,7 +73,7 @@ def plot(rows: Sequence[Row], names: Sequence[str], env: str, folder: Path) -> N
     for axis, (metric, title) in zip(axes, _TITLES.items(), strict=True):
         found = {name: mean_interval(finals[name][metric]) for name in names}
         plots.plot_bars(axis, style, found)
-        axis.set(title=title)
+        axis.set(title=title, **({"xscale": "log"} if metric.startswith("kl/") else {}))
     teacher = mean_interval(_finals(rows, "teacher")["final/return"])
     axes[0].axvline(teacher.mean, color="black", linewidth=0.8, linestyle=":")
     axes[3].axvline(1, color="black", linewidth=0.8, linestyle=":")
