@@ -72,6 +72,11 @@ class Program:
         return self.optimizer(schedule)
 
     @functools.cached_property
+    def begin(self) -> Callable[[PyTree], optax.OptState]:
+        """`trained -> opt_state`, both with a leading axis of seeds."""
+        return jax.jit(jax.vmap(self.tx.init))
+
+    @functools.cached_property
     def advance(self) -> Callable[..., tuple[TrainState, Metrics]]:
         """`(frozen, state, batches, setting) -> (state, mean metrics)`; batches [steps, seeds]."""
 
@@ -143,7 +148,7 @@ class LanguageTraining:
     def init(self, final: Mapping[str, Any]) -> TrainState:
         """All seeds before their first step."""
         trained, constants = self.start(final)
-        opt_state = jax.jit(jax.vmap(self.program.tx.init))(trained)
+        opt_state = self.program.begin(trained)
         # A copy, as the steps overwrite the state and several stages may start from one.
         trained = jax.tree.map(jnp.copy, trained)
         step = jnp.zeros(len(self.source.rows), jnp.int32)
