@@ -14,6 +14,7 @@ import optax
 
 from experiments.runtime.task import Summary
 from experiments.tasks.choice_methods import ListwiseChoice, Method
+from experiments.tasks.group_training import LossFn, in_rounds
 from experiments.tasks.once import Once
 from experiments.trackers import Row
 from trustjax._checks import FieldError, check_choice, check_count, check_number
@@ -172,37 +173,23 @@ class Choices:
         self, method: Method, start: Params, data: _Data, key: jax.Array, steps: int
     ) -> tuple[Params, Params]:
         """The parameters after training, and those of the last anchor."""
-        tx = self.optimizer
         visits = jax.random.randint(key, (steps, self.batch_size), 0, len(data.choices))
 
-        def one_round(
-            carry: tuple[Params, Any, Params], visits: jax.Array
-        ) -> tuple[tuple[Params, Any, Params], None]:
-            held = carry[0]
+        def problem(_: Params, held: Params, visit: jax.Array) -> tuple[LossFn, dict[str, Any]]:
+            batch = jax.tree.map(lambda x: x[visit], data)
+            chosen = jax.nn.one_hot(batch.choices, batch.available.shape[-1])
+            anchor = jnp.zeros(batch.available.shape)
+            if method.anchored:
+                anchor = jax.lax.stop_gradient(self._policy(held, batch))
 
-            def step(
-                carry: tuple[Params, Any], visit: jax.Array
-            ) -> tuple[tuple[Params, Any], None]:
-                params, state = carry
-                batch = jax.tree.map(lambda x: x[visit], data)
-                chosen = jax.nn.one_hot(batch.choices, batch.available.shape[-1])
-                anchor = jnp.zeros(batch.available.shape)
-                if method.anchored:
-                    anchor = jax.lax.stop_gradient(self._policy(held, batch))
+            def loss(params: Params) -> jax.Array:
+                scores = (self._policy(params, batch) - anchor) / method.temperature
+                return jnp.mean(method.loss(scores, chosen, batch.available))
 
-                def loss(params: Params) -> jax.Array:
-                    scores = (self._policy(params, batch) - anchor) / method.temperature
-                    return jnp.mean(method.loss(scores, chosen, batch.available))
-
-                updates, state = tx.update(jax.grad(loss)(params), state, params)
-                return (optax.apply_updates(params, updates), state), None
-
-            (params, state), _ = jax.lax.scan(step, carry[:2], visits)
-            return (params, state, held), None
+            return loss, {}
 
         rounds = visits.reshape(method.refreshes + 1, -1, self.batch_size)
-        (params, _, held), _ = jax.lax.scan(one_round, (start, tx.init(start), start), rounds)
-        return params, held
+        return in_rounds(self.optimizer, problem, start, rounds)
 
     @functools.cached_property
     def _network(self) -> nn.Module:

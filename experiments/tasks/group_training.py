@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from experiments.tasks.group_methods import Method
+from trustjax.distributions import Categorical
 from trustjax.envs.bandit import Groups, win_mass
 from trustjax.geometry import kl_divergence
 
 Params = Any
 # Log-probabilities [..., P] of parameters, contexts [..., d] and items [..., P, d].
 Policy = Callable[[Params, jax.Array, jax.Array], jax.Array]
+LossFn = Callable[[Params], jax.Array]
+Problem = Callable[[Params, Params, Any], tuple[LossFn, dict[str, Any]]]
 _BISECTIONS = 40
 
 
@@ -37,41 +40,58 @@ def train(
       groups: The groups to train on.
       key: Random key of the batches.
     """
-    tx = optax.with_extra_args_support(method.optimizer)
+
+    def problem(params: Params, held: Params, visit: Visits) -> tuple[LossFn, dict[str, Any]]:
+        context = groups.contexts[visit.groups]
+        rows = visit.groups[:, None]
+        items, rewards = (a[rows, visit.items] for a in (groups.items, groups.observed))
+        if method.refresh_every is None:
+            anchored = anchor[rows, visit.items]
+        else:
+            anchored = jax.lax.stop_gradient(policy(held, context, items))
+
+        def loss(params: Params) -> jax.Array:
+            return jnp.mean(method.loss(policy(params, context, items), anchored, rewards))
+
+        def divergence(new: Params) -> jax.Array:
+            before = jax.lax.stop_gradient(policy(params, context, items))
+            return jnp.mean(kl_divergence(before, policy(new, context, items)))
+
+        return loss, {"loss_fn": loss, "divergence_fn": divergence}
+
     length = method.refresh_every or method.steps
-
-    def one_round(carry: tuple[Params, Any], visits: Visits) -> tuple[tuple[Params, Any], None]:
-        """The steps between two refreshes of the anchor."""
-        held, _ = carry
-
-        def step(carry: tuple[Params, Any], visit: Visits) -> tuple[tuple[Params, Any], None]:
-            params, state = carry
-            context = groups.contexts[visit.groups]
-            rows = visit.groups[:, None]
-            items, rewards = (a[rows, visit.items] for a in (groups.items, groups.observed))
-            if method.refresh_every is None:
-                anchored = anchor[rows, visit.items]
-            else:
-                anchored = jax.lax.stop_gradient(policy(held, context, items))
-
-            def loss(params: Params) -> jax.Array:
-                return jnp.mean(method.loss(policy(params, context, items), anchored, rewards))
-
-            def divergence(new: Params) -> jax.Array:
-                before = jax.lax.stop_gradient(policy(params, context, items))
-                return jnp.mean(kl_divergence(before, policy(new, context, items)))
-
-            updates, state = tx.update(
-                jax.grad(loss)(params), state, params, loss_fn=loss, divergence_fn=divergence
-            )
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, carry, visits)
-
     visits = _draw(method, key, *groups.rewards.shape)
     rounds = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), visits)
-    (params, _), _ = jax.lax.scan(one_round, (start, tx.init(start)), rounds)
-    return params
+    return in_rounds(method.optimizer, problem, start, rounds)[0]
+
+
+def in_rounds(
+    optimizer: optax.GradientTransformation, problem: Problem, start: Params, rounds: Any
+) -> tuple[Params, Params]:
+    """The parameters after training, and those at the beginning of the last round.
+
+    Args:
+      optimizer: The optimizer.
+      problem: `(params, held, batch) -> (loss_fn, extra arguments of the optimizer)` of a step,
+        with the parameters before the step and those at the beginning of its round, which anchors
+        are made of.
+      start: Parameters before the first step.
+      rounds: What `problem` gets as batches, arrays [rounds, steps of a round, ...].
+    """
+    tx = optax.with_extra_args_support(optimizer)
+
+    def step(carry: tuple[Params, Params, Any], batch: Any) -> tuple[Any, None]:
+        params, held, state = carry
+        loss_fn, extra = problem(params, held, batch)
+        updates, state = tx.update(jax.grad(loss_fn)(params), state, params, **extra)
+        return (optax.apply_updates(params, updates), held, state), None
+
+    def one_round(carry: tuple[Params, Params, Any], batches: Any) -> tuple[Any, None]:
+        params, _, state = carry
+        return jax.lax.scan(step, (params, params, state), batches)[0], None
+
+    (params, held, _), _ = jax.lax.scan(one_round, (start, start, tx.init(start)), rounds)
+    return params, held
 
 
 def _draw(method: Method, key: jax.Array, num_groups: int, num_items: int) -> Visits:
@@ -82,9 +102,8 @@ def _draw(method: Method, key: jax.Array, num_groups: int, num_items: int) -> Vi
     items = jnp.broadcast_to(jnp.arange(num_items), (*shape, num_items))
     if method.pairs:  # two different items, every pair in every order with the same probability
         first, distance = jax.random.randint(
-            of_items, (2, *shape), jnp.array([0, 1])[:, None, None],
-            jnp.array([num_items, num_items])[:, None, None],
-        )  # fmt: skip
+            of_items, (2, *shape), jnp.array([0, 1])[:, None, None], num_items
+        )
         items = jnp.stack([first, (first + distance) % num_items], -1)
     return Visits(drawn, items)
 
@@ -99,21 +118,19 @@ def fit_reference(
     temperature: float,
 ) -> Params:
     """The parameters fitted to softmax(true rewards / temperature), a batch of groups per step."""
-    batches = jax.tree.map(lambda x: x.reshape(steps, -1, *x.shape[1:]), groups)
+    rounds = jax.tree.map(lambda x: x.reshape(1, steps, -1, *x.shape[1:]), groups)
 
-    def step(carry: tuple[Params, Any], batch: Groups) -> tuple[tuple[Params, Any], None]:
-        params, state = carry
+    def problem(_: Params, held: Params, batch: Groups) -> tuple[LossFn, dict[str, Any]]:
+        del held
         target = jax.nn.softmax(batch.rewards / temperature)
 
         def loss(params: Params) -> jax.Array:
             log_probs = policy(params, batch.contexts, batch.items)
             return jnp.mean(optax.losses.softmax_cross_entropy(log_probs, target))
 
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
+        return loss, {}
 
-    (params, _), _ = jax.lax.scan(step, (start, tx.init(start)), batches)
-    return params
+    return in_rounds(tx, problem, start, rounds)[0]
 
 
 def measures(
@@ -137,8 +154,7 @@ def measures(
 
 def mean_entropy(logits: jax.Array) -> jax.Array:
     """The mean entropy in nats of the distributions of logits [n, P]."""
-    log_probs = jax.nn.log_softmax(logits)
-    return -jnp.mean(jnp.sum(jnp.exp(log_probs) * log_probs, -1))
+    return jnp.mean(Categorical(logits).entropy())
 
 
 def scale_for_entropy(logits: jax.Array, entropy: jax.typing.ArrayLike) -> jax.Array:

@@ -1,6 +1,5 @@
 """Knights and knaves: a small model is fine-tuned, then learns from rewards by several methods."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -167,12 +166,11 @@ class KnightsAndKnaves:
         return self.model(vocab_size=self.env.tokenizer.vocab_size)
 
     def _config(self, name: str) -> Config:
-        config = self.methods[name](
+        return self.methods[name](
             model=self._model, prompts=self.puzzles.train, reward=self.env.reward,
             num_updates=self.num_updates, max_new_tokens=self.max_new_tokens,
             stop_tokens=self.env.tokenizer.stop_tokens, pad_token=self.env.tokenizer.pad_token,
         )  # fmt: skip
-        return dataclasses.replace(config)
 
     # SciPy and Matplotlib are imported only at the end of a run.
 

@@ -14,7 +14,7 @@ import optax
 from experiments.optimizers import Optimizer
 from experiments.tasks.language_model import Network
 from experiments.trackers import Row
-from trustjax.data import Batches, iterate
+from trustjax.data import Batches, iterate, stacked
 from trustjax.models.text_checkpoint import save_transformer
 from trustjax.optim import two_pass_step
 from trustjax.trust import broken_passes, trust_metrics_of
@@ -163,10 +163,10 @@ class LanguageTraining:
         self, state: TrainState, batches: Iterator[Any], step: int, num_steps: int
     ) -> tuple[TrainState, list[Row]]:
         """Trains `num_steps` steps; returns one row per seed with the chunk's mean metrics."""
-        chunk = [next(batches) for _ in range(num_steps)]
-        stacked = {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
         frozen = self.program.network.frozen
-        state, metrics = self.program.advance(frozen, state, stacked, self.setting)
+        state, metrics = self.program.advance(
+            frozen, state, stacked(batches, num_steps), self.setting
+        )
         measured = self.program.measure(
             frozen, state.trained, self.held_out, state.constants, self.setting
         )

@@ -252,10 +252,7 @@ class Preference:
             return jax.lax.switch(index, means, pairs), {"train/accuracy": accuracy}
 
         def evaluate(params: PyTree, held_out: Any, constants: PyTree, index: jax.Array) -> Metrics:
-            def log_probs(pair: Any) -> jax.Array:
-                return self._log_probs(params, jax.tree.map(lambda x: x[None], pair), 2)[0]
-
-            policy = jax.lax.map(log_probs, held_out, batch_size=_TOGETHER)
+            policy = self._log_probs_in_parts(params, held_out, 2)
             pairs = _pairs(policy, held_out, constants["reference"])
             return _measures(_rewards(losses, index, pairs), pairs)
 
@@ -268,6 +265,15 @@ class Preference:
         rows = (_flat(batch[name][:, :columns]) for name in ("tokens", "segments", "answer"))
         return answer_log_probs(self._network.model, params, *rows).reshape(-1, columns)
 
+    def _log_probs_in_parts(self, params: PyTree, pairs: Any, columns: int) -> jax.Array:
+        """The same for many pairs, a few at a time, where no gradient is taken."""
+
+        def of_pair(pair: Any) -> jax.Array:
+            return self._log_probs(params, jax.tree.map(lambda x: x[None], pair), columns)[0]
+
+        found: jax.Array = jax.lax.map(of_pair, pairs, batch_size=_TOGETHER)
+        return found
+
     @functools.cached_property
     def _reference(self) -> Callable[[PyTree, PyTree], jax.Array]:
         """log pi_ref(y | x) of all rows of all pairs by seed, [seeds, pairs, rows of a pair]."""
@@ -275,13 +281,7 @@ class Preference:
         rows = self._tokens.batch(np.arange(len(self._dataset.prompts)))
 
         def one_seed(frozen: PyTree, trained: PyTree, rows: Any) -> jax.Array:
-            params = self._network.params(frozen, trained)
-
-            def log_probs(pair: Any) -> jax.Array:
-                return self._log_probs(params, jax.tree.map(lambda x: x[None], pair), columns)[0]
-
-            found: jax.Array = jax.lax.map(log_probs, rows, batch_size=_TOGETHER)
-            return found
+            return self._log_probs_in_parts(self._network.params(frozen, trained), rows, columns)
 
         compiled = jax.jit(jax.vmap(one_seed, in_axes=(None, 0, None)))
         return lambda frozen, trained: compiled(frozen, trained, rows)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from experiments.optimizers import Method
 from experiments.penalties import Penalty
 from experiments.trackers import Row
-from trustjax.data import Batches, iterate
+from trustjax.data import Batches, iterate, stacked
 from trustjax.optim import two_pass_step
 from trustjax.parallel import batch_sharding, replicated
 from trustjax.trust import broken_passes, trust_metrics_of
@@ -243,11 +243,9 @@ class Training:
         self, state: TrainState, batches: Iterator[Any], step: int, num_steps: int
     ) -> tuple[TrainState, list[Row]]:
         """Trains `num_steps` steps; returns one row per lane with the chunk's mean metrics."""
-        chunk = [next(batches) for _ in range(num_steps)]
-        stacked = {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
         whole = num_steps == self.steps_per_chunk
         advance = self.program if self.program is not None and whole else self._advance
-        state, metrics = advance(state, self.lanes, stacked)
+        state, metrics = advance(state, self.lanes, stacked(batches, num_steps))
         return state, self._rows({**metrics, **self.evaluate(state.params, state.model_state)})
 
     def finish(self, state: TrainState) -> list[Row]:

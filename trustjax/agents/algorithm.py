@@ -202,6 +202,13 @@ class AgentConfig(abc.ABC):
         check_modules(self)
 
 
+def clipped(grads: PyTree, max_norm: ArrayLike | None) -> PyTree:
+    """Gradients whose global norm is at most `max_norm`; None clips nothing."""
+    if max_norm is None:
+        return grads
+    return optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())[0]
+
+
 class Algorithm(abc.ABC, Generic[S]):
     """An algorithm as pure functions, which `jax.jit` and `jax.vmap` can transform.
 
@@ -314,10 +321,7 @@ class Algorithm(abc.ABC, Generic[S]):
 
         # Averaged before they are clipped, so that the devices together clip as one device would.
         def map_grads(grads: PyTree) -> PyTree:
-            grads = averaged(grads, self.axis_name)
-            if max_norm is None:
-                return grads
-            return optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())[0]
+            return clipped(averaged(grads, self.axis_name), max_norm)
 
         return two_pass_step(loss_fn, tx, output_fn=output_fn, map_grads=map_grads)
 

@@ -3,6 +3,7 @@
 from trustjax.data.batches import Batches as Batches
 from trustjax.data.batches import evaluation_batches as evaluation_batches
 from trustjax.data.batches import iterate as iterate
+from trustjax.data.batches import stacked as stacked
 from trustjax.data.choices import CHOICE_DATASETS as CHOICE_DATASETS
 from trustjax.data.choices import ChoiceDataset as ChoiceDataset
 from trustjax.data.choices import human_choices as human_choices

@@ -3,6 +3,7 @@
 import functools
 import operator
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, SupportsIndex, TypeVar
 
 import numpy as np
@@ -103,6 +104,12 @@ def iterate(source: Batches[Any]) -> "grain.DatasetIterator[Batch]":
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
+def stacked(batches: Iterator[Batch], count: int) -> Batch:
+    """The next `count` batches as arrays with a leading axis of batches, for a scan."""
+    chunk = [next(batches) for _ in range(count)]
+    return {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
 
 
 def evaluation_batches(dataset: Dataset, rows: npt.ArrayLike, batch_size: int) -> Batch:

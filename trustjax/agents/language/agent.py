@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trustjax.agents.algorithm import Metrics, PyTree
+from trustjax.agents.algorithm import Metrics, PyTree, clipped
 from trustjax.agents.language.answers import Answers, rows
 from trustjax.agents.language.config import Config
 from trustjax.agents.language.evaluation import Evaluation, evaluate
@@ -227,7 +227,11 @@ class LanguageAgent:
         """The steps of an iteration, and the metrics of the first one."""
         config = self.config
         number = config.num_minibatches
-        step = two_pass_step(self._loss, self._optimizer(), map_grads=self._clipped)
+        step = two_pass_step(
+            self._loss,
+            self._optimizer(),
+            map_grads=lambda grads: clipped(grads, config.max_grad_norm),
+        )
 
         def minibatch(progress: _Progress, groups: jax.Array) -> tuple[_Progress, Metrics]:
             part = answers._replace(old_log_probs=progress.old_log_probs)
@@ -256,12 +260,6 @@ class LanguageAgent:
         stopped = before.stopped | (kl > jnp.asarray(self.config.max_kl, kl.dtype))
         kept: _Progress = jax.tree.map(lambda b, a: jnp.where(stopped, b, a), before, after)
         return kept._replace(stopped=stopped)
-
-    def _clipped(self, grads: PyTree) -> PyTree:
-        max_norm = self.config.max_grad_norm
-        if max_norm is None:
-            return grads
-        return optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())[0]
 
     def _loss(
         self, params: PyTree, answers: Answers, is_first: jax.Array, kl_coefficient: jax.Array

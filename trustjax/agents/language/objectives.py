@@ -141,7 +141,37 @@ class TrustGRPO(PolicyGradient):
 
 
 @dataclass(frozen=True)
-class TRPA:
+class _ComparesAnswers:
+    """What `TRPA` and `OnlineDPO` share: no advantages, no clip, and a reference that is read.
+
+    Attributes:
+      loss_fn: The loss of pairs, with its options.
+      radius: KL per token to the old policy that counts as allowed, > 0.
+      needs_reference: Always.
+    """
+
+    loss_fn: Callable[..., jax.Array]
+    radius: float = 0.2
+    needs_reference: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_number("radius", self.radius, above=0.0)
+        if not self.needs_reference:
+            must = f"be True, as {type(self).__name__} compares with it"
+            raise FieldError("needs_reference", must, False)
+
+    def advantages(self, answers: Answers) -> jax.Array:
+        """Zeros: there are no advantages."""
+        return jnp.zeros_like(answers.rewards)
+
+    def clip_bounds(self) -> None:
+        """None: there is no ratio."""
+        return
+
+
+@dataclass(frozen=True)
+class TRPA(_ComparesAnswers):
     """Trust-region preference approximation: all pairs of levels within a group.
 
     Attributes:
@@ -151,18 +181,6 @@ class TRPA:
     """
 
     loss_fn: Callable[..., jax.Array] = trpa_loss
-    radius: float = 0.2
-    needs_reference: bool = True
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        check_number("radius", self.radius, above=0.0)
-        if not self.needs_reference:
-            raise FieldError("needs_reference", "be True, as TRPA compares with it", False)
-
-    def advantages(self, answers: Answers) -> jax.Array:
-        """Zeros: TRPA has no advantages."""
-        return jnp.zeros_like(answers.rewards)
 
     def loss(self, log_probs: jax.Array, answers: Answers) -> jax.Array:
         """See `Objective`."""
@@ -171,13 +189,9 @@ class TRPA:
             rows(answers.levels), answers.group_ids, rows(answers.mask),
         )  # fmt: skip
 
-    def clip_bounds(self) -> None:
-        """None: TRPA has no ratio."""
-        return
-
 
 @dataclass(frozen=True)
-class OnlineDPO:
+class OnlineDPO(_ComparesAnswers):
     """Online DPO: one pair of each group, its best and its worst answer.
 
     Guo et al., Direct Language Model Alignment from Online AI Feedback, arXiv:2402.04792. A group
@@ -190,18 +204,6 @@ class OnlineDPO:
     """
 
     loss_fn: Callable[..., jax.Array] = _DPO
-    radius: float = 0.2
-    needs_reference: bool = True
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        check_number("radius", self.radius, above=0.0)
-        if not self.needs_reference:
-            raise FieldError("needs_reference", "be True, as DPO compares with it", False)
-
-    def advantages(self, answers: Answers) -> jax.Array:
-        """Zeros: DPO has no advantages."""
-        return jnp.zeros_like(answers.rewards)
 
     def loss(self, log_probs: jax.Array, answers: Answers) -> jax.Array:
         """See `Objective`."""
@@ -219,7 +221,3 @@ class OnlineDPO:
             where=pairs,
         )  # fmt: skip
         return jnp.sum(losses) / jnp.maximum(jnp.sum(pairs), 1)
-
-    def clip_bounds(self) -> None:
-        """None: DPO has no ratio."""
-        return
