@@ -27,7 +27,16 @@ BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 
 # Pages whose blocks compile for many seconds.
-LONG = ("mdpo", "mirror", "natural", "pretrained", "regularizer", "text", "your_own")
+LONG = (
+    "interoperability",
+    "mdpo",
+    "mirror",
+    "natural",
+    "pretrained",
+    "regularizer",
+    "text",
+    "your_own",
+)
 
 # Packages of single blocks, which the development extra does not install.
 OPTIONAL = ("craftax", "jumanji")
