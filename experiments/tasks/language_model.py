@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +25,7 @@ from trustjax.data import (
 from trustjax.data.conversations import Text
 from trustjax.losses import fused_cross_entropy, token_log_probs
 from trustjax.models import Decoder, PretrainedDecoder, lora_init, lora_merge
+from trustjax.models.lora import lora_factors, lora_tree
 from trustjax.models.text_checkpoint import pretrained_transformer
 
 PyTree = Any
@@ -75,7 +75,7 @@ class Network:
         """The part to train before the first step, with a leading axis for `keys`."""
         if self.lora_rank is not None:
             rank = self.lora_rank
-            return jax.vmap(lambda key: _nested(lora_init(key, self.loaded, rank=rank)))(keys)
+            return jax.vmap(lambda key: lora_tree(lora_init(key, self.loaded, rank=rank)))(keys)
         if self.loaded is not None:
             return jax.tree.map(lambda x: jnp.repeat(x[None], len(keys), 0), self.loaded)
         some = jnp.zeros((1, 2), jnp.int32)
@@ -85,19 +85,7 @@ class Network:
         """The parameters of `model` from both parts of one seed."""
         if self.lora_rank is None:
             return trained
-        return lora_merge(frozen, _factors(trained), alpha=self.lora_alpha)
-
-
-def _nested(factors: dict[tuple[str, ...], Any]) -> PyTree:
-    """LoRA's factors as a tree whose names are texts, as checkpoints need them."""
-    return flax.traverse_util.unflatten_dict(factors)
-
-
-def _factors(trained: PyTree) -> dict[tuple[str, ...], Any]:
-    found: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(
-        trained, is_leaf=lambda _, value: set(value) == {"a", "b"}
-    )
-    return found
+        return lora_merge(frozen, lora_factors(trained), alpha=self.lora_alpha)
 
 
 @dataclass(frozen=True, kw_only=True)

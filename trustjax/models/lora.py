@@ -65,6 +65,19 @@ def lora_init(
     return factors
 
 
+def lora_tree(factors: dict[tuple[str, ...], Any]) -> PyTree:
+    """The factors of `lora_init` as a nested dict with keys of text, as checkpoints need them."""
+    return flax.traverse_util.unflatten_dict(factors)
+
+
+def lora_factors(tree: PyTree) -> dict[tuple[str, ...], Any]:
+    """The factors by path, as `lora_merge` takes them, from `lora_tree`."""
+    found: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(
+        tree, is_leaf=lambda _, value: set(value) == {"a", "b"}
+    )
+    return found
+
+
 def lora_merge(
     params: PyTree, factors: dict[tuple[str, ...], dict[str, jax.Array]], *, alpha: float = 16.0
 ) -> PyTree:

@@ -36,8 +36,10 @@ from trustjax.losses import (
     masked_mean,
     trpa_trust_region,
 )
-from trustjax.models import Generation, generate
+from trustjax.models import Generation, generate, lora_init
+from trustjax.models.lora import lora_tree
 from trustjax.optim import two_pass_step
+from trustjax.parallel import fully_sharded, replicated
 
 
 class State(NamedTuple):
@@ -100,10 +102,12 @@ class LanguageAgent:
         config = self.config
         key_model, key = jax.random.split(key)
         params = config.initial_params
-        if params is None:
+        if params is None and config.base_params is not None:
+            params = lora_tree(lora_init(key_model, config.base_params, rank=config.lora_rank))
+        elif params is None:
             params = config.model.init(key_model, config.prompts.tokens[:1])["params"]
         params = jax.tree.map(jnp.asarray, params)
-        return State(
+        state = State(
             params=params,
             opt_state=self._optimizer().init(params),
             reference=config.reference.init(params) if config.needs_reference else None,
@@ -111,6 +115,7 @@ class LanguageAgent:
             key=key,
             iteration=jnp.zeros([], jnp.int32),
         )
+        return self._placed(state)
 
     def update(self, state: State) -> tuple[State, Metrics]:
         """The state after one iteration, and its metrics, which are scalars."""
@@ -143,7 +148,7 @@ class LanguageAgent:
         state = State(
             progress.params, progress.opt_state, reference, coefficient, key, state.iteration + 1
         )
-        return state, metrics
+        return self._placed(state), metrics
 
     def train(self, key: jax.Array) -> tuple[State, Metrics]:
         """The last state of a whole training, and the metrics of each iteration."""
@@ -167,7 +172,7 @@ class LanguageAgent:
         """One answer to each prompt; without randomness, the likeliest token every time."""
         config = self.config
         answers = generate(
-            config.model, state.params, observation.tokens, key,
+            config.model, config.whole_params(state.params), observation.tokens, key,
             prompt_mask=observation.mask, max_new_tokens=config.max_new_tokens,
             temperature=0.0 if deterministic else config.temperature,
             stop_tokens=config.stop_tokens, pad_token=config.pad_token,
@@ -195,7 +200,7 @@ class LanguageAgent:
         """Log-probabilities and entropies of the answers' tokens, [prompts, n, time]."""
         config, shape = self.config, answers.tokens.shape
         found = answer_statistics(
-            config.model, params,
+            config.model, config.whole_params(params),
             jnp.repeat(answers.prompts.tokens, shape[1], 0),
             jnp.repeat(answers.prompts.mask, shape[1], 0),
             rows(answers.tokens), rows(answers.mask),
@@ -205,6 +210,15 @@ class LanguageAgent:
 
     def _optimizer(self) -> optax.GradientTransformation:
         return self.config.optimizer(self.config.learning_rate)
+
+    def _placed(self, state: State) -> State:
+        """The state on the devices of the mesh."""
+        mesh = self.config.mesh
+        if mesh is None:
+            return state
+        where = fully_sharded(state, mesh) if self.config.shard_params else replicated(mesh)
+        placed: State = jax.lax.with_sharding_constraint(state, where)
+        return placed
 
     def _recomputes(self) -> bool:
         """Whether the first step finds out the old policy's log-probabilities on its way."""
@@ -235,7 +249,7 @@ class LanguageAgent:
 
         def minibatch(progress: _Progress, groups: jax.Array) -> tuple[_Progress, Metrics]:
             part = answers._replace(old_log_probs=progress.old_log_probs)
-            part = part if number == 1 else part.select(groups)
+            part = part if number == 1 else config.shared_out(part.select(groups))
             is_first = (progress.steps == 0) & self._recomputes()
             params, opt_state, loss, aux = step(
                 progress.params, progress.opt_state, part, is_first, state.kl_coefficient

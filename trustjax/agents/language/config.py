@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from trustjax._checks import FieldError, check_choice, check_count, check_number
@@ -14,7 +16,9 @@ from trustjax.agents.algorithm import MakeOptimizer, PyTree, static
 from trustjax.agents.language.objectives import Objective, PolicyGradient
 from trustjax.envs.language import Prompts, RewardFn
 from trustjax.losses import Anchor, fixed_anchor
-from trustjax.models import Decoder
+from trustjax.models import Decoder, lora_merge
+from trustjax.models.lora import lora_factors
+from trustjax.parallel import batch_sharding
 
 Adam = optax.adam  # the default; a plain name, so that configurations can show it
 
@@ -29,8 +33,12 @@ class Config:
       prompts: The prompts to train on, with what the reward knows of them.
       reward: Function `reward(facts, tokens, mask) -> Rewards` of answers; see
         `trustjax.envs.language`. Static.
-      initial_params: Parameters to begin with, such as those of a fine-tuned model; None for random
-        ones.
+      initial_params: Trained parameters to begin with, such as those of a fine-tuned model; None
+        for random ones.
+      base_params: Frozen parameters of the model, beside which the factors of LoRA are all that is
+        trained; None trains the parameters themselves.
+      lora_rank: Rank of these factors, >= 1; static.
+      lora_alpha: Scale of their change, as in `lora_merge`, > 0.
       objective: What the policy learns from its groups; see `objectives`. Static.
       num_updates: Number of iterations of the whole training, >= 1; static.
       num_prompts: Prompts of one iteration, >= 1; static.
@@ -61,12 +69,20 @@ class Config:
       learning_rate: Learning rate, > 0.
       max_grad_norm: Global norm to which gradients are clipped, > 0; None for no clipping.
       chunk: Entries of the vocabulary whose logits are computed at a time, >= 1; static.
+      mesh: Devices that share the groups of an iteration, of `trustjax.parallel.make_mesh`; None
+        for one device. Static.
+      shard_params: Whether each device holds a part of the trained parameters, of the optimizer's
+        state and of the reference, as `trustjax.parallel.fully_sharded` places them. Otherwise each
+        holds all of them. Static.
     """
 
     model: Decoder = static(None)
     prompts: Prompts = None  # type: ignore[assignment]  # checked in `validate`
     reward: RewardFn = static(None)
     initial_params: PyTree = None
+    base_params: PyTree = None
+    lora_rank: int = static(8)
+    lora_alpha: ArrayLike = 16.0
     objective: Objective = static(PolicyGradient())
     num_updates: int = static(100)
     num_prompts: int = static(16)
@@ -89,6 +105,8 @@ class Config:
     learning_rate: ArrayLike = 1e-4
     max_grad_norm: ArrayLike | None = 1.0
     chunk: int = static(4096)
+    mesh: Mesh | None = static(None)
+    shard_params: bool = static(False)
 
     def __post_init__(self) -> None:
         """Turns lists, which configuration files have in place of tuples, into tuples."""
@@ -99,6 +117,21 @@ class Config:
     def needs_reference(self) -> bool:
         """Whether anything reads the reference policy, which is left out of the state otherwise."""
         return self.objective.needs_reference or self.kl_to == "reference"
+
+    def whole_params(self, trained: PyTree) -> PyTree:
+        """The parameters of the model from those that are trained."""
+        if self.base_params is None:
+            return trained
+        return lora_merge(self.base_params, lora_factors(trained), alpha=self.lora_alpha)
+
+    def shared_out(self, groups: PyTree) -> PyTree:
+        """Arrays with a first axis of groups, split over the devices of the mesh; numbers as is."""
+        if self.mesh is None:
+            return groups
+        split = batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda x: x if jnp.ndim(x) == 0 else jax.lax.with_sharding_constraint(x, split), groups
+        )
 
     def agent(self) -> Any:
         """The `LanguageAgent` with this configuration."""
@@ -120,10 +153,12 @@ class Config:
         self.prompts.check()
         for name in (
             "num_updates", "num_prompts", "num_samples", "max_new_tokens", "sampling_rounds",
-            "num_epochs", "num_minibatches", "chunk",
+            "num_epochs", "num_minibatches", "chunk", "lora_rank",
         ):  # fmt: skip
             check_count(name, getattr(self, name), at_least=1)
-        for name in ("temperature", "kl_target", "max_kl", "learning_rate", "max_grad_norm"):
+        for name in (
+            "temperature", "kl_target", "max_kl", "learning_rate", "max_grad_norm", "lora_alpha",
+        ):  # fmt: skip
             check_number(name, getattr(self, name), above=0.0)
         for name in ("kl_coefficient", "entropy_coefficient"):
             check_number(name, getattr(self, name), at_least=0.0)
@@ -136,6 +171,12 @@ class Config:
             raise FieldError(
                 "num_minibatches", f"divide the {self.num_prompts} prompts", self.num_minibatches
             )
+        if self.shard_params and self.mesh is None:
+            raise FieldError("mesh", "be given where shard_params is True", None)
+        if self.mesh is not None and self.num_prompts // self.num_minibatches % self.mesh.size:
+            must = f"be a multiple of {self.num_minibatches * self.mesh.size}, which the "
+            must += f"{self.num_minibatches} minibatches on {self.mesh.size} devices share"
+            raise FieldError("num_prompts", must, self.num_prompts)
         self._check_tokens()
 
     def _check_tokens(self) -> None:

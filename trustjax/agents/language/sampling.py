@@ -11,6 +11,7 @@ from trustjax.agents.language.config import Config
 from trustjax.envs.language import Prompts
 from trustjax.losses import informative_groups
 from trustjax.models import generate
+from trustjax.parallel import replicated
 
 
 class Drawn(NamedTuple):
@@ -32,6 +33,10 @@ class Drawn(NamedTuple):
 def answered(config: Config, params: PyTree, prompts: Prompts, key: jax.Array) -> Answers:
     """`num_samples` answers to each of these prompts, with their rewards."""
     count, size = prompts.tokens.shape[0], config.num_samples
+    params = config.whole_params(params)
+    if config.mesh is not None:
+        # Once for all tokens: in the loop, every token would wait for all devices' parts.
+        params = jax.lax.with_sharding_constraint(params, replicated(config.mesh))
     found = generate(
         config.model, params, prompts.tokens, key,
         prompt_mask=prompts.mask, num_samples=size, max_new_tokens=config.max_new_tokens,
@@ -76,7 +81,8 @@ def draw(config: Config, params: PyTree, key: jax.Array) -> Drawn:
         total = len(config.prompts.tokens)
         # Without replacement as far as there are prompts, so that no prompt counts twice.
         chosen = jax.random.choice(key_prompts, total, (number,), replace=number > total)
-        return answered(config, params, config.prompts.take(chosen), key_answers)
+        prompts = config.shared_out(config.prompts.take(chosen))
+        return answered(config, params, prompts, key_answers)
 
     def going_on(drawn: Drawn) -> jax.Array:
         return (drawn.rounds < config.sampling_rounds) & ~jnp.all(_useful(drawn.answers))
