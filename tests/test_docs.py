@@ -39,7 +39,7 @@ LONG = (
 )
 
 # Packages of single blocks, which the development extra does not install.
-OPTIONAL = ("craftax", "jumanji")
+OPTIONAL = ("craftax", "jumanji", "tunix")
 
 # What would take long or needs the network, by what is quick and at hand.
 SMALLER = {

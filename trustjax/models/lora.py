@@ -12,6 +12,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from trustjax._checks import FieldError, check_count, check_number
 
@@ -79,7 +80,10 @@ def lora_factors(tree: PyTree) -> dict[tuple[str, ...], Any]:
 
 
 def lora_merge(
-    params: PyTree, factors: dict[tuple[str, ...], dict[str, jax.Array]], *, alpha: float = 16.0
+    params: PyTree,
+    factors: dict[tuple[str, ...], dict[str, jax.Array]],
+    *,
+    alpha: ArrayLike = 16.0,
 ) -> PyTree:
     """Parameters with W + (alpha / r) A B in place of each adapted W, of W's dtype.
 
@@ -90,7 +94,7 @@ def lora_merge(
     Args:
       params: The parameters that `lora_init` was given; they are not changed.
       factors: Its factors.
-      alpha: Scale of the change; the same for training and merging.
+      alpha: Scale of the change, > 0; the same for training and merging. It may be traced.
 
     Raises ValueError for factors of other parameters.
 
@@ -107,6 +111,7 @@ def lora_merge(
         if kernel is None or kernel.shape != (a.shape[0], b.shape[1]):
             got = f"{'/'.join(path)} of {a.shape[0]} x {b.shape[1]}"
             raise FieldError("factors", "belong to the parameters", got)
-        change = (alpha / a.shape[1]) * jnp.matmul(a, b, preferred_element_type=jnp.float32)
-        flat[path] = (kernel + change).astype(kernel.dtype)
+        change = jnp.matmul(a, b, preferred_element_type=jnp.float32)
+        scale = jnp.asarray(alpha, change.dtype) / a.shape[1]
+        flat[path] = (kernel + scale * change).astype(kernel.dtype)
     return flax.traverse_util.unflatten_dict(flat)
