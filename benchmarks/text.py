@@ -2,13 +2,13 @@
 
 bash benchmarks/peers/build.sh torch FOLDER                 once
 python -m benchmarks.text --out FILE [--peers FOLDER] [--repeats N] [--threads N]
-    [--only head small smollm2 ...]
+    [--only head tiny small medium smollm2 ...]
 
 `head` compares `token_log_probs`, `token_statistics` and `fused_cross_entropy` with the head
 written out: value and gradient in one program, its time and the bytes of its temporary arrays.
 
-`small` and `smollm2` build a Llama, save it as a Hugging Face folder, and give it to `transformers`
-in a process of its own, which has to compute the same logits. Ours and the peer's forward pass,
+The others build a Llama, save it as a Hugging Face folder, and give it to `transformers` in a
+process of its own, which has to compute the same logits. Ours and the peer's forward pass,
 training step (AdamW) and greedy generation take turns. A peer that is not there is skipped, and the
 output says so. docs/benchmarks.md has the results.
 """
@@ -55,9 +55,21 @@ class Workload(NamedTuple):
 
 
 WORKLOADS = {
+    "tiny": Workload(
+        Decoder(
+            vocab_size=1024, width=128, depth=4, num_heads=4, num_kv_heads=2, mlp_width=384,
+            max_length=512,
+        )
+    ),
     "small": Workload(
         Decoder(
             vocab_size=4096, width=192, depth=4, num_heads=6, num_kv_heads=3, mlp_width=512,
+            max_length=512,
+        )
+    ),
+    "medium": Workload(
+        Decoder(
+            vocab_size=8192, width=256, depth=4, num_heads=8, num_kv_heads=4, mlp_width=704,
             max_length=512,
         )
     ),

@@ -102,6 +102,19 @@ def test_cache_gives_the_logits_of_a_whole_pass(name: str, side: str) -> None:
     np.testing.assert_array_equal(cache.repeat(2).lengths, [8, 8, 6, 6])
 
 
+def test_a_cache_grows_by_empty_columns() -> None:
+    model = Decoder(vocab_size=9, width=8, depth=2, num_heads=2, num_kv_heads=1, mlp_width=8)
+    full = jax.tree.map(lambda x: x + 1, model.init_cache(3, 5))
+    grown, empty = full.grown(2), model.init_cache(3, 7)
+    assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, empty)
+    for leaf, axis in ((grown.keys[1], 3), (grown.values[1], 2), (grown.segments, 1)):
+        old, new = np.split(np.asarray(leaf), [5], axis)
+        assert np.all(old == 1)
+        assert np.all(new == 0)
+    assert int(grown.filled) == 1
+    assert grown.lengths.tolist() == [1, 1, 1]
+
+
 def test_rows_that_have_stopped_leave_the_cache_as_it_is() -> None:
     """A token of segment 0 takes a column, but nothing attends to it, and no length grows."""
     model, variables = load("smollm2")
