@@ -1,10 +1,11 @@
 """Knights and knaves: a small model is fine-tuned, then learns from rewards by several methods."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from trustjax.agents.language import Config
 from trustjax.envs.knights import Puzzle, sample_puzzles
 from trustjax.envs.knights_text import NAMES
 from trustjax.envs.knights_tokens import Knights
+from trustjax.envs.language import corrupted_judge
 from trustjax.models import Decoder
 
 _TEST_SEED, _TRAIN_SEED = 1234, 4321
@@ -42,10 +44,15 @@ class KnightsAndKnaves:
       test_puzzles: Other puzzles of each size, for the final evaluation.
       num_names: Names in the vocabulary, at most 26.
       shuffle_names: Whether the names of a puzzle are drawn; otherwise they are always the same.
+      guesses: Share of the worked answers that guess without reasoning, from which rewards can
+        teach the model to reason.
       fine_tuning_steps: Gradient steps of the fine-tuning.
       fine_tuning_batch: Answers of such a step.
       fine_tuning_rate: Its learning rate, which rises over the first 5 % of the steps and falls
         along a cosine, > 0.
+      judge_errors: Share of the answers whose reasoning is judged wrongly in training, which
+        Trust-GRPO alone learns from; the final evaluation has the true share of right steps.
+      judge_kind: How it is judged then, "inverted" or "hacked"; see `corrupted_judge`.
       num_updates: Iterations of every method.
       updates_per_chunk: Iterations in one compiled call.
       max_new_tokens: Largest number of tokens of an answer.
@@ -63,9 +70,12 @@ class KnightsAndKnaves:
     test_puzzles: int
     num_names: int
     shuffle_names: bool
+    guesses: float
     fine_tuning_steps: int
     fine_tuning_batch: int
     fine_tuning_rate: float
+    judge_errors: float
+    judge_kind: Literal["inverted", "hacked"]
     num_updates: int
     updates_per_chunk: int
     max_new_tokens: int
@@ -85,6 +95,9 @@ class KnightsAndKnaves:
         ):  # fmt: skip
             check_count(name, getattr(self, name), at_least=1)
         check_number("fine_tuning_rate", self.fine_tuning_rate, above=0.0)
+        for name in ("guesses", "judge_errors"):
+            check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
+        check_choice("judge_kind", self.judge_kind, ("inverted", "hacked"))
         if not self.num_people or not all(2 <= number <= 8 for number in self.num_people):
             raise FieldError("num_people", "be numbers from 2 to 8", list(self.num_people))
         if not max(self.num_people) <= self.num_names <= len(NAMES):
@@ -122,7 +135,7 @@ class KnightsAndKnaves:
         for number in self.num_people:
             test.append(sample_puzzles(number, self.test_puzzles, _TEST_SEED))
             train.append(self._training_puzzles(number, test[-1]))
-        prompts, answers = self.env.prompts(train, seed=1)
+        prompts, answers = self.env.prompts(train, seed=1, guesses=self.guesses)
         unseen, _ = self.env.prompts(test, seed=2)
         mask = jnp.asarray(answers.segments != 0)
         return Puzzles(prompts, jnp.asarray(answers.tokens), mask, unseen)
@@ -136,8 +149,9 @@ class KnightsAndKnaves:
     def stages(self) -> list[FineTuning | Online]:
         """Fine-tuning, then one stage for each method."""
         key = jax.random.key(self.seed)
+        truthful = dataclasses.replace(self._config(self.names[0]), reward=self.env.reward)
         examination = Examination(
-            self.env, self._config(self.names[0]), self.puzzles.test,
+            self.env, truthful, self.puzzles.test,
             jax.random.split(jax.random.fold_in(key, 1), self.num_seeds), self.evaluation_samples,
         )  # fmt: skip
         rate = optax.warmup_cosine_decay_schedule(
@@ -166,8 +180,9 @@ class KnightsAndKnaves:
         return self.model(vocab_size=self.env.tokenizer.vocab_size)
 
     def _config(self, name: str) -> Config:
+        judged = corrupted_judge(self.env.reward, self.judge_errors, kind=self.judge_kind)
         return self.methods[name](
-            model=self._model, prompts=self.puzzles.train, reward=self.env.reward,
+            model=self._model, prompts=self.puzzles.train, reward=judged,
             num_updates=self.num_updates, max_new_tokens=self.max_new_tokens,
             stop_tokens=self.env.tokenizer.stop_tokens, pad_token=self.env.tokenizer.pad_token,
         )  # fmt: skip

@@ -54,6 +54,28 @@ def test_levels_are_those_of_the_texts(puzzles: list[Puzzle]) -> None:
     assert {*np.asarray(found.level).tolist()} == {1, 2, 3, 4}
 
 
+def test_a_share_of_the_answers_guesses(puzzles: list[Puzzle]) -> None:
+    """Guesses have no reasoning and are right by chance; the other answers stay as they are."""
+    prompts, answers = KNIGHTS.prompts(puzzles, seed=3)
+    same, mixed = KNIGHTS.prompts(puzzles, seed=3, guesses=0.5)
+    np.testing.assert_array_equal(same.tokens, prompts.tokens)
+    found = REWARD(prompts.facts, mixed.tokens, mixed.segments != 0)
+    assert {*np.asarray(found.level).tolist()} == {1, 2}
+    guessed = mixed.tokens[:, 0] == KNIGHTS.token(TAGS[1])
+    assert abs(guessed.mean() - 0.5) < 4 * np.sqrt(0.25 / len(guessed))
+    np.testing.assert_array_equal(np.asarray(found.thinking) == 0, guessed)
+    kept = mixed.tokens[~guessed]
+    np.testing.assert_array_equal(kept, answers.tokens[~guessed][:, : kept.shape[1]])
+    people = np.asarray(prompts.facts.num_people)[guessed]
+    chance = 0.5**people
+    right = np.asarray(found.level)[guessed] == 1
+    assert abs(right.mean() - chance.mean()) < 4 * np.sqrt(
+        np.mean(chance * (1 - chance)) / len(right)
+    )
+    with pytest.raises(ValueError, match=r"guesses must be <= 1, got 1\.5"):
+        KNIGHTS.prompts(puzzles, guesses=1.5)
+
+
 def test_worked_answers_are_right_in_all_steps(puzzles: list[Puzzle]) -> None:
     prompts, answers = KNIGHTS.prompts(puzzles)
     found = REWARD(prompts.facts, answers.tokens, answers.segments != 0)

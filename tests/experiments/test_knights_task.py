@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ TASK = KnightsAndKnaves(
     },
     model=functools.partial(Decoder, width=8, depth=1, num_heads=2, mlp_width=8),
     num_people=[2, 3], train_puzzles=30, test_puzzles=10, num_names=4, shuffle_names=True,
-    fine_tuning_steps=2, fine_tuning_batch=2, fine_tuning_rate=1e-3, num_updates=2,
-    updates_per_chunk=1, max_new_tokens=6, evaluation_samples=2, seed=0, num_seeds=2,
-    precision="float32", only=[],
+    guesses=0.5, fine_tuning_steps=2, fine_tuning_batch=2, fine_tuning_rate=1e-3,
+    judge_errors=1.0, judge_kind="hacked", num_updates=2, updates_per_chunk=1, max_new_tokens=6,
+    evaluation_samples=2, seed=0, num_seeds=2, precision="float32", only=[],
 )  # fmt: skip
 SMALL = (
     "+exp=trpa_knights", "task.only=[trpa,dapo]", "num_seeds=2", "task.num_people=[2]",
@@ -62,6 +63,19 @@ def test_all_methods_begin_from_the_same_model() -> None:
             assert own == given
 
 
+def test_methods_learn_from_the_judge_and_are_examined_by_the_rules() -> None:
+    _, trpa, _ = TASK.stages()
+    facts = TASK.puzzles.train.facts
+    answers = TASK.puzzles.answers, TASK.puzzles.answer_mask
+    configs = trpa.config, trpa.examination.config
+    judged, true = (jax.jit(config.reward)(facts, *answers) for config in configs)
+    wrong = np.asarray(true.level) != 1
+    assert 0 < wrong.mean() < 0.5
+    np.testing.assert_array_equal(judged.thinking[wrong], 1)
+    np.testing.assert_array_equal(true.thinking[wrong], 0)  # a guess has no steps
+    np.testing.assert_array_equal(judged.reward, true.reward)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -69,6 +83,9 @@ def test_all_methods_begin_from_the_same_model() -> None:
         ({"num_names": 2}, "num_names must be from 3 to 26, got 2"),
         ({"only": ["ppo"]}, r"only must name methods of \['grpo', 'trpa'\], got 'ppo'"),
         ({"num_updates": 0}, "num_updates must be >= 1, got 0"),
+        ({"guesses": 1.5}, "guesses must be <= 1, got 1.5"),
+        ({"judge_errors": -0.1}, "judge_errors must be >= 0, got -0.1"),
+        ({"judge_kind": "bribed"}, "judge_kind must be one of 'inverted', 'hacked'"),
         ({"precision": "bfloat16"}, "precision must be one of 'float32'"),
         (
             {"methods": {"grpo": functools.partial(Config, num_prompts=3, num_minibatches=2)}},

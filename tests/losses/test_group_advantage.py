@@ -31,7 +31,7 @@ REFERENCE = GIVEN["reference_log_probs"]
 NAN = np.nan
 
 advantages_of = jax.jit(
-    trust_grpo_advantages, static_argnames=("ddof", "form", "scale", "schedule")
+    trust_grpo_advantages, static_argnames=("ddof", "form", "scale", "schedule", "use_trust")
 )
 
 
@@ -155,6 +155,10 @@ def test_worked_trust_grpo(x64):
     # The rewards themselves: 1.27, 1.21, 0.09, 0.15.
     centred = np.array([1.27, 1.21, 0.09, 0.15]) - 0.68
     near(advantages(outcome, thinking, step=0, scale="none"), centred)
+    # B, without gamma: the ablation of the paper without trust; at the start there is no annealing.
+    outcome, thinking = np.array([1.0, 0, 0, 1]), np.array([0.2, 0.8, 0.9, 0.4])
+    untrusted = advantages(outcome, thinking, step=0, scale="none", use_trust=False)
+    near(untrusted, np.array([1.06, 0.24, 0.27, 1.12]) - 0.6725)
     # E, graded outcomes: the paper's form, and the released code's with T = 12000.
     outcome, thinking = np.array([0.8, 0.4, 0.3, 0.6]), np.array([0.2, 0.8, 0.9, 0.4])
     rewards = np.array([0.820996264947, 0.483985059787, 0.39448319226, 0.641992529893])

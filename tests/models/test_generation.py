@@ -4,6 +4,7 @@ tests/golden/make_generation.py made the numbers with transformers.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,33 @@ def test_eight_devices_equal_one(params: Any) -> None:
     np.testing.assert_array_equal(split.tokens, one.tokens)
     np.testing.assert_allclose(split.log_probs, one.log_probs, atol=1e-5)
     assert len(split.tokens.sharding.device_set) == 8
+
+
+def test_lanes_of_vmap_end_together_and_keep_their_answers(params: Any) -> None:
+    """Each lane has the answers it has alone, and no lane is chosen anew at every token."""
+    lanes = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), params)
+
+    def answers(params: Any) -> Any:
+        # Greedy answers to one prompt: the two lanes stop at different tokens.
+        return generate(
+            MODEL, params, PROMPTS[:1], KEY, max_new_tokens=8, temperature=0.0,
+            stop_tokens=(17,),
+        )  # fmt: skip
+
+    program = jax.jit(jax.vmap(answers))
+    found = program(lanes)
+    one = jax.jit(answers)
+    for lane in range(2):
+        alone = one(jax.tree.map(lambda x: x[lane], lanes))  # noqa: B023
+        np.testing.assert_array_equal(found.tokens[lane], alone.tokens)
+        np.testing.assert_array_equal(found.mask[lane], alone.mask)
+        np.testing.assert_array_equal(found.stopped[lane], alone.stopped)
+        np.testing.assert_allclose(found.log_probs[lane], alone.log_probs, atol=1e-5)
+    lengths = found.mask.sum(-1).ravel()
+    assert lengths[0] != lengths[1]
+    # A condition that differed between lanes would make each lane choose its old or new caches.
+    text = program.lower(lanes).as_text()
+    assert not re.search(r"stablehlo.select .*tensor<2x1x2x(13x4|4x13)xf32>", text)
 
 
 @pytest.mark.slow

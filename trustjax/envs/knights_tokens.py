@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_count
+from trustjax._checks import FieldError, check_count, check_number
 from trustjax.data.tokenizer import TokenBatch, Tokenizer, word_tokenizer
 from trustjax.envs.knights import MOST_PEOPLE, Puzzle, truths
 from trustjax.envs.knights_text import (
@@ -103,28 +103,37 @@ class Knights:
             return list(self.names[:num_people])
         return [str(name) for name in rng.permutation(self.names)[:num_people]]
 
-    def prompts(self, puzzles: Sequence[Puzzle], seed: int = 0) -> tuple[Prompts, TokenBatch]:
-        """Prompts of puzzles, and right answers to them, with reasoning.
+    def prompts(
+        self, puzzles: Sequence[Puzzle], seed: int = 0, *, guesses: float = 0.0
+    ) -> tuple[Prompts, TokenBatch]:
+        """Prompts of puzzles, and answers to them: right ones with reasoning, and guesses.
 
         Args:
           puzzles: Puzzles with a leading axis, such as one entry for each number of people.
-          seed: Seed of the names.
+          seed: Seed of the names and of the guesses.
+          guesses: Share of the answers that have no reasoning, and roles at random, in [0, 1].
 
         Returns:
           The prompts, whose facts are `Facts`, and the rows of the answers, padded on the right,
           which end with the token that ends a text.
 
         Raises:
-          ValueError: A puzzle has too many people.
+          ValueError: A puzzle has too many people, or `guesses` is out of range.
         """
+        check_number("guesses", guesses, at_least=0.0, at_most=1.0)
         rng = np.random.default_rng(seed)
+        # A generator of its own, so that the names are the same for all shares of guesses.
+        guessing = np.random.default_rng([seed, 1])
         questions, answers, facts = [], [], []
         for group in puzzles:
             for statements, solution in zip(*group, strict=True):
                 names = self.draw_names(len(statements), rng)
                 question = puzzle_text(statements, names, intro=self.intro)
                 questions.append(f"{question} {TAGS[0]}")
-                answers.append(worked_answer(Puzzle(statements, solution), names)[len(TAGS[0]) :])
+                guessed = guessing.random() < guesses
+                roles = guessing.random(len(names)) < 0.5 if guessed else solution
+                answer = worked_answer(Puzzle(statements, roles), names, reasoning=not guessed)
+                answers.append(answer[len(TAGS[0]) :])
                 facts.append(self._facts(statements, solution, names))
         rows = self.tokenizer.batch(questions, padding="left", special=False)
         stacked = Facts(*(jnp.asarray(np.stack(column)) for column in zip(*facts, strict=True)))

@@ -7,14 +7,14 @@ calls on the host.
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from trustjax._checks import FieldError, check_number
+from trustjax._checks import FieldError, check_choice, check_number
 
 PyTree = Any
 
@@ -92,6 +92,52 @@ def rewards_of(
     thinking = jnp.zeros_like(reward) if thinking is None else thinking
     level, thinking = jnp.asarray(level, jnp.int32), jnp.asarray(thinking, jnp.float32)
     return Rewards(reward, level, thinking, jnp.zeros_like(reward))
+
+
+def corrupted_judge(
+    reward: RewardFn,
+    share: float,
+    *,
+    kind: Literal["inverted", "hacked"] = "inverted",
+    seed: int = 0,
+) -> RewardFn:
+    """A reward whose judge of the reasoning errs on a share of the answers.
+
+    It errs on the same answers every time: whether it does depends on the tokens of the answer and
+    on the seed. Rewards and levels stay as they are, as rules need no judge.
+
+    Args:
+      reward: The reward, with thinking rewards in [0, 1].
+      share: Share of the answers that are judged wrongly, in [0, 1].
+      kind: What the judge says of them: "inverted" 1 minus the true thinking reward, or "hacked" 1
+        for a wrong answer, whose reasoning has talked the judge round, and the truth for a right
+        one.
+      seed: Seed of the choice of answers.
+
+    Raises:
+      ValueError: `share` is out of range, or the kind is unknown.
+
+    >>> def reward(facts, tokens, mask):
+    ...     return rewards_of(jnp.zeros(len(tokens)), thinking=jnp.full(len(tokens), 0.25))
+    >>> judged = corrupted_judge(reward, 1.0)
+    >>> judged((), jnp.array([[3, 4]]), jnp.ones((1, 2), bool)).thinking.tolist()
+    [0.75]
+    """
+    check_number("share", share, at_least=0.0, at_most=1.0)
+    check_choice("kind", kind, ("inverted", "hacked"))
+
+    def judged(facts: PyTree, tokens: jax.Array, mask: jax.Array) -> Rewards:
+        found = reward(facts, tokens, mask)
+        key = jax.random.key(seed)
+        # A hash of the whole answer: odd factors, so that no token is lost modulo 2^32.
+        factors = jax.random.bits(key, tokens.shape[-1:], jnp.uint32) | 1
+        hashes = jnp.sum(jnp.where(mask != 0, tokens + 1, 0).astype(jnp.uint32) * factors, -1)
+        drawn = jax.vmap(lambda x: jax.random.uniform(jax.random.fold_in(key, x)))(hashes)
+        hacked = jnp.where(found.level == 1, found.thinking, 1.0)
+        wrong = hacked if kind == "hacked" else 1.0 - found.thinking
+        return found._replace(thinking=jnp.where(drawn < share, wrong, found.thinking))
+
+    return judged
 
 
 class RewardError(ValueError):

@@ -281,6 +281,7 @@ def trust_grpo_advantages(
     total_steps: jax.typing.ArrayLike,
     alpha: jax.typing.ArrayLike = 0.3,
     form: str = "paper",
+    use_trust: bool = True,
     schedule: str | Callable[[jax.Array], jax.Array] = "exponential",
     threshold: jax.typing.ArrayLike = 0.5,
     scale: str = "std",
@@ -306,6 +307,8 @@ def trust_grpo_advantages(
       total_steps: Number T of steps, > 0.
       alpha: Weight of thinking rewards, >= 0.
       form: "paper", or "code" for the released code.
+      use_trust: Whether gamma weighs the thinking rewards; it is 1 otherwise, as in the paper's
+        ablation without trust, whose other half is the schedule "constant".
       schedule: "exponential" e^-p with p = step / T, which ends at 0.37; "linear" 1 - p; "cosine";
         "constant"; or a function of p.
       threshold: As in `trust_weight`.
@@ -334,7 +337,10 @@ def trust_grpo_advantages(
         decided = jnp.all(outcome >= 0.9, axis, keepdims=True)
         decided |= jnp.all(outcome <= 0.1, axis, keepdims=True)
         thinking = jnp.where(decided | (outcome < 0.2), jnp.zeros_like(thinking), thinking)
-    gamma = jnp.expand_dims(trust_weight(outcome, thinking, threshold=threshold, axis=axis), axis)
+    gamma = jnp.ones((), outcome.dtype)
+    if use_trust:
+        gamma = trust_weight(outcome, thinking, threshold=threshold, axis=axis)
+        gamma = jnp.expand_dims(gamma, axis)
     progress = jnp.asarray(step, outcome.dtype) / jnp.asarray(total_steps, outcome.dtype)
     weight = jnp.asarray(alpha, outcome.dtype) * schedule(progress)
     return group_relative(

@@ -182,7 +182,8 @@ def _generate(
         return _State(state.step + 1, state.cache, token, state.done | stop, answers)
 
     def going_on(state: _State) -> jax.Array:
-        return (state.step < max_new_tokens) & ~jnp.all(state.done)
+        all_done: jax.Array = _all_of_all_lanes(state.done)
+        return (state.step < max_new_tokens) & ~all_done
 
     def decode(state: _State) -> _State:
         # A row that has stopped attends to padding, and nobody reads what it computes.
@@ -200,6 +201,22 @@ def _generate(
     done = jnp.zeros(rows, bool)
     state = _State(jnp.int32(0), cache, jnp.zeros(rows, jnp.int32), done, nothing)
     return jax.lax.while_loop(going_on, decode, drawn(state, logits)).answers
+
+
+@jax.custom_batching.custom_vmap
+def _all_of_all_lanes(done: jax.Array) -> jax.Array:
+    """Whether all are done, [], and in all lanes of `jax.vmap`.
+
+    A loop whose condition differs between lanes would choose between the old and the new caches of
+    every lane at every token, which takes more time than the token itself.
+    """
+    return jnp.all(done)
+
+
+@_all_of_all_lanes.def_vmap
+def _(axis_size: int, in_batched: list[bool], done: jax.Array) -> tuple[jax.Array, bool]:
+    del axis_size, in_batched
+    return _all_of_all_lanes(done), False
 
 
 def _sampled(

@@ -22,6 +22,7 @@ from trustjax.agents.language import (
     TrustGRPO,
     pass_at_k,
 )
+from trustjax.agents.language.answers import Answers
 from trustjax.agents.language.sampling import draw
 from trustjax.envs.language import Prompts, Rewards, host_reward, rewards_of
 from trustjax.losses import (
@@ -388,6 +389,19 @@ def test_chance_of_one_right_answer_among_k() -> None:
 def test_bad_input_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TRUST, **fields).agent()
+
+
+def test_trust_of_the_reasoning_is_reported() -> None:
+    """A group of the worked numbers, where gamma is exp(-0.55), beside one where it is 1."""
+    nothing: dict[str, Any] = dict.fromkeys(Answers._fields)
+    answers = Answers(**nothing)._replace(
+        levels=jnp.array([[1, 2, 3, 1], [1, 2, 2, 1]]),
+        thinking=jnp.array([[0.2, 0.8, 0.9, 0.4], [0.9, 0.1, 0.2, 0.8]]),
+    )
+    found = TrustGRPO().metrics(answers)
+    np.testing.assert_allclose(found["thinking/trust"], (np.exp(-0.55) + 1) / 2, rtol=1e-6)
+    assert found["thinking/distrusted"] == 0.5
+    assert PolicyGradient().metrics(answers) == TRPA().metrics(answers) == {}
 
 
 def test_objectives_name_what_does_not_fit() -> None:

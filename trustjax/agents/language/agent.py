@@ -129,6 +129,7 @@ class LanguageAgent:
         metrics = {
             **answer_metrics(answers),
             **policy_metrics(config, answers, new),
+            **config.objective.metrics(answers),
             "loss": first["loss"],
             "entropy": first["entropy"],
             "gradient_steps": progress.steps,

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from trustjax._checks import FieldError, check_number
+from trustjax.agents.algorithm import Metrics
 from trustjax.agents.language.answers import Answers, rows
 from trustjax.losses import (
     dpo_loss,
@@ -29,6 +30,7 @@ from trustjax.losses import (
     grpo_loss,
     trpa_loss,
     trust_grpo_advantages,
+    trust_weight,
 )
 
 _DPO = functools.partial(dpo_loss, beta=0.1)
@@ -56,6 +58,9 @@ class Objective(Protocol):
 
     def clip_bounds(self) -> tuple[float, float] | None:
         """By how much the ratio may fall below and rise above 1; None where nothing is clipped."""
+
+    def metrics(self, answers: Answers) -> Metrics:
+        """What the objective alone knows of the answers of an iteration, numbers [] by name."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,11 @@ class PolicyGradient:
         high = takes["clip_high"].default
         return low, low if high is None else high
 
+    def metrics(self, answers: Answers) -> Metrics:
+        """Nothing beyond what all objectives have."""
+        del answers
+        return {}
+
 
 @dataclass(frozen=True)
 class TrustGRPO(PolicyGradient):
@@ -136,8 +146,18 @@ class TrustGRPO(PolicyGradient):
 
     def advantages(self, answers: Answers) -> jax.Array:
         """See `Objective`."""
-        outcome = (answers.levels == 1).astype(jnp.float32)
+        outcome = _outcomes(answers)
         return self.shaped(outcome, answers.thinking, step=answers.progress, total_steps=1.0)
+
+    def metrics(self, answers: Answers) -> Metrics:
+        """The mean of gamma over groups, and the share of groups where it is below 1."""
+        gamma = trust_weight(_outcomes(answers), answers.thinking)
+        return {"thinking/trust": jnp.mean(gamma), "thinking/distrusted": jnp.mean(gamma < 1)}
+
+
+def _outcomes(answers: Answers) -> jax.Array:
+    """1 for an answer of level 1, 0 for others, [prompts, n]."""
+    return (answers.levels == 1).astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -168,6 +188,11 @@ class _ComparesAnswers:
     def clip_bounds(self) -> None:
         """None: there is no ratio."""
         return
+
+    def metrics(self, answers: Answers) -> Metrics:
+        """Nothing beyond what all objectives have."""
+        del answers
+        return {}
 
 
 @dataclass(frozen=True)
