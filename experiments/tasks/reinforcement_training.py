@@ -84,6 +84,13 @@ class Training:
         return self.config.num_updates * self.config.steps_per_update
 
     @property
+    def _common(self) -> int:
+        """A common divisor of the numbers of iterations of all chunks."""
+        config = self.config
+        chunk = min(self.steps_per_chunk // config.steps_per_update, config.num_updates)
+        return math.gcd(chunk, config.first_update, config.num_updates)
+
+    @property
     def steps_per_chunk(self) -> int:
         """Steps of one call of `advance`: whole iterations, at least one of which learns."""
         size = self.config.steps_per_update
@@ -130,12 +137,19 @@ class Training:
         _, advance = self._programs
         size = self.config.steps_per_update
         start = step or self.config.first_update * size  # whose steps `init` has taken
-        state, history = advance(state, (step + num_steps - start) // size)
+        # Calls of one length need one program. The first chunk of an agent with a replay, and
+        # the last chunk of any agent, may have fewer iterations than the others.
+        count = (step + num_steps - start) // size
+        each = math.gcd(count, self._common)
+        parts = []
+        for _ in range(count // each):
+            state, part = advance(state, each)
+            parts.append(jax.tree.map(np.asarray, part))
+        history = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
         first = ("episode/return", "episode/length")  # the main metric leads
         history = mask_missing_episodes(history)
         columns = {name: history[name] for name in (*first, *sorted({*history} - {*first}))}
         healthy = self._healthy(columns, start)
-        count = len(columns["episode/return"][0])
         together = math.ceil(self.config.num_updates / _MOST_ROWS)
         spans = [(begin, min(begin + together, count)) for begin in range(0, count, together)]
         return state, [

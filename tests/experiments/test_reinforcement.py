@@ -13,6 +13,7 @@ import pytest
 from experiments import run
 from experiments.optimizers import Optimizer
 from experiments.runtime.task import Diverged
+from experiments.tasks import reinforcement_training
 from experiments.tasks.reinforcement import Reinforcement
 from experiments.tasks.reinforcement_training import Training
 from experiments.trackers import read_rows
@@ -154,6 +155,32 @@ def task(**changes):
         "evaluation_episodes": 2,
     }
     return Reinforcement(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("total", "chunk", "length"), [(640, 256, 2), (704, 256, 1), (384, 512, 2)]
+)
+def test_one_program_serves_all_chunks(monkeypatch, total, chunk, length):
+    """A replay's first chunk is shorter by what `init` did. Fails with a call for each chunk."""
+    calls = []
+
+    def advance(state, count):
+        calls.append(count)
+        names = ("episode/return", "episode/length")
+        ends = state + 1 + np.arange(count)  # every iteration tells its number
+        return state + count, {name: np.tile(ends, (2, 1)) for name in names}
+
+    replay = functools.partial(mdpo.OffPolicyConfig, num_envs=4, num_steps=16, learning_starts=128)
+    monkeypatch.setattr(reinforcement_training, "data_parallel", lambda *_, **__: (None, advance))
+    (stage,) = task(agents={"mdpo": replay}, total_steps=total, steps_per_chunk=chunk).stages()
+    state, step, rows = 2, 0, []  # `init` has taken the two random iterations of 64 steps
+    while step < stage.num_steps:
+        end = min(step + stage.steps_per_chunk, stage.num_steps)
+        state, new = stage.advance(state, None, step, end - step)
+        rows, step = [*rows, *new], end
+    assert {*calls} == {length}
+    assert [row["episode/return"] for row in rows[::2]] == [*range(3, total // 64 + 1)]
+    assert [row["step"] for row in rows[::2]] == [64 * row["episode/return"] for row in rows[::2]]
 
 
 def test_numbers_that_blow_up_stop_the_run():
