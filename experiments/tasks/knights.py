@@ -216,7 +216,7 @@ class KnightsAndKnaves:
         return Summary(values, Table(heading, columns, cells))
 
     def plot(self, rows: list[Row], folder: Path) -> None:
-        """Writes learning_curves.png (accuracy, reward) and trust_region.png."""
+        """Writes learning_curves.png, reasoning.png and trust_region.png."""
         from experiments.analysis import plots
 
         def panel(metric: str, title: str | None = None) -> plots.Panel:
@@ -226,6 +226,11 @@ class KnightsAndKnaves:
 
         learning = [panel("accuracy", "Accuracy in training"), panel("reward/mean", "Reward")]
         plots.plot_bands(learning, self.names, folder / "learning_curves.png")
+        reasoning = [
+            panel("thinking/mean", "Reasoning, as it is judged"),
+            panel("length/mean", "Tokens of an answer"),
+        ]
+        plots.plot_bands(reasoning, self.names, folder / "reasoning.png")
         trust = [panel(metric) for metric in ("trust/distance", "trust/used", "entropy")]
         plots.plot_bands(trust, self.names, folder / "trust_region.png")
 

@@ -128,6 +128,9 @@ def test_with_several_steps_the_trust_region_holds_the_policy(trust: Any) -> Non
     assert moved(states, 2, 3) > 1e-4
     free, held = metrics["trust/distance"][2:, 0]
     assert 0 < held < 0.7 * free, (held, free)
+    # The loss with the trust region falls on the old answers, so that without it, it falls by at
+    # least the weight times the KL.
+    assert np.all(metrics["loss/after"][:, 0] < metrics["loss"][:, 0])
     radius = metrics["trust/radius"]
     np.testing.assert_allclose(metrics["trust/used"], metrics["trust/distance"] / radius, rtol=1e-6)
 
@@ -200,6 +203,9 @@ def test_a_step_descends_the_loss_worked_out_answer_by_answer(start: Any, trust:
     loss, gradient = worked_out(start.params, start.reference.params)
     states, metrics = trust
     np.testing.assert_allclose(metrics["loss"][0, 0], loss, rtol=1e-5)
+    after, _ = worked_out(jax.tree.map(lambda x: x[0, 0], states.params), start.reference.params)
+    np.testing.assert_allclose(metrics["loss/after"][0, 0], after, rtol=1e-5)
+    assert after < loss
     step = jax.tree.map(lambda new, old: (new[0, 0] - old) / -0.1, states.params, start.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), step, gradient)
 

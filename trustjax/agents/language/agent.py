@@ -131,6 +131,7 @@ class LanguageAgent:
             **policy_metrics(config, answers, new),
             **config.objective.metrics(answers),
             "loss": first["loss"],
+            "loss/after": self._value(new, answers, state.kl_coefficient),
             "entropy": first["entropy"],
             "gradient_steps": progress.steps,
             "sampling/rounds": drawn.rounds,
@@ -280,21 +281,29 @@ class LanguageAgent:
         self, params: PyTree, answers: Answers, is_first: jax.Array, kl_coefficient: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """The loss of whole groups, [], and what the iteration wants to know of the policy."""
-        config = self.config
         found = self.statistics(params, answers)
         # At the first step the policy is the old one: its ratios are then exactly 1.
         now = jax.lax.stop_gradient(found.log_probs)
         old = jnp.where(is_first, now, answers.old_log_probs)
         answers = answers._replace(old_log_probs=old)
         mask = rows(answers.mask)
+        loss = self._value(found, answers, kl_coefficient)
+        kl = masked_mean(kl_estimate(rows(old), rows(now)), mask)
+        entropy = masked_mean(rows(found.entropy), mask)
+        return loss, {"old_log_probs": old, "entropy": entropy, "kl": kl}
+
+    def _value(
+        self, found: TokenStatistics, answers: Answers, kl_coefficient: jax.Array
+    ) -> jax.Array:
+        """The loss [] from the statistics of the answers' tokens."""
+        config = self.config
+        mask, log_probs = rows(answers.mask), rows(found.log_probs)
         loss = config.objective.loss(found.log_probs, answers)
         if config.kl_to == "old":
-            distance = trpa_trust_region(rows(found.log_probs), rows(old), mask, max_kl=None)
-            loss += kl_coefficient * distance
+            old = rows(answers.old_log_probs)
+            loss += kl_coefficient * trpa_trust_region(log_probs, old, mask, max_kl=None)
         if config.kl_to == "reference":
-            estimates = kl_estimate(rows(found.log_probs), rows(answers.reference_log_probs))
+            estimates = kl_estimate(log_probs, rows(answers.reference_log_probs))
             loss += kl_coefficient * masked_mean(estimates, mask)
         entropy = masked_mean(rows(found.entropy), mask)
-        loss -= jnp.asarray(config.entropy_coefficient, entropy.dtype) * entropy
-        kl = masked_mean(kl_estimate(rows(old), rows(now)), mask)
-        return loss, {"old_log_probs": old, "entropy": entropy, "kl": kl}
+        return loss - jnp.asarray(config.entropy_coefficient, entropy.dtype) * entropy
