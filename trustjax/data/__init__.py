@@ -18,6 +18,10 @@ from trustjax.data.images import hugging_face as hugging_face
 from trustjax.data.images import unit_range as unit_range
 from trustjax.data.packing import PackedTokens as PackedTokens
 from trustjax.data.packing import pack as pack
+from trustjax.data.questions import PuzzleDataset as PuzzleDataset
+from trustjax.data.questions import QuestionDataset as QuestionDataset
+from trustjax.data.questions import hugging_face_puzzles as hugging_face_puzzles
+from trustjax.data.questions import hugging_face_questions as hugging_face_questions
 from trustjax.data.shifts import SHIFTS as SHIFTS
 from trustjax.data.shifts import parse_shift as parse_shift
 from trustjax.data.splits import split as split
