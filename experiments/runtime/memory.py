@@ -1,6 +1,6 @@
 """An estimate of the memory that a training takes, before anything is compiled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +39,7 @@ def memory_estimate(
     variables = jax.eval_shape(lambda: model.init({"params": key, "dropout": key}, _zeros(images)))
     params = variables["params"]
     trainable = model.trainable if hasattr(model, "trainable") else _everything
-    trained = _bytes(
+    trained = array_bytes(
         leaf
         for leaf, chosen in zip(
             jax.tree.leaves(params), jax.tree.leaves(trainable(params)), strict=True
@@ -50,14 +50,14 @@ def memory_estimate(
     for method in methods:
         tx = method.optimizer(1.0, trainable=trainable)
         reference = method.penalty and jax.eval_shape(method.penalty.start, params)
-        states.append(_bytes(jax.tree.leaves((jax.eval_shape(tx.init, params), reference))))
+        states.append(array_bytes(jax.tree.leaves((jax.eval_shape(tx.init, params), reference))))
     attacks = any(method.optimizer.attack is not None for method in methods)
     parts = {
-        "parameters": _bytes(jax.tree.leaves(params)),
+        "parameters": array_bytes(jax.tree.leaves(params)),
         "gradients": trained,
         "optimizer state": max(states),
         "attack copies": trained if attacks else 0,
-        "activations": _residual_bytes(model, variables, images),
+        "activations": _activations(model, variables, images),
     }
     gib = {name: num_networks * size / GIB for name, size in parts.items()}
     return {**gib, "total": sum(gib.values())}
@@ -69,26 +69,34 @@ def describe(estimate: Mapping[str, float]) -> str:
     return f"memory estimate: {estimate['total']:.2f} GiB ({parts})"
 
 
-def _residual_bytes(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> int:
-    """Bytes that the forward pass computes and keeps for the backward pass."""
+def residual_bytes(function: Callable[..., Any], params: Any, *arguments: Any) -> int:
+    """Bytes that `function(params, *arguments)` computes and keeps for the gradient of `params`.
 
-    def residuals(variables: Any, images: jax.Array) -> list[jax.Array]:
-        rest = {name: value for name, value in variables.items() if name != "params"}
+    Parameters and arguments are arrays or shapes. They are kept as well, but not counted.
+    """
 
-        def apply(params: Any) -> jax.Array:
-            rngs = {"dropout": jax.random.key(0)}
-            logits: jax.Array = model.apply(
-                {"params": params, **rest}, images, train=True, rngs=rngs, mutable=list(rest)
-            )[0]
-            return logits
-
+    def residuals(params: Any, *arguments: Any) -> list[jax.Array]:
         # The function that vjp returns is a pytree of the arrays that it keeps.
-        return jax.tree.leaves(jax.vjp(apply, variables["params"])[1])
+        return jax.tree.leaves(jax.vjp(lambda p: function(p, *arguments), params)[1])
 
-    jaxpr = jax.make_jaxpr(residuals)(variables, images).jaxpr
-    inputs = set(jaxpr.invars)  # parameters are kept as well, but counted already
+    jaxpr = jax.make_jaxpr(residuals)(params, *arguments).jaxpr
+    inputs = set(jaxpr.invars)
     kept = {v for v in jaxpr.outvars if not hasattr(v, "val") and v not in inputs}
-    return _bytes(variable.aval for variable in kept)
+    return array_bytes(variable.aval for variable in kept)
+
+
+def _activations(model: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> int:
+    """Bytes that the forward pass computes and keeps for the backward pass."""
+    rest = {name: value for name, value in variables.items() if name != "params"}
+
+    def apply(params: Any, rest: Any, images: jax.Array) -> jax.Array:
+        rngs = {"dropout": jax.random.key(0)}
+        logits: jax.Array = model.apply(
+            {"params": params, **rest}, images, train=True, rngs=rngs, mutable=list(rest)
+        )[0]
+        return logits
+
+    return residual_bytes(apply, variables["params"], rest, images)
 
 
 def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
@@ -99,5 +107,6 @@ def _everything(params: Any) -> Any:
     return jax.tree.map(lambda _: True, params)
 
 
-def _bytes(arrays: Any) -> int:
+def array_bytes(arrays: Any) -> int:
+    """Bytes of arrays or shapes."""
     return sum(array.size * array.dtype.itemsize for array in arrays)

@@ -5,13 +5,14 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from experiments.runtime.task import Summary, Table
+from experiments.runtime.task import Summary
 from experiments.tasks.knights_training import (
     WARM_START,
     Examination,
@@ -151,8 +152,9 @@ class KnightsAndKnaves:
         key = jax.random.key(self.seed)
         truthful = dataclasses.replace(self._config(self.names[0]), reward=self.env.reward)
         examination = Examination(
-            self.env, truthful, self.puzzles.test,
+            self.env.tokenizer, truthful, self.puzzles.test,
             jax.random.split(jax.random.fold_in(key, 1), self.num_seeds), self.evaluation_samples,
+            np.asarray(self.puzzles.test.facts.num_people),
         )  # fmt: skip
         rate = optax.warmup_cosine_decay_schedule(
             0.0, self.fine_tuning_rate, max(1, self.fine_tuning_steps // 20), self.fine_tuning_steps
@@ -187,56 +189,14 @@ class KnightsAndKnaves:
             stop_tokens=self.env.tokenizer.stop_tokens, pad_token=self.env.tokenizer.pad_token,
         )  # fmt: skip
 
-    # SciPy and Matplotlib are imported only at the end of a run.
-
     def summarize(self, rows: list[Row]) -> Summary:
         """Accuracies on unseen puzzles, and what each method gained over the fine-tuned model."""
-        from experiments.analysis.statistics import METHOD, mean_cell, mean_entry, seeds_label
+        from experiments.tasks import knights_report  # needs SciPy and Matplotlib, at the end
 
-        values: dict[str, Any] = {}
-        cells = []
-        before = _finals(rows, WARM_START)
-        for name in (WARM_START, *self.names):
-            found = _finals(rows, name)
-            gains = {
-                metric: [a - b for a, b in zip(found[metric], before[metric], strict=True)]
-                for metric in ("final/accuracy", "final/greedy")
-            }
-            values[name] = {metric: mean_entry(seeds) for metric, seeds in found.items()}
-            values[name] |= {f"{metric}_gain": mean_entry(each) for metric, each in gains.items()}
-            cells.append([
-                name,
-                mean_cell(found["final/accuracy"], factor=100),
-                mean_cell(gains["final/accuracy"], factor=100) if name != WARM_START else "",
-                mean_cell(found["final/greedy"], factor=100),
-                mean_cell(found["final/thinking"], factor=100),
-            ])  # fmt: skip
-        heading = f"Unseen puzzles in percent, mean and {METHOD} over {seeds_label(self.num_seeds)}"
-        columns = ("method", "accuracy", "gain", "greedy", "right steps of the reasoning")
-        return Summary(values, Table(heading, columns, cells))
+        return knights_report.summarize(rows, self.names, self.num_seeds)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """Writes learning_curves.png, reasoning.png and trust_region.png."""
-        from experiments.analysis import plots
+        from experiments.tasks import knights_report
 
-        def panel(metric: str, title: str | None = None) -> plots.Panel:
-            settings = {"xlabel": "iterations", **plots.metric_settings(metric)}
-            curves = plots.curves(rows, self.names, metric)
-            return plots.Panel(title or plots.metric_title(metric), curves, settings)
-
-        learning = [panel("accuracy", "Accuracy in training"), panel("reward/mean", "Reward")]
-        plots.plot_bands(learning, self.names, folder / "learning_curves.png")
-        reasoning = [
-            panel("thinking/mean", "Reasoning, as it is judged"),
-            panel("length/mean", "Tokens of an answer"),
-        ]
-        plots.plot_bands(reasoning, self.names, folder / "reasoning.png")
-        trust = [panel(metric) for metric in ("trust/distance", "trust/used", "entropy")]
-        plots.plot_bands(trust, self.names, folder / "trust_region.png")
-
-
-def _finals(rows: Sequence[Row], stage: str) -> dict[str, list[float]]:
-    """Metrics of the final evaluation by name: the values of all seeds."""
-    own = [row for row in rows if row["stage"] == stage and row.get("final/accuracy", "") != ""]
-    names = [name for name in own[0] if name.startswith("final/") and own[0][name] != ""]
-    return {name: [float(row[name]) for row in own] for name in names}
+        knights_report.plot(rows, self.names, folder)

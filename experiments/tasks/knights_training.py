@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 
 from experiments.trackers import Row
 from trustjax.agents import select_seed
 from trustjax.agents.language import Config, Evaluation, fine_tuning_loss, pass_at_k
-from trustjax.envs.knights_tokens import Knights
+from trustjax.data import Tokenizer
 from trustjax.envs.language import Prompts
 from trustjax.models import Decoder
 
@@ -44,38 +45,43 @@ class Examination:
     """The final evaluation, which the fine-tuned model and all methods have in common.
 
     Attributes:
-      env: The puzzles' words and rules.
+      tokenizer: The tokenizer of prompts and answers.
       config: Config whose model, prompts and reward are used.
       test: Prompts of puzzles that no training has seen.
       keys: Random keys of the sampled answers, one per seed.
       num_samples: Sampled answers to each prompt.
+      people: Number of people in each of the puzzles, [prompts]; None for questions of other kinds.
     """
 
-    env: Knights
+    tokenizer: Tokenizer
     config: Config
     test: Prompts
     keys: jax.Array
     num_samples: int
+    people: npt.NDArray[Any] | None = None
 
     @functools.cached_property
     def _programs(self) -> tuple[Any, Any]:
-        agent = self.config.agent()
-
-        def sampled(params: Any, key: jax.Array) -> Evaluation:
-            state = _Acting(params)
-            found: Evaluation = agent.evaluate(state, key, self.test, num_samples=self.num_samples)
+        # The config is an argument, so that its parameters are not constants of the programs.
+        @jax.jit
+        def sampled(config: Config, params: Any, key: jax.Array) -> Evaluation:
+            found: Evaluation = config.agent().evaluate(
+                _Acting(params), key, self.test, num_samples=self.num_samples
+            )
             return found
 
-        def greedy(params: Any, key: jax.Array) -> Evaluation:
-            found: Evaluation = agent.evaluate(_Acting(params), key, self.test, deterministic=True)
+        @jax.jit
+        def greedy(config: Config, params: Any, key: jax.Array) -> Evaluation:
+            found: Evaluation = config.agent().evaluate(
+                _Acting(params), key, self.test, deterministic=True
+            )
             return found
 
-        return jax.jit(sampled), jax.jit(greedy)
+        return functools.partial(sampled, self.config), functools.partial(greedy, self.config)
 
     def rows(self, params: Any) -> list[Row]:
         """One row per seed, from parameters with a leading axis of seeds."""
         sampled, greedy = self._programs
-        people = np.asarray(self.test.facts.num_people)
         found: list[Row] = []
         # One seed after the other: together they would hold many caches at a time.
         for seed, key in enumerate(self.keys):
@@ -93,7 +99,8 @@ class Examination:
                 "final/length": float(np.mean(np.sum(drawn.mask, -1))),
             }
             row |= {
-                f"final/accuracy_{n}": float(right[people == n].mean()) for n in {*people.tolist()}
+                f"final/accuracy_{n}": float(right[self.people == n].mean())
+                for n in ({*self.people.tolist()} if self.people is not None else ())
             }
             row |= {f"final/level_{n}": float(np.mean(drawn.levels == n)) for n in (1, 2, 3, 4)}
             found.append(row)
@@ -104,7 +111,7 @@ class Examination:
         sampled, _ = self._programs
         found = sampled(select_seed(params, 0), self.keys[0])
         path.parent.mkdir(parents=True, exist_ok=True)
-        decode, lines = self.env.tokenizer.decode, []
+        decode, lines = self.tokenizer.decode, []
         step = max(1, len(self.test.tokens) // _TEXTS)
         for index in range(0, len(self.test.tokens), step):
             prompt = np.asarray(self.test.tokens[index])[np.asarray(self.test.mask[index])]
@@ -232,7 +239,8 @@ class Online:
     def init(self, final: Mapping[str, Any]) -> Any:
         """All seeds with the parameters that fine-tuning has ended with."""
         config = dataclasses.replace(self.config, initial_params=final[WARM_START].params)
-        return jax.jit(jax.vmap(config.agent().init))(self.keys)
+        init = jax.vmap(lambda config, key: config.agent().init(key), in_axes=(None, 0))
+        return jax.jit(init)(config, self.keys)
 
     def batches(self) -> None:
         """There is no data beside the prompts."""
@@ -258,12 +266,13 @@ class Online:
 
     @functools.cached_property
     def _advance(self) -> Callable[..., Any]:
-        agent = self.config.agent()
-
-        def advance(state: Any, num_updates: int) -> Any:
+        # The config is an argument, so that its parameters are not constants of the program.
+        def advance(config: Config, state: Any, num_updates: int) -> Any:
+            agent = config.agent()
             return jax.vmap(lambda state: agent.advance(state, num_updates))(state)
 
-        return jax.jit(advance, static_argnums=1, donate_argnums=0)
+        compiled = jax.jit(advance, static_argnums=2, donate_argnums=1)
+        return functools.partial(compiled, self.config)
 
     def finish(self, state: Any) -> list[Row]:
         """The accuracy of every seed."""

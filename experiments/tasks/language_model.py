@@ -131,10 +131,8 @@ class LanguageModel:
         one of an encoder.
         """
         if self.pretrained is not None:
-            model: Any = pretrained_transformer(self.pretrained, remat=self.remat, dtype=dtype)
-            if not isinstance(model, PretrainedDecoder):
-                raise FieldError("pretrained", "be a decoder", type(model).__name__)
-            tokenizer, loaded = pretrained_tokenizer(model.folder), model.load_pretrained()
+            model, tokenizer = self.checkpoint(dtype)
+            loaded = model.load_pretrained()
             return Network(model, tokenizer, loaded, self.lora_rank, self.lora_alpha)
         own = byte_tokenizer()
         if self.vocab_size is not None:
@@ -144,6 +142,13 @@ class LanguageModel:
             remat=self.remat, dtype=dtype,
         )  # fmt: skip
         return Network(new, own, None, None, self.lora_alpha)
+
+    def checkpoint(self, dtype: DTypeLike) -> tuple[PretrainedDecoder, Tokenizer]:
+        """The decoder of the checkpoint and its tokenizer, without the weights; see `build`."""
+        model: Any = pretrained_transformer(str(self.pretrained), remat=self.remat, dtype=dtype)
+        if not isinstance(model, PretrainedDecoder):
+            raise FieldError("pretrained", "be a decoder", type(model).__name__)
+        return model, pretrained_tokenizer(model.folder)
 
 
 def plain(text: Text) -> str:

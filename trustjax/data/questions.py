@@ -4,7 +4,7 @@ The files are Hugging Face's parquet files of a split, or one file of JSON lines
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,7 +152,7 @@ def _files(path: str | os.PathLike[str], split: str) -> list[Path]:
 
 
 def _rows(
-    file: Path, columns: dict[str, tuple[str | None, Sequence[str]]]
+    file: Path, columns: Mapping[str, tuple[str | None, Sequence[str]]]
 ) -> list[tuple[str, tuple[Any, ...]]]:
     """Where every row is, for errors, and its values in the columns of these arguments."""
     table = _json_lines(file) if file.suffix == ".jsonl" else None
