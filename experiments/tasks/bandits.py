@@ -14,7 +14,14 @@ import optax
 
 from experiments.runtime.task import Summary
 from experiments.tasks.group_methods import Method
-from experiments.tasks.group_training import Params, fit_reference, measures, train
+from experiments.tasks.group_training import (
+    Params,
+    Visits,
+    draw_visits,
+    fit_reference,
+    measures,
+    train,
+)
 from experiments.tasks.once import Once
 from experiments.trackers import Row
 from trustjax._checks import FieldError, check_choice, check_count, check_number
@@ -117,9 +124,25 @@ class Bandits:
 
     def _rows(self, method: Method) -> list[Row]:
         """One row per seed and scenario."""
+
+        def trained(shared: _Shared, own: _Own, visits: Visits) -> Params:
+            start = shared.reference
+            return train(method, self._policy, start, own.anchor, own.groups, visits)
+
+        shared, own = self._problems
+        num_groups, num_items = own.groups.rewards.shape[2:]
+        draw = functools.partial(
+            draw_visits,
+            steps=method.steps,
+            batch_size=method.batch_size,
+            num_groups=num_groups,
+            num_items=num_items,
+            pairs=method.pairs,
+        )
+        visits = jax.vmap(draw)(shared.of_visits)
         # The draws of a seed are shared by the scenarios, which is why seeds are the outer axis.
-        over_scenarios = jax.vmap(functools.partial(self._measures, method), in_axes=(None, 0))
-        found = jax.jit(jax.vmap(over_scenarios))(*self._problems)
+        over_both = jax.vmap(jax.vmap(trained, in_axes=(None, 0, None)))
+        found = self._measured(jax.jit(over_both)(shared, own, visits), shared)
         columns = {name: np.asarray(values, float) for name, values in found.items()}
         return [
             {
@@ -163,16 +186,18 @@ class Bandits:
 
         return _Shared(reference, test, of_visits), jax.vmap(own)(corrupted)
 
-    def _measures(self, method: Method, shared: _Shared, own: _Own) -> dict[str, jax.Array]:
-        """Measures of one method for one seed and one scenario."""
-        params = train(
-            method, self._policy, shared.reference, own.anchor, own.groups, shared.of_visits
-        )
-        log_probs, first = (
-            self._policy(each, shared.test.contexts, shared.test.items)
-            for each in (params, shared.reference)
-        )
-        return measures(log_probs, first, shared.test, entropy=self.matched_entropy)
+    @functools.cached_property
+    def _measured(self) -> Callable[[Params, _Shared], dict[str, jax.Array]]:
+        """The measures of parameters, all by seed and scenario; one program for all methods."""
+
+        def measured(params: Params, shared: _Shared) -> dict[str, jax.Array]:
+            log_probs, first = (
+                self._policy(each, shared.test.contexts, shared.test.items)
+                for each in (params, shared.reference)
+            )
+            return measures(log_probs, first, shared.test, entropy=self.matched_entropy)
+
+        return jax.jit(jax.vmap(jax.vmap(measured, in_axes=(0, None))))
 
     @functools.cached_property
     def _network(self) -> nn.Module:

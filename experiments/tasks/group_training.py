@@ -1,6 +1,7 @@
 """Training and measuring of a policy over the items of a group, for one seed and one scenario."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,12 @@ class Visits(NamedTuple):
 
 
 def train(
-    method: Method, policy: Policy, start: Params, anchor: jax.Array, groups: Groups, key: jax.Array
+    method: Method,
+    policy: Policy,
+    start: Params,
+    anchor: jax.Array,
+    groups: Groups,
+    visits: Visits,
 ) -> Params:
     """The parameters after training from `start` on the observed rewards of the groups.
 
@@ -38,7 +44,7 @@ def train(
       start: Parameters before the first step, which are the first anchor as well.
       anchor: Log-probabilities of all groups at `start`, [n, P].
       groups: The groups to train on.
-      key: Random key of the batches.
+      visits: Which of them each step visits, as `draw_visits` returns them.
     """
 
     def problem(params: Params, held: Params, visit: Visits) -> tuple[LossFn, dict[str, Any]]:
@@ -60,7 +66,6 @@ def train(
         return loss, {"loss_fn": loss, "divergence_fn": divergence}
 
     length = method.refresh_every or method.steps
-    visits = _draw(method, key, *groups.rewards.shape)
     rounds = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), visits)
     return in_rounds(method.optimizer, problem, start, rounds)[0]
 
@@ -94,13 +99,21 @@ def in_rounds(
     return params, held
 
 
-def _draw(method: Method, key: jax.Array, num_groups: int, num_items: int) -> Visits:
-    """The visits of all steps: groups with replacement, and items of a group without."""
+# A program of its own, which methods share: it takes as long to compile as the training of one.
+@partial(jax.jit, static_argnames=("steps", "batch_size", "num_groups", "num_items", "pairs"))
+def draw_visits(
+    key: jax.Array, *, steps: int, batch_size: int, num_groups: int, num_items: int, pairs: bool
+) -> Visits:
+    """The visits of all steps, int [steps, batch_size, ...].
+
+    Groups are drawn with replacement. A visit is to all items of a group, or with `pairs` to two
+    different ones, every pair in every order with the same probability.
+    """
     of_groups, of_items = jax.random.split(key)
-    shape = (method.steps, method.batch_size)
+    shape = (steps, batch_size)
     drawn = jax.random.randint(of_groups, shape, 0, num_groups)
     items = jnp.broadcast_to(jnp.arange(num_items), (*shape, num_items))
-    if method.pairs:  # two different items, every pair in every order with the same probability
+    if pairs:
         first, distance = jax.random.randint(
             of_items, (2, *shape), jnp.array([0, 1])[:, None, None], num_items
         )

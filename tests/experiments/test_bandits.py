@@ -12,6 +12,7 @@ import pytest
 from experiments.tasks.bandits import Bandits
 from experiments.tasks.group_methods import Clipped, Listwise, Method, Pairs, Ranking, Surrogate
 from experiments.tasks.group_training import (
+    draw_visits,
     fit_reference,
     mean_entropy,
     measures,
@@ -144,8 +145,13 @@ def trained():
 
     @jax.jit
     def all_of_them(key):
+        def visits(method):
+            return draw_visits(
+                key, steps=method.steps, batch_size=4, num_groups=64, num_items=2, pairs=False
+            )
+
         return {
-            name: jax.nn.softmax(train(method, table_policy, start, anchor, groups, key))
+            name: jax.nn.softmax(train(method, table_policy, start, anchor, groups, visits(method)))
             for name, method in settings.items()
         }
 
