@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -118,9 +119,27 @@ class Bandits:
 
     def stages(self) -> list[Once]:
         """One stage per method."""
-        return [
-            Once(name, functools.partial(self._rows, self.methods[name])) for name in self.names
-        ]
+        return [Once(name, functools.partial(self._rows_and_next, name)) for name in self.names]
+
+    def _rows_and_next(self, name: str) -> list[Row]:
+        """The rows of a method. The next method is begun in the meantime, in a second thread.
+
+        XLA leaves a core idle for much of a compilation, and in programs of small products.
+        """
+        _ = self._problems, self._measured  # made once, before there are threads
+        here = self.names.index(name)
+        for each in self.names[here : here + 2]:
+            if each not in self._begun:
+                self._begun[each] = self._threads.submit(self._rows, self.methods[each])
+        return self._begun[name].result()
+
+    @functools.cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=2)
+
+    @functools.cached_property
+    def _begun(self) -> dict[str, Future[list[Row]]]:
+        return {}
 
     def _rows(self, method: Method) -> list[Row]:
         """One row per seed and scenario."""
@@ -140,9 +159,11 @@ class Bandits:
             pairs=method.pairs,
         )
         visits = jax.vmap(draw)(shared.of_visits)
-        # The draws of a seed are shared by the scenarios, which is why seeds are the outer axis.
-        over_both = jax.vmap(jax.vmap(trained, in_axes=(None, 0, None)))
-        found = self._measured(jax.jit(over_both)(shared, own, visits), shared)
+        # The draws of a seed are shared by the scenarios. One seed comes after the other, as the
+        # activations of all seeds would not fit into the cache of a core.
+        over_scenarios = jax.vmap(trained, in_axes=(None, 0, None))
+        over_seeds = jax.jit(lambda *of_seeds: jax.lax.map(lambda a: over_scenarios(*a), of_seeds))
+        found = self._measured(over_seeds(shared, own, visits), shared)
         columns = {name: np.asarray(values, float) for name, values in found.items()}
         return [
             {
