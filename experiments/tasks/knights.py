@@ -45,8 +45,8 @@ class KnightsAndKnaves:
       test_puzzles: Other puzzles of each size, for the final evaluation.
       num_names: Names in the vocabulary, at most 26.
       shuffle_names: Whether the names of a puzzle are drawn; otherwise they are always the same.
-      guesses: Share of the worked answers that guess without reasoning, from which rewards can
-        teach the model to reason.
+      guesses: Share of the answers of the fine-tuning that guess without reasoning; rewards then
+        have to find out that reasoning is better.
       fine_tuning_steps: Gradient steps of the fine-tuning.
       fine_tuning_batch: Answers of such a step.
       fine_tuning_rate: Its learning rate, which rises over the first 5 % of the steps and falls
@@ -136,10 +136,17 @@ class KnightsAndKnaves:
         for number in self.num_people:
             test.append(sample_puzzles(number, self.test_puzzles, _TEST_SEED))
             train.append(self._training_puzzles(number, test[-1]))
-        prompts, answers = self.env.prompts(train, seed=1, guesses=self.guesses)
+        prompts, worked = self.env.prompts(train, seed=1)
+        _, guessed = self.env.prompts(train, seed=1, guesses=1.0)
         unseen, _ = self.env.prompts(test, seed=2)
-        mask = jnp.asarray(answers.segments != 0)
-        return Puzzles(prompts, jnp.asarray(answers.tokens), mask, unseen)
+        padding = ((0, 0), (0, worked.tokens.shape[1] - guessed.tokens.shape[1]))
+        tokens, segments = (
+            jnp.stack([ours, np.pad(theirs, padding)])
+            for ours, theirs in (
+                (worked.tokens, guessed.tokens), (worked.segments, guessed.segments),
+            )
+        )  # fmt: skip
+        return Puzzles(prompts, tokens, segments != 0, unseen)
 
     def _training_puzzles(self, number: int, test: Puzzle) -> Puzzle:
         # There are 369 puzzles of two people, and drawing the last ones would take long.
@@ -161,7 +168,7 @@ class KnightsAndKnaves:
         )
         tuning = FineTuning(
             WARM_START, self.fine_tuning_steps, max(1, self.fine_tuning_steps // 20),
-            self._model, self.puzzles, self.fine_tuning_batch,
+            self._model, self.puzzles, self.guesses, self.fine_tuning_batch,
             optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98)),
             jax.random.fold_in(key, 0), examination,
         )  # fmt: skip

@@ -29,8 +29,8 @@ class Puzzles(NamedTuple):
 
     Attributes:
       train: Prompts of the training.
-      answers: Worked answers to them, int32 [prompts, time].
-      answer_mask: True on their tokens, bool [prompts, time].
+      answers: Answers to them, first the worked ones, then guesses, int32 [2, prompts, time].
+      answer_mask: True on their tokens, bool [2, prompts, time].
       test: Prompts of other puzzles.
     """
 
@@ -144,6 +144,7 @@ class FineTuning:
       steps_per_chunk: Steps between two rows.
       model: The language model.
       puzzles: The puzzles with their answers.
+      guesses: Share of the answers that are guesses.
       batch_size: Answers of a step.
       optimizer: The optimizer, with its learning rate.
       key: Root of all randomness.
@@ -155,6 +156,7 @@ class FineTuning:
     steps_per_chunk: int
     model: Decoder
     puzzles: Puzzles
+    guesses: float
     batch_size: int
     optimizer: optax.GradientTransformation
     key: jax.Array
@@ -183,10 +185,12 @@ class FineTuning:
         puzzles = self.puzzles
 
         def one(state: Tuned, step: jax.Array) -> tuple[Tuned, jax.Array]:
-            key = jax.random.fold_in(self.key, step)
-            drawn = jax.random.randint(key, (self.batch_size,), 0, len(puzzles.answers))
+            key_rows, key_kind = jax.random.split(jax.random.fold_in(self.key, step))
+            size = (self.batch_size,)
+            drawn = jax.random.randint(key_rows, size, 0, len(puzzles.train.tokens))
+            kind = (jax.random.uniform(key_kind, size) < self.guesses).astype(jnp.int32)
             prompts = puzzles.train.tokens[drawn], puzzles.train.mask[drawn]
-            answers = puzzles.answers[drawn], puzzles.answer_mask[drawn]
+            answers = puzzles.answers[kind, drawn], puzzles.answer_mask[kind, drawn]
             loss, gradient = jax.value_and_grad(
                 lambda params: fine_tuning_loss(self.model, params, *prompts, *answers)
             )(state.params)
