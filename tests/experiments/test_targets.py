@@ -235,6 +235,7 @@ def test_no_factory_takes_a_place_to_write_to() -> None:
     words = re.compile(r"(^|_)(path|file|filename|folder|dir|directory|save|key_path)(_|$)")
     found = {}
     data = ("hugging_face", "hugging_face_instructions", "hugging_face_preferences",
+            "hugging_face_puzzles", "hugging_face_questions",
             "hugging_face_text", "text_folder")  # fmt: skip
     reads = {"trustjax.models.PretrainedViT", *(f"trustjax.data.{name}" for name in data)}
     for name, target in factories():
