@@ -237,7 +237,11 @@ def test_no_factory_takes_a_place_to_write_to() -> None:
     data = ("hugging_face", "hugging_face_instructions", "hugging_face_preferences",
             "hugging_face_puzzles", "hugging_face_questions",
             "hugging_face_text", "text_folder")  # fmt: skip
-    reads = {"trustjax.models.PretrainedViT", *(f"trustjax.data.{name}" for name in data)}
+    questions = ("knights_folder", "numbers_folder")
+    reads = {
+        "trustjax.models.PretrainedViT", *(f"trustjax.data.{name}" for name in data),
+        *(f"experiments.tasks.reasoning_questions.{name}" for name in questions),
+    }  # fmt: skip
     for name, target in factories():
         taken = [each for each in inspect.signature(target).parameters if words.search(each)]
         if taken and name not in reads:
