@@ -26,7 +26,7 @@ from trustjax.agents.language import Config
 from trustjax.envs.knights import Puzzle, sample_puzzles
 from trustjax.envs.knights_text import NAMES
 from trustjax.envs.knights_tokens import Knights
-from trustjax.envs.language import corrupted_judge
+from trustjax.envs.language import RewardFn, corrupted_judge
 from trustjax.models import Decoder
 
 _TEST_SEED, _TRAIN_SEED = 1234, 4321
@@ -189,9 +189,11 @@ class KnightsAndKnaves:
         return self.model(vocab_size=self.env.tokenizer.vocab_size)
 
     def _config(self, name: str) -> Config:
-        judged = corrupted_judge(self.env.reward, self.judge_errors, kind=self.judge_kind)
+        reward: RewardFn = self.env.reward
+        if self.judge_errors > 0:  # its draws would take time to compile in every method
+            reward = corrupted_judge(reward, self.judge_errors, kind=self.judge_kind)
         return self.methods[name](
-            model=self._model, prompts=self.puzzles.train, reward=judged,
+            model=self._model, prompts=self.puzzles.train, reward=reward,
             num_updates=self.num_updates, max_new_tokens=self.max_new_tokens,
             stop_tokens=self.env.tokenizer.stop_tokens, pad_token=self.env.tokenizer.pad_token,
         )  # fmt: skip

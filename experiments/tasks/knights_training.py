@@ -134,8 +134,37 @@ class Tuned(NamedTuple):
     opt_state: Any
 
 
+class FirstStage:
+    """What the first stages have in common: one model, with which the trainings of all seeds begin.
+
+    Attributes:
+      name: Name of the stage.
+      examination: The final evaluation.
+    """
+
+    name: str
+    examination: Examination
+
+    def finish(self, state: Tuned) -> list[Row]:
+        """The accuracy of the model with the keys of every seed."""
+        return self.examination.rows(self._for_all_seeds(state))
+
+    def learned(self, state: Tuned) -> Any:
+        """The parameters."""
+        return state.params
+
+    def save(self, state: Tuned, folder: Path) -> None:
+        """Writes answers/NAME.txt."""
+        params = self._for_all_seeds(state)
+        self.examination.write(params, folder / "answers" / f"{self.name}.txt")
+
+    def _for_all_seeds(self, state: Tuned) -> Any:
+        number = len(self.examination.keys)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), state.params)
+
+
 @dataclass(frozen=True, eq=False)
-class FineTuning:
+class FineTuning(FirstStage):
     """The stage that teaches a model to write worked answers, as far as it goes.
 
     Attributes:
@@ -201,23 +230,6 @@ class FineTuning:
             return jax.lax.scan(one, state, step + jnp.arange(num_steps))
 
         return jax.jit(steps, static_argnums=2, donate_argnums=0)
-
-    def finish(self, state: Tuned) -> list[Row]:
-        """The accuracy of the fine-tuned model with the keys of every seed."""
-        return self.examination.rows(self._for_all_seeds(state))
-
-    def learned(self, state: Tuned) -> Any:
-        """The parameters."""
-        return state.params
-
-    def save(self, state: Tuned, folder: Path) -> None:
-        """Writes answers/NAME.txt."""
-        params = self._for_all_seeds(state)
-        self.examination.write(params, folder / "answers" / f"{self.name}.txt")
-
-    def _for_all_seeds(self, state: Tuned) -> Any:
-        number = len(self.examination.keys)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), state.params)
 
 
 @dataclass(frozen=True, eq=False)

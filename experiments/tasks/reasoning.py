@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from experiments.runtime.task import Summary
-from experiments.tasks.knights_training import WARM_START, Examination, Online, Tuned
+from experiments.tasks.knights_training import WARM_START, Examination, FirstStage, Online, Tuned
 from experiments.tasks.language_model import LanguageModel, Network, prompt_tokens
 from experiments.tasks.reasoning_memory import check_memory
 from experiments.tasks.reasoning_questions import Question, Questions
@@ -239,14 +239,9 @@ class Reasoning:
         if len(kept) < len(places):
             left = len(places) - len(kept)
             print(f"{left} of {len(places)} questions left out: over {self.most_prompt} tokens")
-        width = max(len(rows[place]) for place in kept)
-        tokens = np.full((len(kept), width), self._tokenizer.pad_token, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for index, place in enumerate(kept):
-            tokens[index, width - len(rows[place]) :] = rows[place]
-            mask[index, width - len(rows[place]) :] = True
+        batch = self._tokenizer.pad([rows[place] for place in kept], padding="left")
         facts = jnp.asarray(kept, jnp.int32)
-        return Prompts(jnp.asarray(tokens), jnp.asarray(mask), facts), kept
+        return Prompts(jnp.asarray(batch.tokens), jnp.asarray(batch.segments != 0), facts), kept
 
     def _tokens(self, prompt: str) -> list[int]:
         """A prompt in the form of the chat template, if there is one, up to the answer's start."""
@@ -259,7 +254,7 @@ class Reasoning:
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class Start(FirstStage):
     """The stage that evaluates the checkpoint, with which all methods begin.
 
     Attributes:
@@ -291,23 +286,6 @@ class Start:
         del batches, step, num_steps
         trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         return state, [{"seed": 0, "trained_parameters": float(trained)}]
-
-    def finish(self, state: Tuned) -> list[Row]:
-        """The accuracy of the checkpoint with the keys of every seed."""
-        return self.examination.rows(self._for_all_seeds(state))
-
-    def learned(self, state: Tuned) -> PyTree:
-        """The parameters."""
-        return state.params
-
-    def save(self, state: Tuned, folder: Path) -> None:
-        """Writes answers/NAME.txt."""
-        params = self._for_all_seeds(state)
-        self.examination.write(params, folder / "answers" / f"{self.name}.txt")
-
-    def _for_all_seeds(self, state: Tuned) -> PyTree:
-        number = len(self.examination.keys)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), state.params)
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,6 +74,19 @@ def test_padding_and_truncation(folder: Path) -> None:
         np.testing.assert_array_equal(cut.tokens, [[1, *kept, 2], [1, 6, 2, 0]])
 
 
+def test_rows_of_tokens_are_padded_and_checked(folder: Path) -> None:
+    tokenizer = pretrained_tokenizer(folder)
+    found = tokenizer.pad([[5], [6, 7]], length=3, padding="left")
+    np.testing.assert_array_equal(found.tokens, [[0, 0, 5], [0, 6, 7]])
+    np.testing.assert_array_equal(found.segments, [[0, 0, 1], [0, 1, 1]])
+    with pytest.raises(ValueError, match="rows must be a sequence of at least one row"):
+        tokenizer.pad([])
+    with pytest.raises(ValueError, match="rows must have at most length = 1 tokens, got 2"):
+        tokenizer.pad([[6, 7]], length=1)
+    with pytest.raises(ValueError, match="padding must be one of 'left', 'right'"):
+        tokenizer.pad([[5]], padding="up")
+
+
 def test_empty_texts(folder: Path) -> None:
     """Rows of padding alone, or of what frames the text."""
     tokenizer = pretrained_tokenizer(folder)

@@ -127,8 +127,27 @@ class Tokenizer:
                     "texts", f"have at most length = {length} tokens", got, advice=advice
                 )
             rows = [row[:room] if truncation == "right" else row[-room:] for row in rows]
-        rows = [[*before, *row, *behind] for row in rows]
-        width = max(map(len, rows)) if length is None else length
+        return self.pad([[*before, *row, *behind] for row in rows], length=length, padding=padding)
+
+    def pad(
+        self, rows: Sequence[Sequence[int]], *, length: int | None = None, padding: str = "right"
+    ) -> TokenBatch:
+        """Rows of tokens as one array.
+
+        Args:
+          rows: At least one row of tokens.
+          length: Length that no row exceeds; None for that of the longest row.
+          padding: Side on which short rows are padded, "left" or "right".
+
+        Raises ValueError for no rows, a row that is too long, or an unknown side.
+        """
+        check_choice("padding", padding, ("left", "right"))
+        if len(rows) == 0:
+            raise FieldError("rows", "be a sequence of at least one row", rows)
+        longest = max(map(len, rows))
+        width = longest if length is None else length
+        if longest > width:
+            raise FieldError("rows", f"have at most length = {length} tokens", longest)
         tokens = np.full((len(rows), width), self.pad_token, np.int32)
         segments = np.zeros_like(tokens)
         for index, row in enumerate(rows):
