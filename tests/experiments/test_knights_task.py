@@ -3,16 +3,15 @@
 import dataclasses
 import functools
 import json
-import os
-import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from killing import assert_survives_kills
 
-from experiments import run
 from experiments.tasks.knights import KnightsAndKnaves
 from experiments.trackers import read_rows
 from trustjax.agents.language import TRPA, Config
@@ -104,19 +103,9 @@ def test_errors_name_the_field(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_and_its_continuation(monkeypatch: Any, tmp_path: Any) -> None:
-    """A run that is stopped after a chunk goes on to the same numbers as one that is not."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("HYDRA_FULL_ERROR", "TF_CPP_MIN_LOG_LEVEL", "XLA_FLAGS"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-
-    def call(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["run", *arguments])
-        run.main()
-
-    call(*SMALL, "hydra.run.dir=whole")
-    call(*SMALL, "task.num_updates=1", "hydra.run.dir=half")
-    call("resume=half", "task.num_updates=2")
+def test_a_run_and_its_continuation(tmp_path: Path) -> None:
+    """A run that is killed goes on to the same numbers as one that is not, which are whole."""
+    assert_survives_kills(SMALL, tmp_path, num_kills=2)
     found = json.loads((tmp_path / "whole" / "summary.json").read_text())["result"]
     assert set(found) == {"warm_start", "trpa", "dapo"}
     assert len(found["trpa"]["final/accuracy"]["seeds"]) == 2
