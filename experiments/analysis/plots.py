@@ -36,7 +36,8 @@ _METHODS = (
      "adpo_kde_refreshed"),
     ("tram_fisher", "mdpo_tsallis_1_4", "muon_matched", "esam", "auon_released", "asam_mesa",
      "plackett_luce"),
-    ("sgd", "mdpo_forward", "newton_schulz_5", "tram_released", "mesa", "pretrain", "reference"),
+    ("sgd", "mdpo_forward", "newton_schulz_5", "tram_released", "mesa", "pretrain", "reference",
+     "kl_initial"),
 )  # fmt: skip
 _INDICES = {name: (row, i) for row, names in enumerate(_METHODS) for i, name in enumerate(names)}
 

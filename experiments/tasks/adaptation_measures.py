@@ -1,35 +1,20 @@
-"""What the adaptation experiment measures of one network; under vmap, of all lanes at once."""
+"""What experiments on transfer measure of one network; under vmap, of all lanes at once."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
-from experiments.tasks.supervised import apply_eval
+from experiments.tasks.objectives import Batch, Objective, accuracy, mean_loss
 from trustjax.geometry import epsilon_sharpness, linear_cka
 
 PyTree = Any
-
-
-class HeldOut(NamedTuple):
-    """Examples that no network is trained on.
-
-    Attributes:
-      images: Float32 [domains, examples, height, width, channels] in [0, 1]. Of test examples, the
-        first domain is the source, the second the target, and the others are unseen; validation
-        examples are of the target alone.
-      labels: Int32 [examples], the same in every domain.
-    """
-
-    images: jax.Array
-    labels: jax.Array
-
-
-Measure = Callable[[PyTree, PyTree, HeldOut], dict[str, jax.Array]]  # of params and model_state
+# A number by which a domain is judged, from the objective, logits and batch.
+Score = Callable[[Objective, jax.Array, Batch], jax.Array]
+# Of frozen weights, params, model_state and held-out examples.
+Measure = Callable[[PyTree, PyTree, PyTree, Batch], dict[str, jax.Array]]
 
 
 class Measures(NamedTuple):
@@ -39,74 +24,95 @@ class Measures(NamedTuple):
     final: Measure
 
 
-def domain_measures(network: nn.Module, unseen: Sequence[str], sharpness_examples: int) -> Measures:
-    """Accuracy in every domain; at the end also sharpness on the target and similarity to it.
+def perplexity(objective: Objective, logits: jax.Array, batch: Batch) -> jax.Array:
+    """Exponential of the mean cross-entropy, []."""
+    return jnp.exp(mean_loss(objective, logits, batch))
+
+
+SCORES: dict[str, Score] = {"accuracy": accuracy, "perplexity": perplexity}
+
+
+def domain_measures(
+    objective: Objective,
+    metric: str,
+    unseen: Sequence[str],
+    sharpness_examples: int,
+    *,
+    has_source: bool = True,
+    is_parallel: bool = True,
+) -> Measures:
+    """The score in every domain; at the end also sharpness on the target and similarity to it.
+
+    The measures take batches with a leading axis of domains: the source if there is one, the
+    target, and the unseen domains.
 
     Args:
-      network: Flax module.
-      unseen: Shifts of the unseen domains, which name their accuracies.
+      objective: The network and its labels.
+      metric: Score of a domain, a name in `SCORES`.
+      unseen: Names of the unseen domains, which name their scores.
       sharpness_examples: Target examples on which the sharpness is measured.
+      has_source: Whether the first domain is the source.
+      is_parallel: Whether an example of a domain shows the same thing in all others, so that
+        features can be compared.
     """
+    first = ["source", "target"] if has_source else ["target"]
 
-    def domain_accuracies(params: PyTree, model_state: PyTree, held_out: HeldOut) -> jax.Array:
-        def accuracy(images: jax.Array) -> jax.Array:
-            logits = apply_eval(network, params, model_state, images)
-            return jnp.mean(jnp.argmax(logits, -1) == held_out.labels)
+    def scores(
+        frozen: PyTree, params: PyTree, model_state: PyTree, held_out: Batch
+    ) -> dict[str, jax.Array]:
+        def of_domain(batch: Batch) -> jax.Array:
+            logits, _ = objective.outputs(frozen, params, model_state, batch)
+            return SCORES[metric](objective, logits, batch)
 
         # One domain after the other, to hold the activations of one only.
-        accuracies: jax.Array = jax.lax.map(accuracy, held_out.images)
-        return accuracies
+        found = dict(zip([*first, *unseen], jax.lax.map(of_domain, held_out), strict=True))
+        mean = jnp.mean(jnp.stack([found[name] for name in unseen])) if unseen else None
+        return found if mean is None else {**found, "unseen": mean}
 
-    def after_chunk(params: PyTree, model_state: PyTree, held_out: HeldOut) -> dict[str, jax.Array]:
-        accuracies = domain_accuracies(params, model_state, held_out)
-        mean = {"accuracy/unseen": jnp.mean(accuracies[2:])} if unseen else {}
-        return {"accuracy/source": accuracies[0], "accuracy/target": accuracies[1], **mean}
+    def after_chunk(
+        frozen: PyTree, params: PyTree, model_state: PyTree, held_out: Batch
+    ) -> dict[str, jax.Array]:
+        found = scores(frozen, params, model_state, held_out)
+        shown = [name for name in (*first, "unseen") if name in found]
+        return {f"{metric}/{name}": found[name] for name in shown}
 
-    def final(params: PyTree, model_state: PyTree, held_out: HeldOut) -> dict[str, jax.Array]:
-        few = slice(0, sharpness_examples)
+    def final(
+        frozen: PyTree, params: PyTree, model_state: PyTree, held_out: Batch
+    ) -> dict[str, jax.Array]:
+        target = jax.tree.map(lambda x: x[len(first) - 1], held_out)
+        few = jax.tree.map(lambda x: x[:sharpness_examples], target)
 
         def loss(params: PyTree) -> jax.Array:
-            logits = apply_eval(network, params, model_state, held_out.images[1, few])
-            labels = held_out.labels[few]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.mean(losses)
+            logits, _ = objective.outputs(frozen, params, model_state, few)
+            return mean_loss(objective, logits, few)
 
-        def features(images: jax.Array) -> jax.Array:
-            _, found = apply_eval(network, params, model_state, images, return_features=True)
-            return jnp.asarray(found)
-
-        accuracies = domain_accuracies(params, model_state, held_out)
-        found = {
-            "final/target": accuracies[1],
-            "final/source": accuracies[0],
-            "final/sharpness": epsilon_sharpness(loss, params),
-        }
-        if not unseen:
-            return found
-        # Linear CKA between the features (what enters the head) of the target images and those of
-        # the same images in an unseen domain, averaged over these domains.
-        target = features(held_out.images[1])
-        similarities = jax.lax.map(
-            lambda images: linear_cka(target, features(images)), held_out.images[2:]
-        )
-        return found | {
-            "final/unseen": jnp.mean(accuracies[2:]),
-            "final/similarity": jnp.mean(similarities),
-            **{f"final/{name}": accuracies[i] for i, name in enumerate(unseen, start=2)},
-        }
+        features = partial(objective.features, frozen, params, model_state)
+        found = scores(frozen, params, model_state, held_out)
+        measured = {f"final/{name}": value for name, value in found.items()}
+        measured["final/sharpness"] = epsilon_sharpness(loss, params)
+        if unseen and is_parallel:
+            # Linear CKA between the features (what enters the head) of the target examples and
+            # those of the same examples in an unseen domain, averaged over these domains.
+            of_target = features(target)
+            others = jax.tree.map(lambda x: x[len(first) :], held_out)
+            similarities = jax.lax.map(lambda batch: linear_cka(of_target, features(batch)), others)
+            measured["final/similarity"] = jnp.mean(similarities)
+        return measured
 
     return Measures(after_chunk, final)
 
 
-def validation_measures(network: nn.Module) -> Measures:
-    """Accuracy and mean loss on the validation examples, after every chunk and at the end."""
+def validation_measures(objective: Objective, metric: str) -> Measures:
+    """Score and mean loss on the validation examples, after every chunk and at the end."""
 
     def measure(
-        prefix: str, params: PyTree, model_state: PyTree, held_out: HeldOut
+        prefix: str, frozen: PyTree, params: PyTree, model_state: PyTree, held_out: Batch
     ) -> dict[str, jax.Array]:
-        logits = apply_eval(network, params, model_state, held_out.images[0])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, held_out.labels)
-        correct = jnp.argmax(logits, -1) == held_out.labels
-        return {f"{prefix}/accuracy": jnp.mean(correct), f"{prefix}/loss": jnp.mean(losses)}
+        batch = jax.tree.map(lambda x: x[0], held_out)
+        logits, _ = objective.outputs(frozen, params, model_state, batch)
+        return {
+            f"{prefix}/{metric}": SCORES[metric](objective, logits, batch),
+            f"{prefix}/loss": mean_loss(objective, logits, batch),
+        }
 
     return Measures(partial(measure, "validation"), partial(measure, "final"))

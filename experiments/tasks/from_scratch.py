@@ -17,20 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from experiments.optimizers import Method
 from experiments.runtime.task import Summary
+from experiments.tasks.objectives import Images, accuracy, mean_loss
 from experiments.tasks.search import Grid, Search, label, search_of_methods
-from experiments.tasks.supervised import (
-    PRECISIONS,
-    Lanes,
-    Training,
-    apply_eval,
-    initial_variables,
-    lanes_of,
-)
+from experiments.tasks.supervised import PRECISIONS, Lanes, Training, lanes_of
 from experiments.trackers import Row
 from trustjax._checks import FieldError
 from trustjax.data import Batches, ImageDataset, split, unit_range
@@ -199,8 +192,11 @@ class FromScratch:
         return self.mesh or make_mesh(num_devices=1)
 
     @functools.cached_property
-    def _network(self) -> nn.Module:
-        return self.model(num_classes=self._dataset.num_classes, dtype=PRECISIONS[self.precision])
+    def _objective(self) -> Images:
+        data = self._dataset
+        model = self.model(num_classes=data.num_classes, dtype=PRECISIONS[self.precision])
+        example = jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
+        return Images(model, example=example)
 
     def _training(self, name: str, method: Method) -> Training:
         key = jax.random.fold_in(jax.random.key(self.seed), 0)
@@ -208,9 +204,8 @@ class FromScratch:
         def start(final: Mapping[str, Any]) -> tuple[Any, Any]:
             """The networks of the seeds, the same at every noise level."""
             del final
-            image = jnp.zeros((1, *self._dataset.images.shape[1:]), jnp.float32)
             keys = jax.random.split(jax.random.fold_in(key, 0), self.num_seeds)
-            initial = initial_variables(self._network, keys, image)
+            initial = self._objective.initial(keys)
             seeds = jnp.tile(jnp.arange(self.num_seeds), len(self.noise_levels))
             networks: tuple[Any, Any] = jax.tree.map(lambda leaf: leaf[seeds], initial)
             return networks
@@ -224,13 +219,12 @@ class FromScratch:
             name=name,
             num_steps=self.steps,
             steps_per_chunk=self.steps_per_chunk,
-            model=self._network,
+            objective=self._objective,
             method=method,
             lanes=lanes,
             source=self._noised,
             key=key,
             mesh=self._devices,
-            input_noise=0.0,
             start=start,
             evaluate=functools.partial(
                 measures, (f"accuracy/{part}", f"loss/{part}", "accuracy/train")
@@ -279,12 +273,14 @@ class FromScratch:
 
     @functools.cached_property
     def _measures_of(self) -> Callable[..., tuple[jax.Array, ...]]:
+        objective = self._objective
+
         def measures(
             params: Any, state: Any, images: jax.Array, labels: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            logits = apply_eval(self._network, params, state, images)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.mean(jnp.argmax(logits, -1) == labels), jnp.mean(losses)
+            batch = {"image": images, "label": labels}
+            logits, _ = objective.outputs({}, params, state, batch)
+            return accuracy(objective, logits, batch), mean_loss(objective, logits, batch)
 
         def both(
             params: Any, state: Any, index: jax.Array, test: jax.Array, right: jax.Array,

@@ -44,6 +44,8 @@ VALIDATION = (
     Measure("accuracy", "validation accuracy, %", 1, lambda accuracy: f"{100 * accuracy:.1f}"),
     Measure("loss", "loss", -1, lambda loss: f"{loss:.3f}"),
 )
+# Of text, for which the loss is all there is.
+VALIDATION_LOSS = (Measure("loss", "validation loss, nats", -1, lambda loss: f"{loss:.4f}"),)
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,18 @@ class Search:
         }
 
 
-def search_of_methods(methods: Mapping[str, Method], grid: Grid, num_seeds: int) -> Search:
+def search_of_methods(
+    methods: Mapping[str, Method],
+    grid: Grid,
+    num_seeds: int,
+    measures: Sequence[Measure] = VALIDATION,
+) -> Search:
     """The search among the learning rates and hyperparameters of `methods`, by validation."""
     configured = {
         name: {"learning_rate": method.learning_rate, **method.hyperparameters}
         for name, method in methods.items()
     }
-    return Search(configured, grid, num_seeds)
+    return Search(configured, grid, num_seeds, measures=measures)
 
 
 def label(lanes: Lanes) -> list[Row]:

@@ -1,11 +1,10 @@
-"""Training a classifier from many seeds at once, in one jitted, vmapped scan per chunk."""
+"""Training a network from many seeds at once, in one jitted, vmapped scan per chunk."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 
 from experiments.optimizers import Method
 from experiments.penalties import Penalty
+from experiments.tasks.objectives import Batch, Objective
 from experiments.trackers import Row
 from trustjax.data import Batches, iterate, stacked
 from trustjax.optim import two_pass_step
@@ -21,7 +21,6 @@ from trustjax.parallel import batch_sharding, replicated
 from trustjax.trust import broken_passes, trust_metrics_of
 
 PyTree = Any
-Batch = Mapping[str, jax.Array]
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
@@ -64,102 +63,58 @@ def lanes_of(method: Method, count: int) -> Lanes:
     return Lanes(jnp.arange(count), full(method.learning_rate), hyperparameters)
 
 
-def initial_variables(model: nn.Module, keys: jax.Array, image: jax.Array) -> tuple[PyTree, PyTree]:
-    """Parameters and other collections of `model`, with a leading axis for `keys`.
-
-    `image` [batch, ...] is an example of the input. The parameters that a pre-trained model loads
-    are the same for all keys.
-    """
-    loaded = model.load_pretrained() if hasattr(model, "load_pretrained") else {}
-
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0, None))
-    def init(key: jax.Array, loaded: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
-        variables = dict(model.init({"params": key, "dropout": key}, image))
-        params = variables.pop("params")
-        return {**params, **loaded}, variables
-
-    variables: tuple[PyTree, PyTree] = init(keys, loaded)
-    return variables
-
-
-def apply_train(
-    model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array, key: jax.Array
-) -> tuple[jax.Array, PyTree]:
-    """Logits in training mode, and the updated collections beside the parameters."""
-    logits, model_state = model.apply(
-        {"params": params, **model_state},
-        image,
-        train=True,
-        rngs={"dropout": key},
-        mutable=list(model_state),
-    )
-    return logits, model_state
-
-
-def apply_eval(
-    model: nn.Module, params: PyTree, model_state: PyTree, image: jax.Array, **options: Any
-) -> Any:
-    """Logits in evaluation mode: without dropout, with running batch statistics.
-
-    `options` are further arguments of the model, which may return more than logits.
-    """
-    return model.apply({"params": params, **model_state}, image, **options)
-
-
-def classification_step(
-    model: nn.Module,
+def training_step(
+    objective: Objective,
     tx: optax.GradientTransformation,
-    input_noise: float,
     penalty: Penalty | None = None,
+    frozen: PyTree = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes `step(state, batch, key) -> (state, metrics)` for mean cross-entropy.
 
     Args:
-      model: Flax module.
+      objective: The network, its labels, and the noise on its inputs for `tram("noise")`,
+        `tram_fisher` and penalties under noise.
       tx: Any optimizer, with or without a second pass.
-      input_noise: Standard deviation of the Gaussian noise on images in [0, 1] for
-        `tram("noise")`, `tram_fisher` and penalties under noise.
       penalty: Term that is added to the cross-entropy, also in the second pass.
+      frozen: The weights that are not trained; see `Objective`.
     """
 
-    def loss_fn(
-        params: PyTree, model_state: PyTree, reference: PyTree, batch: Batch, key: jax.Array
-    ) -> Any:
-        logits, new_state = apply_train(model, params, model_state, batch["image"], key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        loss, metrics = jnp.mean(losses), {"train/loss": jnp.mean(losses)}
+    def evaluated(params: PyTree, model_state: PyTree, batch: Batch, **noise: Any) -> jax.Array:
+        return objective.outputs(frozen, params, model_state, batch, **noise)[0]
+
+    def noise_key(key: jax.Array) -> jax.Array:
+        return jax.random.fold_in(key, 1)  # not `key` itself, which is that of dropout
+
+    def loss_of(
+        params: PyTree, model_state: PyTree, reference: PyTree, batch: Batch, key: jax.Array,
+        *, noised: bool = False,
+    ) -> Any:  # fmt: skip
+        passes = functools.partial(objective.outputs, frozen, params, model_state, batch, key=key)
+        noise = noise_key(key)
+        logits, new_state = passes(noise_key=noise) if noised else passes()
+        labels, where = objective.labels(batch), objective.where(batch)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        loss = jnp.mean(losses, where=where)
+        metrics = {"train/loss": loss}
         if penalty is not None:
-            image = noised(batch, key)["image"]
             values = penalty(
                 logits,
-                at_reference=lambda: apply_eval(model, reference, model_state, batch["image"]),
-                under_noise=lambda: apply_train(model, params, model_state, image, key)[0],
+                at_reference=lambda: evaluated(reference, model_state, batch),
+                under_noise=lambda: passes(noise_key=noise)[0],
             )
-            metrics["train/penalty"] = jnp.mean(values)
-            loss = loss + penalty.weight * jnp.mean(values)
+            metrics["train/penalty"] = jnp.mean(values, where=where)
+            loss = loss + penalty.weight * metrics["train/penalty"]
         aux = {"outputs": logits, "losses": losses, "model_state": new_state, "metrics": metrics}
-        return loss, aux
-
-    def output_fn(
-        params: PyTree, model_state: PyTree, reference: PyTree, batch: Batch, key: jax.Array
-    ) -> jax.Array:
-        logits: jax.Array = apply_eval(model, params, model_state, batch["image"])
-        return logits
-
-    def noised(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        # Not `key` itself, which is that of dropout.
-        noise = jax.random.normal(jax.random.fold_in(key, 1), batch["image"].shape)
-        return {**batch, "image": batch["image"] + input_noise * noise}
+        return loss, aux if where is None else {**aux, "where": where}
 
     train_step = two_pass_step(
-        loss_fn,
+        loss_of,
         tx,
-        output_fn=output_fn,
-        noisy_output_fn=lambda p, m, r, batch, key: output_fn(p, m, r, noised(batch, key), key),
-        noisy_loss_fn=lambda p, m, r, batch, key: jnp.mean(
-            loss_fn(p, m, r, noised(batch, key), key)[1]["losses"]
+        output_fn=lambda p, m, r, batch, key: evaluated(p, m, batch),
+        noisy_output_fn=lambda p, m, r, batch, key: evaluated(
+            p, m, batch, noise_key=noise_key(key)
         ),
+        noisy_loss_fn=lambda *args: loss_of(*args, noised=True)[1]["metrics"]["train/loss"],
     )
 
     def step(
@@ -185,13 +140,12 @@ class Training:
       name: Name of the stage.
       num_steps: Length of the training.
       steps_per_chunk: Steps in one jitted scan.
-      model: Flax module.
+      objective: The network and what it should learn.
       method: Optimizer and penalty; the learning rate follows a cosine down to 0.
       lanes: Seed and hyperparameters of each lane.
       source: Training batches with a leading axis of seeds.
       key: Root of the random keys of this stage.
       mesh: Devices; each trains all lanes on its part of every batch.
-      input_noise: Standard deviation of input noise; see `classification_step`.
       start: Gives (params, model_state) of every seed from the final states of earlier stages.
       evaluate: `(params, model_state) -> {name: [lanes]}` for all lanes, called after every chunk.
       measure: The same, called at the end of the training.
@@ -204,13 +158,12 @@ class Training:
     name: str
     num_steps: int
     steps_per_chunk: int
-    model: nn.Module
+    objective: Objective
     method: Method
     lanes: Lanes
     source: Batches[Any]
     key: jax.Array
     mesh: Mesh
-    input_noise: float
     start: Callable[[Mapping[str, Any]], tuple[PyTree, PyTree]]
     evaluate: Callable[[PyTree, PyTree], dict[str, jax.Array]]
     measure: Callable[[PyTree, PyTree], dict[str, jax.Array]]
@@ -245,7 +198,8 @@ class Training:
         """Trains `num_steps` steps; returns one row per lane with the chunk's mean metrics."""
         whole = num_steps == self.steps_per_chunk
         advance = self.program if self.program is not None and whole else self._advance
-        state, metrics = advance(state, self.lanes, stacked(batches, num_steps))
+        frozen = self.objective.frozen
+        state, metrics = advance(frozen, state, self.lanes, stacked(batches, num_steps))
         return state, self._rows({**metrics, **self.evaluate(state.params, state.model_state)})
 
     def finish(self, state: TrainState) -> list[Row]:
@@ -269,24 +223,23 @@ class Training:
             name: jax.ShapeDtypeStruct((self.steps_per_chunk, *value.shape), value.dtype)
             for name, value in self.source[0].items()
         }
-        program = self._advance.lower(self.shapes(), self.lanes, batches).compile()
+        frozen = self.objective.frozen
+        program = self._advance.lower(frozen, self.shapes(), self.lanes, batches).compile()
         return replace(self, program=program)
 
     def _at(self, lane: Lanes) -> tuple[optax.GradientTransformation, Penalty | None]:
         """The method with the hyperparameters of a lane."""
         method = self.method.at(**lane.hyperparameters)
         schedule = optax.cosine_decay_schedule(lane.learning_rate, self.num_steps)
-        frozen = getattr(self.model, "frozen_blocks", None) is not None
-        trainable = self.model.trainable if frozen else None
-        return method.optimizer(schedule, trainable=trainable), method.penalty
+        return method.optimizer(schedule, trainable=self.objective.trainable), method.penalty
 
     @functools.cached_property
     def _advance(self) -> jax.stages.Wrapped:
         def advance_lane(
-            state: TrainState, lane: Lanes, batches: Batch
+            frozen: PyTree, state: TrainState, lane: Lanes, batches: Batch
         ) -> tuple[TrainState, dict[str, jax.Array]]:
             tx, penalty = self._at(lane)
-            step = classification_step(self.model, tx, self.input_noise, penalty)
+            step = training_step(self.objective, tx, penalty, frozen)
             key = jax.random.fold_in(self.key, lane.seed_index)
 
             def body(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -300,10 +253,10 @@ class Training:
 
         whole = replicated(self.mesh)
         return jax.jit(
-            jax.vmap(advance_lane, in_axes=(0, 0, None)),
-            donate_argnums=0,  # only one copy of all parameters and optimizer states
+            jax.vmap(advance_lane, in_axes=(None, 0, 0, None)),
+            donate_argnums=1,  # only one copy of all parameters and optimizer states
             # Batches are [steps, seeds, examples, ...].
-            in_shardings=(whole, whole, batch_sharding(self.mesh, axis=2)),
+            in_shardings=(whole, whole, whole, batch_sharding(self.mesh, axis=2)),
             out_shardings=whole,
         )
 

@@ -127,8 +127,8 @@ def test_search_ranks_by_validation_accuracy_and_never_sees_test_examples():
     rows, _ = train(task)
     best = task.summarize(rows).values["best"]
     assert {best[name]["learning_rate"] for name in best} == {3e-3}
-    images = {image.tobytes() for image in np.asarray(task._held_out.images[0])}
-    test_images = np.asarray(Adaptation(**SMALL)._held_out.images[1])
+    images = {image.tobytes() for image in np.asarray(task._held_out["image"][0])}
+    test_images = np.asarray(Adaptation(**SMALL)._held_out["image"][1])
     shared = sum(image.tobytes() in images for image in test_images)
     assert shared == 0
 

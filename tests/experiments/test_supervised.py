@@ -9,12 +9,8 @@ import optax
 import pytest
 
 from experiments.penalties import FromReference, UnderNoise
-from experiments.tasks.supervised import (
-    TrainState,
-    apply_eval,
-    classification_step,
-    initial_variables,
-)
+from experiments.tasks.objectives import Images
+from experiments.tasks.supervised import TrainState, training_step
 from trustjax.losses import mesa_penalty, r3f_penalty, trpo_penalty
 from trustjax.models import MLP
 from trustjax.optim import esam, sam
@@ -29,7 +25,8 @@ BATCH = {
 NOISE = 0.3
 KEY = jax.random.key(7)
 WEIGHT = 2.0
-forward = jax.jit(lambda params, image: apply_eval(MODEL, params, {}, image))
+OBJECTIVE = Images(MODEL, NOISE, BATCH["image"])
+forward = jax.jit(lambda params, image: MODEL.apply({"params": params}, image))
 
 
 def cross_entropy(params):
@@ -38,7 +35,7 @@ def cross_entropy(params):
 
 
 def begin(tx, penalty):
-    initial = jax.jit(lambda keys: initial_variables(MODEL, keys, BATCH["image"]))
+    initial = jax.jit(OBJECTIVE.initial)
     stacked = initial(jax.random.split(KEY, 1))
     params, model_state = jax.tree.map(lambda leaf: leaf[0], stacked)
     reference = penalty and penalty.start(params)
@@ -47,7 +44,7 @@ def begin(tx, penalty):
 
 def run(tx, penalty, steps=3):
     """States before and after every step, and the metrics."""
-    step = jax.jit(classification_step(MODEL, tx, NOISE, penalty))
+    step = jax.jit(training_step(OBJECTIVE, tx, penalty))
     states, metrics = [begin(tx, penalty)], []
     for _ in range(steps):
         state, measured = step(states[-1], BATCH, KEY)
