@@ -168,6 +168,7 @@ class Policy:
             observation, env_state, reward, terminated, truncated, _ = jax.vmap(
                 env.step, (0, 0, 0, None)
             )(jax.random.split(key_step, num_episodes), play.env_state, action, env_params)
+            reward = jnp.mean(reward.reshape(num_episodes, -1), 1)  # of several agents the mean
             before, done = play.found, play.found.finished
             found = Evaluation(
                 before.returns + jnp.where(done, 0, reward).astype(before.returns.dtype),

@@ -1,0 +1,13 @@
+"""Several agents: MAPPO, HAPPO, HATRPO and GA-MATR, with the interface of the single agents."""
+
+from trustjax.agents.multi import ga_matr as ga_matr
+from trustjax.agents.multi import happo as happo
+from trustjax.agents.multi import hatrpo as hatrpo
+from trustjax.agents.multi import mappo as mappo
+from trustjax.agents.multi.base import Graph as Graph
+from trustjax.agents.multi.base import MultiAgent as MultiAgent
+from trustjax.agents.multi.base import MultiAgentConfig as MultiAgentConfig
+from trustjax.agents.multi.ga_matr import GAMATR as GAMATR
+from trustjax.agents.multi.happo import HAPPO as HAPPO
+from trustjax.agents.multi.hatrpo import HATRPO as HATRPO
+from trustjax.agents.multi.mappo import MAPPO as MAPPO
