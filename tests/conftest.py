@@ -1,11 +1,13 @@
 """Fixtures of all tests. XLA is told before JAX starts: eight CPU devices are simulated, and it
-compiles quickly rather than well, as tests compile more than they compute."""
+compiles quickly rather than well, as tests compile more than they compute. What one process has
+compiled, the others and the next run find in .jax_cache, which may be deleted at any time."""
 
 import gc
 import importlib.metadata
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ["XLA_FLAGS"] = (
@@ -15,6 +17,12 @@ os.environ["XLA_FLAGS"] = (
 # It halves the time of compiling; XLA ends the process at a flag that it does not know.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 import jax
 import pytest
