@@ -8,7 +8,7 @@ episode ends.
 import colorsys
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +59,16 @@ def write_gif(env: Environment, episode: Episode, path: Path) -> None:
     speed.
     """
     every = math.ceil(len(episode.observations) / _MOST_FRAMES)
-    first, *others = frames(env, episode, every)
+    save_gif(frames(env, episode, every), path, duration=every * _duration(env))
+
+
+def save_gif(pictures: Iterable[Image.Image], path: Path, *, duration: int) -> None:
+    """Writes pictures as a GIF, whole or not at all; each is shown for `duration` milliseconds."""
+    first, *others = pictures
     with replacing(path) as beside:
         first.save(
             beside, format="GIF", save_all=True, append_images=others, loop=0,
-            duration=[every * _duration(env)] * len(others) + [1000],  # shows the end for a second
+            duration=[duration] * len(others) + [1000],  # shows the end for a second
         )  # fmt: skip
 
 

@@ -14,9 +14,11 @@ import numpy as np
 
 from trustjax._checks import FieldError
 from trustjax.envs.environment import Environment, EnvParams, example_action
+from trustjax.envs.multi_agent import MultiAgentEnvironment
 
 _RESET = ("observation", "state")
 _STEP = ("observation", "state", "reward", "terminated", "truncated", "info")
+_MULTI_AGENT_STEP = ("observations", "state", "rewards", "dones", "infos")
 _ADVICE = (
     "trustjax.envs.EpisodicEnvironment makes all of them from a plain step, and "
     "trustjax.envs.brax.Brax wraps an environment with brax's interface"
@@ -74,6 +76,80 @@ def check_environment(env: Environment, params: EnvParams = None) -> None:
     check_reward("env.step.reward", reward)
     check_flag("env.step.terminated", terminated)
     check_flag("env.step.truncated", truncated)
+
+
+def check_multi_agent_environment(env: MultiAgentEnvironment) -> None:
+    """Checks that resets and steps return what `MultiAgentEnvironment` says.
+
+    Args:
+      env: Environment object.
+
+    Raises:
+      ValueError: A result is missing, or has another structure, shape or dtype than it must have;
+        the result is named.
+    """
+    key = jax.random.key(0)
+    names = list(env.agents)
+    actions = {
+        agent: jnp.zeros(space.shape, space.dtype) for agent, space in env.action_spaces.items()
+    }
+    _check_keys("env.action_spaces", actions, names)
+    _check_keys("env.observation_spaces", env.observation_spaces, names)
+
+    def reset(key: jax.Array) -> Any:
+        return unpacked("env.reset", env.reset(key), ("observations", "state"))
+
+    before, state = _results("env.reset", reset, key)
+    _check_keys("env.reset.observations", before, [*names, "world_state"])
+    for agent in names:
+        found, expected = before[agent].shape, env.observation_space(agent).shape
+        if found != expected:
+            where = f"env.reset.observations[{agent!r}]"
+            raise FieldError(where, f"have the shape of its space, {expected}", found)
+    if before["world_state"].ndim != 1:
+        found = _described(before["world_state"])
+        raise FieldError("env.reset.observations['world_state']", "be float [d]", found)
+    _check_strong("env.reset.state", state)
+    for call, function in (("env.step_env", env.step_env), ("env.step", env.step)):
+
+        def step(key: jax.Array, state: Any, call: str = call, function: Any = function) -> Any:
+            return unpacked(call, function(key, state, actions), _MULTI_AGENT_STEP)
+
+        observations, after, rewards, dones, infos = _results(call, step, key, state)
+        check_same(f"{call}.observations", observations, before, "env.reset")
+        check_same(f"{call}.state", after, state, "env.reset")
+        _check_strong(f"{call}.state", after)
+        _check_keys(f"{call}.rewards", rewards, names)
+        _check_keys(f"{call}.dones", dones, [*names, "__all__"])
+        for agent, reward in rewards.items():
+            check_reward(f"{call}.rewards[{agent!r}]", reward)
+        for agent, done in dones.items():
+            check_flag(f"{call}.dones[{agent!r}]", done)
+        _check_infos(call, infos, len(names))
+    check_same(
+        "env.step.infos['final_observation']", infos["final_observation"], before, "env.reset"
+    )
+
+
+def _check_keys(name: str, found: Any, expected: list[str]) -> None:
+    """Raises ValueError unless `found` is a dict with the keys `expected`, in any order."""
+    keys = sorted(found) if isinstance(found, Mapping) else type(found).__name__
+    if keys != sorted(expected):
+        raise FieldError(name, f"be a dict with the keys {sorted(expected)}", keys)
+
+
+def _check_infos(call: str, infos: Any, num_agents: int) -> None:
+    """Raises ValueError unless `infos` say which kind an end is, and have an entry per agent."""
+    for name in ("terminated", "truncated"):
+        found = infos.get(name) if isinstance(infos, Mapping) else None
+        if found is None or found.dtype != jnp.bool_:
+            got = "none" if found is None else _described(found)
+            raise FieldError(f"{call}.infos[{name!r}]", f"be bool [{num_agents}]", got)
+    for name, leaf in infos.items():
+        if name != "final_observation" and jnp.shape(leaf) != (num_agents,):
+            raise FieldError(
+                f"{call}.infos[{name!r}]", f"have the shape ({num_agents},)", jnp.shape(leaf)
+            )
 
 
 def check_params(env: Environment, params: EnvParams) -> None:

@@ -2,21 +2,25 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from trustjax._checks import FieldError
-from trustjax.envs import brax, gymnasium, gymnax, playground, probe
+from trustjax.envs import brax, gymnasium, gymnax, jaxmarl, playground, probe
 from trustjax.envs.arguments import check_arguments, check_known, merged, split_name
 from trustjax.envs.environment import Environment
+from trustjax.envs.multi_agent import MultiAgentEnvironment
+from trustjax.envs.uav import MultiUAV
 
 
-def make(name: str, /, **kwargs: Any) -> Environment:
-    """Builds the environment with this name, behind the one interface.
+def make(name: str, /, **kwargs: Any) -> Environment | Any:
+    """Builds the environment with this name: an `Environment`, or a `MultiAgentEnvironment`.
 
     Args:
       name: "SOURCE:NAME" or "SOURCE:NAME?key=value&key=value". The sources are "gymnax", "brax",
         "playground" (MuJoCo Playground, if it is installed), "gymnasium" (stepped on the host, and
-        slow) and "probe"; `names` lists the names of a source.
+        slow) and "probe"; with several agents, "trustjax" and "jaxmarl" (particle environments).
+        `names` lists the names of a source.
       **kwargs: Options as in the name: the time limit `max_steps_in_episode`, and the arguments of
         the classes of the sources, such as brax's `backend`.
 
@@ -36,7 +40,7 @@ def make(name: str, /, **kwargs: Any) -> Environment:
 
 
 @functools.cache
-def make_once(name: str) -> Environment:
+def make_once(name: str) -> Environment | Any:
     """The same as `make(name)`, but built only once: every call returns the same object."""
     return make(name)
 
@@ -46,14 +50,15 @@ def as_environment(env: str | Environment) -> Environment:
 
     Raises ValueError for anything else, with the adapter to use, and like `make` for a bad name.
     """
+    given = env
+    if isinstance(env, str):
+        env = make_once(env)
     if isinstance(env, Environment):
         return env
-    if isinstance(env, str):
-        return make_once(env)
     raise FieldError(
         "env",
         "be the name of an environment or a trustjax.envs.Environment",
-        env if isinstance(env, type) else type(env),
+        env if isinstance(env, type) else repr(given) if isinstance(given, str) else type(env),
         advice=next(advice for is_kind, advice in _OTHERS if is_kind(env)),
     )
 
@@ -74,6 +79,10 @@ def names(source: str) -> tuple[str, ...]:
 _OTHERS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda env: isinstance(env, type), "give an object of the class, as in env=Walk()"),
     (
+        lambda env: hasattr(env, "step_env") and hasattr(env, "agents"),
+        "it has several agents, which the algorithms of trustjax.agents.multi train",
+    ),
+    (
         lambda env: hasattr(env, "observation_size") or hasattr(env, "action_size"),
         'write trustjax.envs.brax.Brax("mine", env=env)',
     ),
@@ -92,7 +101,7 @@ _OTHERS: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 class _Source(NamedTuple):
     names: Callable[[], tuple[str, ...]]
-    make: Callable[..., Environment]
+    make: Callable[..., Environment | MultiAgentEnvironment]
 
 
 def _brax(name: str, /, **kwargs: Any) -> Environment:
@@ -112,6 +121,11 @@ def _gymnasium(name: str, /, **kwargs: Any) -> Environment:
     return gymnasium.Gymnasium(name, **kwargs)
 
 
+def _trustjax(name: str, /, **kwargs: Any) -> MultiAgentEnvironment:
+    check_arguments(f"trustjax:{name}", kwargs, [field.name for field in fields(MultiUAV)])
+    return MultiUAV(**kwargs)
+
+
 def _probe(name: str, /, **kwargs: Any) -> Environment:
     check_arguments(f"probe:{name}", kwargs, ["max_steps_in_episode"])
     return probe.Probe(name, **kwargs)
@@ -123,6 +137,8 @@ _SOURCES = {
     "playground": _Source(playground.names, playground.playground),
     "gymnasium": _Source(gymnasium.names, _gymnasium),
     "probe": _Source(lambda: probe.PROBES, _probe),
+    "trustjax": _Source(lambda: ("MultiUAV",), _trustjax),
+    "jaxmarl": _Source(jaxmarl.names, jaxmarl.JaxMARL),
 }
 
 

@@ -1,0 +1,229 @@
+"""Episodes of flying base stations as a picture and as a GIF: map, coverage, rates."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments.analysis import plots, rendering
+from trustjax.envs import MultiUAV, uav_channel
+from trustjax.envs.uav import UAVState
+
+# Vehicle colours: the palette without its black and its grey, which the users and the grid have.
+_COLORS = (*plots.COLORS[4:6], *plots.COLORS[3:4], *plots.COLORS[6:7], *plots.COLORS[1:3],
+           "#8C564B", "#000000")  # fmt: skip
+_CELLS = 72  # of the coverage map, along one side
+_MOST_FRAMES = 200
+_MILLISECONDS = 120
+
+# (observations, state, key, carry) -> (actions, carry), as dicts of agents
+Act = Callable[[Any, Any, jax.Array, Any], tuple[dict[str, jax.Array], Any]]
+
+
+class Flight(NamedTuple):
+    """One episode of T steps, in NumPy arrays.
+
+    Attributes:
+      states: The states [T + 1, ...], the last one at the end of the episode.
+      rewards: Rewards [T, N].
+      jain: Jain's index of the rates [T + 1].
+    """
+
+    states: UAVState
+    rewards: np.ndarray
+    jain: np.ndarray
+
+
+def random_act(env: MultiUAV) -> Act:
+    """Actions that are drawn from the spaces, whatever is seen."""
+
+    def act(observations: Any, state: Any, key: jax.Array, carry: Any) -> Any:
+        del observations, state
+        keys = jax.random.split(key, env.num_agents)
+        named = zip(env.agents, keys, strict=True)
+        return {agent: env.action_space(agent).sample(own) for agent, own in named}, carry
+
+    return act
+
+
+def fly(env: MultiUAV, act: Act, key: jax.Array, *, carry: Any = None, max_steps: int) -> Flight:
+    """Plays one episode to its end, or for `max_steps` steps.
+
+    Args:
+      env: The environment.
+      act: Chooses the actions of all agents.
+      key: Random key.
+      carry: What `act` receives at the first step.
+      max_steps: Largest number of steps.
+    """
+
+    @jax.jit
+    def steps(key: jax.Array) -> Any:
+        key_reset, key_steps = jax.random.split(key)
+        observations, state = env.reset(key_reset)
+
+        def step(carry: Any, key: jax.Array) -> Any:
+            observations, state, memory = carry
+            key_act, key_step = jax.random.split(key)
+            actions, memory = act(observations, state, key_act, memory)
+            observations, state, rewards, *_ = env.step_env(key_step, state, actions)
+            earned = jnp.stack([rewards[agent] for agent in env.agents])
+            return (observations, state, memory), (state, earned)
+
+        keys = jax.random.split(key_steps, max_steps)
+        return state, jax.lax.scan(step, (observations, state, carry), keys)[1]
+
+    first, (later, rewards) = jax.tree.map(np.asarray, steps(key))
+    length = int(np.argmax(later.done)) + 1 if later.done.any() else max_steps
+    states = jax.tree.map(lambda a, b: np.concatenate([a[None], b[:length]]), first, later)
+    return Flight(states, rewards[:length], np.asarray(uav_channel.jain_index(states.rates)))
+
+
+def coverage(env: MultiUAV, state: UAVState, cells: int = _CELLS) -> jax.Array:
+    """The spectral efficiency that a user would have, bit/s/Hz, float [cells, cells], rows north.
+
+    It is that of the strongest vehicle with the interference of the others on its channel.
+    """
+    middle = env.area * (jnp.arange(cells) + 0.5) / cells
+    places = jnp.stack(jnp.meshgrid(middle, middle), -1).reshape(-1, 2)
+    scene = uav_channel.SCENES[env.scene]
+    gains = uav_channel.channel_gains(state.vehicles, places, scene, env.carrier)
+    serving = uav_channel.associate(state.power, gains)
+    ratio = uav_channel.signal_to_interference(
+        state.power, gains, serving, env.noise, state.channel
+    )
+    return uav_channel.spectral_efficiency(ratio).reshape(cells, cells)
+
+
+def draw_flight(env: MultiUAV, flight: Flight, path: Path) -> None:
+    """Writes a PNG: the flight over the map with the coverage at its end, and rates over time."""
+    figure = Figure(figsize=(11.5, 5.8), layout="constrained")
+    grid = figure.add_gridspec(3, 2, width_ratios=[1.25, 1])
+    scene = _Map(env, flight, figure.add_subplot(grid[:, 0]))
+    scene.show(len(flight.states.step) - 1)
+    _draw_rates(env, flight, [figure.add_subplot(grid[row, 1]) for row in range(3)])
+    plots.save(figure, path)
+
+
+def write_flight_gif(env: MultiUAV, flight: Flight, path: Path) -> None:
+    """Writes the map at each step as a GIF, whole or not at all.
+
+    Episodes of more than 200 steps are shown by every second, third ... state, at the same speed.
+    """
+    last = len(flight.states.step) - 1
+    every = math.ceil((last + 1) / _MOST_FRAMES)
+    figure = Figure(figsize=(5.6, 4.9), dpi=100, layout="constrained")
+    scene = _Map(env, flight, figure.add_subplot())
+    canvas = FigureCanvasAgg(figure)
+    pictures = []
+    for step in sorted({*range(0, last + 1, every), last}):
+        scene.show(step)
+        canvas.draw()
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        pictures.append(picture.quantize(128, dither=Image.Dither.NONE))
+    rendering.save_gif(pictures, path, duration=every * _MILLISECONDS)
+
+
+class _Map:
+    """The square from above, whose artists move from step to step."""
+
+    def __init__(self, env: MultiUAV, flight: Flight, axis: Axes) -> None:
+        self._env, self._flight, self._axis = env, flight, axis
+        states = flight.states
+        self._number = states.vehicles.shape[1]
+        self._paths = states.vehicles[..., :2]
+        self._coverage = np.asarray(
+            jax.jit(jax.lax.map, static_argnums=0)(lambda state: coverage(env, state), states)
+        )
+        most = float(np.quantile(self._coverage, 0.99))
+        self._image = axis.imshow(
+            self._coverage[-1], origin="lower", extent=(0, env.area, 0, env.area), cmap="Greys",
+            vmin=0, vmax=1.6 * most, interpolation="bilinear", zorder=0,
+        )  # fmt: skip
+        bar = axis.figure.colorbar(self._image, ax=axis, shrink=0.82, pad=0.01)
+        bar.set_label("spectral efficiency of a user there, bit/s/Hz", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+        bar.ax.set_ylim(0, most)
+        self._links = LineCollection([], linewidths=0.7, alpha=0.6, zorder=2)
+        self._walks = LineCollection([], linewidths=0.8, colors="#666666", linestyles=":", zorder=1)
+        for lines in (self._links, self._walks):
+            axis.add_collection(lines)
+        self._trails = [
+            axis.plot([], [], color=_COLORS[i], linewidth=1.8, alpha=0.85, zorder=3)[0]
+            for i in range(self._number)
+        ]
+        self._users = axis.scatter([], [], zorder=4, edgecolors="white", linewidths=0.7)
+        colors = list(_COLORS[: self._number])
+        x, y = self._paths[0].T
+        axis.scatter(x, y, s=38, facecolors="white", edgecolors=colors, linewidths=1.5, zorder=5)
+        self._vehicles = axis.scatter(
+            x, y, s=130, marker="^", c=colors, edgecolors="black", linewidths=0.9,
+            zorder=6,
+        )  # fmt: skip
+        axis.set(
+            xlim=(0, env.area), ylim=(0, env.area), aspect="equal", xlabel="x, m", ylabel="y, m"
+        )
+        axis.tick_params(labelsize=8)
+
+    def show(self, step: int) -> None:
+        """Moves everything to where it is at a step."""
+        states = self._flight.states
+        users, serving, rates = states.users[: step + 1], states.serving[step], states.rates[step]
+        self._image.set_data(self._coverage[step])
+        for i, trail in enumerate(self._trails):
+            trail.set_data(*self._paths[: step + 1, i].T)
+        self._vehicles.set_offsets(self._paths[step])
+        colors = [_COLORS[i] for i in serving]
+        self._users.set_offsets(users[-1])
+        self._users.set_facecolor(colors)
+        # The area of a user's disc grows with the rate.
+        largest = max(float(states.rates.max()), 1e-9)
+        self._users.set_sizes(18 + 130 * rates / largest)
+        self._links.set_segments(list(np.stack([users[-1], self._paths[step][serving]], 1)))
+        self._links.set_color(colors)
+        self._walks.set_segments(list(users.swapaxes(0, 1)))
+        seconds = step * self._env.time_step
+        self._axis.set_title(
+            f"{seconds:.0f} s   together {rates.sum() / 1e6:.2f} Mbit/s   "
+            f"Jain's index {self._flight.jain[step]:.2f}",
+            fontsize=10,
+        )
+
+
+def _draw_rates(env: MultiUAV, flight: Flight, axes: list[Axes]) -> None:
+    """Rates of users, of vehicles and fairness over time."""
+    states = flight.states
+    seconds = env.time_step * np.arange(len(states.step))
+    each, both, fair = axes
+    for rates in states.rates.T:
+        each.plot(seconds, rates / 1e3, color="#888888", linewidth=0.8, alpha=0.7)
+    each.plot(seconds, states.rates.mean(1) / 1e3, color="#000000", linewidth=2, label="mean")
+    each.set_ylabel("user, kbit/s")
+    each.set_title("Rates of users (grey) and their mean", fontsize=9)
+    bottom = np.zeros(len(seconds))
+    for i in range(states.vehicles.shape[1]):
+        top = bottom + np.where(states.serving == i, states.rates, 0).sum(1) / 1e6
+        both.fill_between(seconds, bottom, top, color=_COLORS[i], alpha=0.75, linewidth=0)
+        bottom = top
+    both.set_ylabel("Mbit/s")
+    both.set_title("Rates of the vehicles' users together", fontsize=9)
+    fair.plot(seconds, flight.jain, color="#000000", linewidth=1.5)
+    fair.set(ylabel="Jain's index", ylim=(0, 1.02), xlabel="time, s")
+    fair.set_title("Fairness among users", fontsize=9)
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(0, seconds[-1])
+        axis.tick_params(labelsize=8)
+        if axis is not fair:
+            axis.set_ylim(bottom=0)
+            axis.set_xticklabels([])
