@@ -22,6 +22,7 @@ ROOMS = (
     "trustjax.data",
     "trustjax.parallel",
     "trustjax.agents.*",
+    "trustjax.agents.multi.*",
     "experiments.tasks.*",
     "experiments.optimizers",
     "experiments.matrices",

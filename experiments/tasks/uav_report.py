@@ -1,0 +1,139 @@
+"""The result of the experiments with vehicles: table, differences by seed, and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.analysis import plots
+from experiments.analysis.statistics import (
+    METHOD,
+    mean_cell,
+    mean_entry,
+    mean_interval,
+    seeds_label,
+)
+from experiments.runtime.task import Summary, Table
+from experiments.tasks.uav_play import MEASURES
+from experiments.trackers import Row
+
+_TITLES = {
+    "return": "Return without noise",
+    "sum_rate": "Sum rate, Mbit/s",
+    "jain": "Jain index of the rates",
+    "energy": "Energy, kJ per vehicle",
+    "collisions": "Collisions per episode",
+}
+
+
+def finals(rows: Sequence[Row], name: str) -> dict[str, list[float]]:
+    """The measures of a method, one value per seed."""
+    own = [row for row in rows if row["stage"] == name and row.get("final/return", "") != ""]
+    own = sorted(own, key=lambda row: int(row["seed"]))
+    return {measure: [float(row[f"final/{measure}"]) for row in own] for measure in MEASURES}
+
+
+def summarize(rows: Sequence[Row], names: Sequence[str], title: str) -> Summary:
+    """Means with intervals, and the differences from the first method, paired by seed.
+
+    `values[name][measure]` has `mean`, `low`, `high` and `seeds`, and `difference` with the
+    interval of the difference from the first method.
+    """
+    found = {name: finals(rows, name) for name in names}
+    first = found[names[0]]
+    values: dict[str, Any] = {}
+    cells = []
+    for name, own in found.items():
+        values[name] = {
+            measure: {**mean_entry(seeds), "difference": _difference(seeds, first[measure])}
+            for measure, seeds in own.items()
+        }
+        less = np.subtract(own["return"], first["return"])
+        cells.append(
+            [
+                name,
+                mean_cell(own["return"], digits=2),
+                mean_cell(less.tolist(), digits=2) if name != names[0] else "",
+                mean_cell(own["sum_rate"], digits=3),
+                mean_cell(own["jain"], digits=3),
+                mean_cell(own["energy"], digits=1),
+            ]
+        )
+    number = len(first["return"])
+    heading = f"{title}, mean and {METHOD} over {seeds_label(number)}"
+    columns = ("method", "return", f"less {names[0]}", "Mbit/s", "Jain", "kJ per vehicle")
+    return Summary(values, Table(heading, columns, cells))
+
+
+def _difference(seeds: Sequence[float], first: Sequence[float]) -> dict[str, float]:
+    return mean_interval(np.subtract(seeds, first))._asdict()
+
+
+def plot(rows: Sequence[Row], agents: Sequence[str], planners: Sequence[str], folder: Path) -> None:
+    """Writes the figures; see `Vehicles.plot`."""
+    names = [*agents, *planners]
+    learning = plots.curves(rows, agents, "episode/return")
+    end = max(step for curve in learning.values() for step in curve)
+    for name in planners:  # flat lines, as nothing is learned
+        seeds = finals(rows, name)["return"]
+        learning[name] = {0.0: seeds, end: seeds}
+    settings = {"xlabel": "steps"}
+    contents = [plots.Panel("Return in training", learning, settings)]
+    for metric in ("trust/used", "entropy", "value/explained"):
+        curves = plots.curves(rows, agents, metric)
+        contents.append(
+            plots.Panel(
+                plots.metric_title(metric), curves, settings | plots.metric_settings(metric)
+            )
+        )
+    plots.plot_bands(contents, names, folder / "learning.png")
+    intervals = {
+        _TITLES[measure]: {name: mean_interval(finals(rows, name)[measure]) for name in names}
+        for measure in ("return", "sum_rate", "jain", "energy")
+    }
+    style = plots.styles(names)
+    figure, axes = plots.bar_panels(len(intervals), len(style))
+    for axis, (title, found) in zip(axes, intervals.items(), strict=True):
+        plots.plot_bars(axis, style, found)
+        axis.set(title=title)
+    plots.save(figure, folder / "measures.png")
+    _plot_attention(rows, agents, folder / "attention.png")
+
+
+def _plot_attention(rows: Sequence[Row], agents: Sequence[str], path: Path) -> None:
+    """Writes the mean weights of attention in the last tenth of training, by method."""
+    found = {name: weights for name in agents if (weights := attention(rows, name)) is not None}
+    if not found:
+        return
+    figure, axes = plots.panels(len(found))
+    for axis, (name, weights) in zip(axes, found.items(), strict=True):
+        axis.grid(visible=False)
+        axis.imshow(weights, vmin=0, vmax=1, cmap="Blues")
+        for (i, j), weight in np.ndenumerate(weights):
+            color = "white" if weight > 0.6 else "black"
+            axis.text(j, i, f"{weight:.2f}", ha="center", va="center", color=color)
+        ticks = range(len(weights))
+        axis.set(
+            title=f"{name}: weights of attention", xlabel="heard", ylabel="listening",
+            xticks=ticks, yticks=ticks,
+        )  # fmt: skip
+    plots.save(figure, path)
+
+
+def attention(rows: Sequence[Row], name: str) -> np.ndarray | None:
+    """Weights [n, n] of the last tenth of training, or None for a method without attention."""
+    own = [row for row in rows if row["stage"] == name and row.get("attention/0_0", "") != ""]
+    if not own:
+        return None
+    steps = sorted({float(row["step"]) for row in own})
+    late = [row for row in own if float(row["step"]) >= steps[-max(1, len(steps) // 10)]]
+    number = 1
+    while f"attention/{number}_0" in late[0]:
+        number += 1
+    return np.array(
+        [
+            [np.mean([float(row[f"attention/{i}_{j}"]) for row in late]) for j in range(number)]
+            for i in range(number)
+        ]
+    )
