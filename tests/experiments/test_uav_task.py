@@ -101,7 +101,7 @@ def test_a_run_leaves_figures_and_policies(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     tiny = [
         "+exp=ga_matr_uav", "hydra.run.dir=run", "num_seeds=2", "task.only=[ga_matr]",
-        "env.name=trustjax:MultiUAV?max_steps_in_episode=5", "task.total_steps=80",
+        'env.name="trustjax:MultiUAV?max_steps_in_episode=5"', "task.total_steps=80",
         "task.steps_per_chunk=40", "task.evaluation_episodes=2",
         "task.agents.ga_matr.num_envs=4", "task.agents.ga_matr.num_steps=5",
         "task.agents.ga_matr.critic.gru_size=4", "checkpoint.every=80",
