@@ -90,7 +90,7 @@ class MultiUAV(UAVSettings, MultiAgentEnvironment):
       ValueError: A field is out of range, of the wrong kind, or without effect beside the others.
 
     >>> env = MultiUAV(num_uavs=2, num_users=3)
-    >>> observations, state = env.reset(jax.random.key(0))
+    >>> observations, state = jax.jit(env.reset)(jax.random.key(0))
     >>> observations["agent_0"].shape, env.action_space("agent_0").n
     ((22,), 27)
     """
