@@ -257,6 +257,12 @@ class OnPolicy(Algorithm[State]):
 
         return jax.lax.scan(epoch, carry, indices)
 
+    def value_optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of a critic whose only gradient steps are those of `fit_values`."""
+        config = self.config
+        steps = config.num_epochs * config.num_minibatches
+        return self.make_optimizer(config.optimizer, config.learning_rate, steps)
+
     def fit_values(
         self,
         tx: optax.GradientTransformation,

@@ -116,16 +116,11 @@ class TRPO(OnPolicy):
 
     config: Config
 
-    def _value_optimizer(self) -> optax.GradientTransformation:
-        config = self.config
-        steps = config.num_epochs * config.num_minibatches
-        return self.make_optimizer(config.optimizer, config.learning_rate, steps)
-
     def init_learner(self, params: dict[str, PyTree]) -> Learner:
         """The first states of both optimizers."""
         return Learner(
             self.config.natural_gradient().init(params["actor"]),
-            self._value_optimizer().init(params["critic"]),
+            self.value_optimizer().init(params["critic"]),
         )
 
     def learn(
@@ -150,7 +145,7 @@ class TRPO(OnPolicy):
         )
         actor = optax.apply_updates(actor, updates)
         critic, value_state, value_loss = self.fit_values(
-            self._value_optimizer(), state.params["critic"], learner.value, batch, key
+            self.value_optimizer(), state.params["critic"], learner.value, batch, key
         )
         update_metrics = self.policy_update_metrics(actor, batch)
         metrics = {

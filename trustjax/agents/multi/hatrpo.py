@@ -100,16 +100,11 @@ class HATRPO(MultiAgent):
 
     config: Config
 
-    def _value_optimizer(self) -> optax.GradientTransformation:
-        config = self.config
-        steps = config.num_epochs * config.num_minibatches
-        return self.make_optimizer(config.optimizer, config.learning_rate, steps)
-
     def init_learner(self, params: dict[str, PyTree]) -> Learner:
         """The first states of all optimizers."""
         return Learner(
             jax.vmap(self.config.natural_gradient().init)(self.members(params)),
-            self._value_optimizer().init(params["critic"]),
+            self.value_optimizer().init(params["critic"]),
         )
 
     def learn(
@@ -142,7 +137,7 @@ class HATRPO(MultiAgent):
         (members, natural, log_factor), found = self.in_drawn_order(key_agents, step, start)
         params = self.with_members(state.params, members)
         critic, value_state, value_loss = self.fit_values(
-            self._value_optimizer(), state.params["critic"], learner.value, batch, key_values
+            self.value_optimizer(), state.params["critic"], learner.value, batch, key_values
         )
         metrics = {
             **self.policy_update_metrics(params["actor"], batch),
