@@ -25,7 +25,7 @@ MOST_TOGETHER = 8  # methods in one panel
 # A method looks the same in every figure. Each row has one colour; within a row, lines and markers
 # differ. A name that is missing here gets a style from a hash of its letters.
 _METHODS = (
-    ("adamw", "ppo", "uniform", "rate", "ppo_minimal", "trpo_minimal", "mle", "pl_dpo"),
+    ("adamw", "ppo", "uniform", "auon_released", "ppo_minimal", "trpo_minimal", "mle", "pl_dpo"),
     ("sam", "sac", "normalized_sgd", "sam_small", "sam_large", "asam_trpo", "sac_fixed",
      "smoothed"),
     ("asam", "mdpo_one_step", "auon", "asam_large", "asam_r3f", "dpo", "cdpo", "dpo_refreshed"),
@@ -34,7 +34,7 @@ _METHODS = (
      "adpo_raw_refreshed"),
     ("tram_noise", "mdpo_tsallis", "muon", "gsam", "euclidean", "adpo_refreshed", "adpo_kde",
      "adpo_kde_refreshed"),
-    ("tram_fisher", "mdpo_tsallis_1_4", "muon_matched", "esam", "auon_released", "asam_mesa",
+    ("tram_fisher", "mdpo_tsallis_1_4", "muon_matched", "esam", "rate", "asam_mesa",
      "plackett_luce"),
     ("sgd", "mdpo_forward", "newton_schulz_5", "tram_released", "mesa", "pretrain", "reference",
      "kl_initial"),

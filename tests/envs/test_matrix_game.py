@@ -38,7 +38,7 @@ def test_equilibria_have_no_gains():
 def test_a_joint_step_pays_and_ends():
     env = joint(MatrixGame(np.arange(12.0).reshape(2, 2, 3)))
     assert env.num_actions == (2, 3)
-    assert env.observation_shape == {"agents": (2, 1), "state": (2,), "graph": (2, 2)}
+    assert env.observation_shape == {"agents": (2, 1), "state": (1,), "graph": (2, 2)}
     step = jax.jit(lambda action: env.step(KEY, env.reset(KEY)[1], action))
     _, state, reward, terminated, truncated, info = step(jnp.array([1, 2]))
     np.testing.assert_array_equal(reward, [5.0, 11.0])
@@ -51,7 +51,7 @@ def test_a_joint_step_pays_and_ends():
 class Chain:
     """Two agents with observations of one and two numbers, which a limit of three steps truncates.
 
-    Agent 1 does not hear agent 0; the reward of agent i is i.
+    Agent 1 hears agent 0 after the first step alone; the reward of agent i is i.
     """
 
     agents = ("a", "b")
@@ -69,8 +69,10 @@ class Chain:
 
     def look(self, time):
         one = time.astype(jnp.float32)[None]
-        graph = jnp.array([[True, True], [False, False]])
-        return {"a": one, "b": jnp.tile(one + 10, 2), "adjacency": graph, "world_state": 2 * one}
+        return {"a": one, "b": jnp.tile(one + 10, 2), "world_state": 2 * one}
+
+    def adjacency(self, state):
+        return jnp.array([[True, True], [False, False]]).at[1, 0].set(state == 1)
 
     def step_env(self, key, state, actions):
         assert actions["a"].shape == (2,)
@@ -96,15 +98,18 @@ def test_observations_are_padded_and_time_limits_truncate():
         final = info["final_observation"]
         np.testing.assert_array_equal(final["agents"], [[time, 0], [time + 10, time + 10]])
         np.testing.assert_array_equal(final["state"], [2 * time])
-        np.testing.assert_array_equal(final["graph"], [[True, True], [False, True]])
+        np.testing.assert_array_equal(final["graph"], [[True, True], [time == 1, True]])
+        if time < 3:
+            np.testing.assert_array_equal(observation["graph"], final["graph"])
     np.testing.assert_array_equal(observation["agents"], [[0, 0], [10, 10]])
+    np.testing.assert_array_equal(observation["graph"], [[True, True], [False, True]])
     assert info["load"].shape == (2,)
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match=r"payoffs must be \[n, A_1, ..., A_n\]"):
         MatrixGame(np.eye(2))
-    with pytest.raises(ValueError, match=r"agent must be one of agent_0, agent_1, got 'x'"):
+    with pytest.raises(ValueError, match=r"agent must be one of 'agent_0', 'agent_1', got 'x'"):
         MatrixGame(DILEMMA).action_space("x")
     with pytest.raises(ValueError, match="it lacks agents"):
         joint(3)

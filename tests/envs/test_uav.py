@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from trustjax.envs import MultiUAV, make
 from trustjax.envs.checking import check_multi_agent_environment
+from trustjax.envs.joint import joint
 from trustjax.envs.uav import UAVState
 from trustjax.envs.uav_energy import propulsion_power
 
@@ -330,3 +331,15 @@ def test_equal_environments_share_programs():
 def test_errors_name_the_field(fields, message):
     with pytest.raises(ValueError, match=message):
         make("trustjax:MultiUAV", **fields)
+
+
+@pytest.mark.parametrize("radius", [1.0, 1e6])
+def test_agents_hear_each_other_within_the_communication_radius(radius):
+    """The graph of a joint observation is the one of the state that it was made in."""
+    env = joint(MultiUAV(**SMALL, communication_radius=radius))
+    observation, state = jax.jit(env.reset)(jax.random.key(0))
+    action = jnp.zeros((2, *np.shape(env.action_low)[1:]), int if env.action_low is None else None)
+    *_, info = jax.jit(env.step)(jax.random.key(1), state, action)
+    expected = np.eye(2, dtype=bool) | (radius > 1)
+    np.testing.assert_array_equal(observation["graph"], expected)
+    np.testing.assert_array_equal(info["final_observation"]["graph"], expected)

@@ -117,7 +117,7 @@ def test_examples_and_parameters_stay_where_they_are(stages, trained):
     """Only sums cross between devices: of losses, gradients, norms, divergences."""
     for stage in stages[8]:
         program = stage.program
-        state, _, batches = program.input_shardings[0]
+        _, state, _, batches = program.input_shardings[0]  # the first are frozen parameters
         assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
         assert {name: leaf.spec for name, leaf in batches.items()} == dict.fromkeys(
             ("image", "label"), jax.P(None, None, ("data",))

@@ -29,8 +29,8 @@ class Joint(Environment):
         state    what all agents together know, float [m]: the environment's "world_state", or its
                  first row where every agent has a copy, or all observations side by side
         graph    who hears whom, bool [n, n]: entry (i, j) says whether agent i hears agent j. It is
-                 the environment's "adjacency" where there is one, and complete otherwise. Every
-                 agent hears itself
+                 `env.adjacency(state)` where the environment has this method, and complete
+                 otherwise. Every agent hears itself
 
     and the reward is one number per agent, float [n]. A joint action is int32 [n], or float [n, a].
     An episode ends for all agents together, where `dones["__all__"]` is set. It is truncated where
@@ -72,7 +72,7 @@ class Joint(Environment):
         """See `Environment`."""
         del params
         observations, state = self.unwrapped.reset(key)
-        return self.observe(observations), strip_weak_types(state)
+        return self.observe(observations, state), strip_weak_types(state)
 
     def step(
         self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams = None
@@ -85,7 +85,7 @@ class Joint(Environment):
         )
         done = jnp.asarray(dones["__all__"], bool)
         truncated = done & jnp.any(jnp.asarray(infos.get("truncated", False)))
-        final = self.observe(observations)
+        final = self.observe(observations, after)
 
         def select(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(done, a, b).astype(a.dtype), new, old)
@@ -98,8 +98,13 @@ class Joint(Environment):
             done & ~truncated, truncated, info,
         )  # fmt: skip
 
-    def observe(self, observations: Any) -> dict[str, jax.Array]:
-        """The parts of a joint observation, from the dict that the environment returns."""
+    def observe(self, observations: Any, state: EnvState) -> dict[str, jax.Array]:
+        """The parts of a joint observation, from what the environment returns.
+
+        Args:
+          observations: The dict of observations.
+          state: The state in which they were made, which has the graph of the agents.
+        """
         rows = [jnp.ravel(observations[agent]).astype(jnp.float32) for agent in self.agents]
         padded = jnp.stack([jnp.pad(row, (0, self.width - row.size)) for row in rows])
         world = observations.get("world_state")
@@ -107,8 +112,10 @@ class Joint(Environment):
             world = jnp.concatenate(rows)
         elif jnp.ndim(world) == 2:
             world = world[0]
-        complete = jnp.ones((self.num_agents, self.num_agents), bool)
-        graph = jnp.asarray(observations.get("adjacency", complete), bool)
+        if hasattr(self.unwrapped, "adjacency"):
+            graph = jnp.asarray(self.unwrapped.adjacency(state), bool)
+        else:
+            graph = jnp.ones((self.num_agents, self.num_agents), bool)
         return {
             "agents": padded,
             "state": jnp.ravel(world).astype(jnp.float32),

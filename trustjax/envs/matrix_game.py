@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trustjax._checks import FieldError
+from trustjax.envs.multi_agent import Actions, MultiAgentEnvironment, MultiAgentStep, Observations
 
 
 class Discrete(NamedTuple):
@@ -42,8 +43,10 @@ class Played(NamedTuple):
     step: jax.Array
 
 
-class MatrixGame:
-    """A game in normal form with JaxMARL's conventions: one step, an observation of 1 for all.
+class MatrixGame(MultiAgentEnvironment):
+    """A game in normal form: one step, and an observation of 1 for all.
+
+    Its end is its own, not that of a time limit. The world state is the number 1, too.
 
     Args:
       payoffs: Payoffs, float [n, A_1, ..., A_n]; of one agent each along the first axis. An array
@@ -58,6 +61,8 @@ class MatrixGame:
     (2, 2)
     """
 
+    name = "MatrixGame"
+
     def __init__(self, payoffs: Any, *, common: bool = False) -> None:
         """Checks the payoffs."""
         array = np.asarray(payoffs, np.float32)
@@ -68,43 +73,49 @@ class MatrixGame:
                 "payoffs", "be [n, A_1, ..., A_n] for n agents", f"shape {array.shape}"
             )
         self.payoffs = array
-        self.num_agents = len(array)
-        self.agents = [f"agent_{index}" for index in range(self.num_agents)]
-        self.name = "MatrixGame"
 
-    def observation_space(self, agent: str) -> Vector:
-        """The space of an observation."""
-        self._index(agent)
-        return Vector((1,))
+    @property
+    def agents(self) -> list[str]:
+        """See `MultiAgentEnvironment`."""
+        return [f"agent_{index}" for index in range(len(self.payoffs))]
 
-    def action_space(self, agent: str) -> Discrete:
-        """The space of an agent's actions."""
-        return Discrete(self.payoffs.shape[1 + self._index(agent)])
+    @property
+    def observation_spaces(self) -> dict[str, Any]:
+        """Vectors of one number."""
+        return dict.fromkeys(self.agents, Vector((1,)))
 
-    def reset(self, key: jax.Array) -> tuple[dict[str, jax.Array], Played]:
+    @property
+    def action_spaces(self) -> dict[str, Any]:
+        """The actions 0, ..., A_i - 1 of each agent."""
+        return dict(zip(self.agents, map(Discrete, self.payoffs.shape[1:]), strict=True))
+
+    def reset(self, key: jax.Array) -> tuple[Observations, Played]:
         """Observations and state before the play."""
         del key
-        return self._observations(), Played(jnp.array(False), jnp.zeros([], jnp.int32))
+        state = Played(jnp.array(False), jnp.zeros([], jnp.int32))
+        return self.get_obs(state), state
 
-    def step_env(
-        self, key: jax.Array, state: Played, actions: dict[str, jax.Array]
-    ) -> tuple[dict[str, jax.Array], Played, dict[str, jax.Array], dict[str, jax.Array], Any]:
-        """Plays once: observations, state, rewards, dones and infos, without a reset."""
+    def step_env(self, key: jax.Array, state: Played, actions: Actions) -> MultiAgentStep:
+        """Plays once."""
         del key
         chosen = tuple(actions[agent] for agent in self.agents)
         paid = jnp.asarray(self.payoffs)[(slice(None), *chosen)]
-        done = jnp.array(True)
-        rewards = {agent: paid[index] for index, agent in enumerate(self.agents)}
-        dones = dict.fromkeys([*self.agents, "__all__"], done)
-        return self._observations(), Played(done, state.step + 1), rewards, dones, {}
+        ends = jnp.ones(self.num_agents, bool)
+        infos = {"terminated": ends, "truncated": ~ends}
+        rewards = dict(zip(self.agents, paid, strict=True))
+        dones = dict.fromkeys([*self.agents, "__all__"], jnp.array(True))
+        after = Played(jnp.array(True), state.step + 1)
+        return self.get_obs(after), after, rewards, dones, infos
 
-    def _observations(self) -> dict[str, jax.Array]:
-        return {agent: jnp.ones(1, jnp.float32) for agent in self.agents}
+    def get_obs(self, state: Played) -> Observations:
+        """See `MultiAgentEnvironment`."""
+        one = jnp.ones(1, jnp.float32)
+        return dict.fromkeys(self.agents, one) | {"world_state": self.get_world_state(state)}
 
-    def _index(self, agent: str) -> int:
-        if agent not in self.agents:
-            raise FieldError("agent", f"be one of {', '.join(self.agents)}", repr(agent))
-        return self.agents.index(agent)
+    def get_world_state(self, state: Played) -> jax.Array:
+        """The number 1, float32 [1]."""
+        del state
+        return jnp.ones(1, jnp.float32)
 
 
 def expected_payoffs(game: MatrixGame, profile: Sequence[Any]) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import check_choice
+
 Observations = dict[str, jax.Array]
 Actions = dict[str, jax.Array]
 MultiAgentStep = tuple[
@@ -123,11 +125,13 @@ class MultiAgentEnvironment(abc.ABC):
         return len(self.agents)
 
     def observation_space(self, agent: str) -> Any:
-        """Space of an agent's observation."""
+        """Space of an agent's observation; ValueError if there is no agent of this name."""
+        check_choice("agent", agent, self.agents)
         return self.observation_spaces[agent]
 
     def action_space(self, agent: str) -> Any:
-        """Space of an agent's action."""
+        """Space of an agent's action; ValueError if there is no agent of this name."""
+        check_choice("agent", agent, self.agents)
         return self.action_spaces[agent]
 
     def get_avail_actions(self, state: Any) -> dict[str, jax.Array]:

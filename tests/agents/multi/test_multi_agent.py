@@ -336,8 +336,8 @@ def test_a_seed_is_the_same_alone_and_beside_others(run):
 
 def test_policies_act_are_evaluated_and_saved(run, tmp_path):
     agent, state = run.agent, select_seed(run.state, 0)
-    observations, _ = UNEQUAL.reset(KEY)
-    action, carry = agent.act(state, agent.env.observe(observations), KEY, deterministic=True)
+    observations = agent.env.observe(*UNEQUAL.reset(KEY))
+    action, carry = agent.act(state, observations, KEY, deterministic=True)
     assert carry == ()
     assert PAYOFF[tuple(action)] == 1
     assert agent.env.actions(action)["agent_1"] == 2
@@ -346,7 +346,7 @@ def test_policies_act_are_evaluated_and_saved(run, tmp_path):
     np.testing.assert_array_equal(lengths, 1)
     agent.policy(state).save(tmp_path / "policy.npz")
     loaded = load_policy(tmp_path / "policy.npz", env=agent.env, actor=agent.actor)
-    same, _ = loaded.act(agent.env.observe(observations), KEY, deterministic=True)
+    same, _ = loaded.act(observations, KEY, deterministic=True)
     np.testing.assert_array_equal(same, action)
 
 

@@ -134,9 +134,9 @@ class MultiAgentConfig(OnPolicyConfig):
 class MultiAgent(OnPolicy):
     """An on-policy algorithm of several agents; see `Algorithm` for how it is used.
 
-    `act` takes joint observations, `agent.env.observe(observations)`, and returns a joint
-    action, of which `agent.env.actions` makes the dict of the environment. `episode/return` is the
-    mean over the agents.
+    `act` takes joint observations, `agent.env.observe(observations, env_state)`, and returns a
+    joint action, of which `agent.env.actions` makes the dict of the environment. `episode/return`
+    is the mean over the agents.
 
     >>> import jax
     >>> from trustjax.agents.multi import hatrpo
