@@ -30,21 +30,29 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--one-case", action="store_true", help="one case of each test that has parameters"
-    )
+        "--cases", choices=("some", "one", "all"), default="some",
+        help="of the cases of a test: a third, if it is marked `table`; one; or all",
+    )  # fmt: skip
 
 
 @pytest.hookimpl(trylast=True)  # of the cases that -m and -k have left
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Chooses the case by the test's name, so that tests of one table take different rows."""
-    if not config.getoption("one_case"):
-        return
+    """Chooses cases by the names of tests, so that tests of one table take different rows."""
+    wanted = config.getoption("cases")
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    chosen = [each[zlib.crc32(name.encode()) % len(each)] for name, each in cases.items()]
-    config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
-    items[:] = chosen
+    chosen: set[pytest.Item] = set()
+    for name, each in cases.items():
+        first = zlib.crc32(name.encode())
+        if wanted == "one":
+            chosen.add(each[first % len(each)])
+        elif wanted == "some" and each[0].get_closest_marker("table"):
+            chosen.update(each[first % min(3, len(each)) :: 3])
+        else:
+            chosen.update(each)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -24,6 +24,7 @@ OWN = {
 }  # fmt: skip
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", AGENTS)
 def test_every_hyperparameter_traces(name):
     given = GIVEN_ON_POLICY if name in ON_POLICY else GIVEN_OFF_POLICY
@@ -38,6 +39,7 @@ def test_every_hyperparameter_traces(name):
     jax.eval_shape(lambda config: config.agent().train(KEY), config)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_update_keeps_shapes_and_dtypes(name):
     """Or a loop over updates would be refused."""

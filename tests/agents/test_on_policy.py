@@ -111,6 +111,7 @@ def test_callback_stops():
 # ---- acting
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("env", ["probe:both", "probe:continuous"])
 @pytest.mark.parametrize("batch_shape", [(), (3,), (2, 3)])
 def test_act_with_any_batch_shape(batch_shape, env):

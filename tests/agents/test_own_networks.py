@@ -86,6 +86,7 @@ def shapes_of(params):
     return jax.tree.map(lambda x: x.shape, params)["params"]
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_network_on_pixels(name, tmp_path):
     """Its features go into the hidden layers, behind them an action; every network has its own."""

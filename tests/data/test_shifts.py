@@ -22,6 +22,7 @@ def random_images(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(7).random(shape, np.float32))
 
 
+@pytest.mark.table
 @each_shift
 @pytest.mark.parametrize("shape", [(6, 8, 8, 1), (1, 5, 9, 2)])
 def test_range_shape_and_identity_at_zero(name: str, shape: tuple[int, ...]) -> None:
@@ -34,6 +35,7 @@ def test_range_shape_and_identity_at_zero(name: str, shape: tuple[int, ...]) -> 
         np.testing.assert_array_equal(COMPILED[name](images, 0.0, KEY), images)
 
 
+@pytest.mark.table
 @each_shift
 def test_severity_zero_is_the_identity(name: str) -> None:
     """Exactly, of any numbers, as no shift at all would be."""

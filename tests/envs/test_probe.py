@@ -61,6 +61,7 @@ def test_values_by_hand(name):
     assert env.value(jnp.zeros((2, 3, *env.observation_shape)), 0.5).shape == (2, 3)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", VALUES)
 def test_values_by_playing(name):
     """The limit is far away: nothing is cut, and what comes after the rollout is worth 0.7^40."""

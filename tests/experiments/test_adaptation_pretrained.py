@@ -108,6 +108,7 @@ def test_fine_tuning_of_a_checkpoint(pretrained, call, capsys):
         )
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("override", "message"),
     [

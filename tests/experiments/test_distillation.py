@@ -125,6 +125,7 @@ def students_of(name: str) -> Any:
     return rows, state
 
 
+@pytest.mark.slow
 def test_students_learn_and_are_as_sharp_as_derived() -> None:
     """Fails with the gradient's sign flipped, without a step, and with states that do not match."""
     rows, state = students_of("adpo_teacher")

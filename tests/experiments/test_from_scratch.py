@@ -113,6 +113,7 @@ SEARCH = {
 }
 
 
+@pytest.mark.slow
 def test_search_takes_its_examples_from_the_training_part():
     task = FromScratch(**SMALL | SEARCH)
     rows, _ = train(task)

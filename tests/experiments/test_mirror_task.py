@@ -40,6 +40,7 @@ def rows():
     return found
 
 
+@pytest.mark.slow
 def test_regret_grows_with_the_root_of_log_n_and_of_n(rows):
     """And stays below the bounds. Fails with the gradient's sign flipped, or the rates swapped."""
     games = Mirror(**SMALL).summarize(rows).values["games"]

@@ -29,6 +29,7 @@ def built(group, name):
     return build(OmegaConf.to_container(config, resolve=True)[group], group)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", names("optimizer"))
 def test_optimizer(name):
     """A step at rate 0.1 moves the weights; its radius is a traced number."""
@@ -105,6 +106,7 @@ def test_numbers_of_a_method():
     np.testing.assert_array_equal(weights(jnp.arange(3.0)), [0, 1, 2])
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", names("optimizer"))
 def test_frozen_parameters(name):
     """Neither attacked, nor decayed, nor given state; the others move."""

@@ -83,6 +83,7 @@ def test_text_with_signs(value: str) -> None:
         assert str(error).endswith(quoted("data.path", value))  # noqa: PT017
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("exp", experiments())
 def test_every_experiment_reads_all_its_keys(exp: str) -> None:
     config, choices = compose([f"+exp={exp}"])
@@ -174,6 +175,7 @@ def test_resume_without_a_run(tmp_path: Path) -> None:
         resumed_config(tmp_path, [])
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("task", [[1, 2], [], 3, "x", None])
 @pytest.mark.parametrize("given", ["task.steps=9", "mesh.data=4", "tracker.x=3"])
 def test_a_change_within_what_has_no_keys(task: Any, given: str, folder: Path) -> None:

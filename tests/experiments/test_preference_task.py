@@ -127,6 +127,7 @@ def trained() -> Any:
     return train(SMALL)
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_preferred(trained: Any, tmp_path: Path) -> None:
     """Fails with chosen and rejected exchanged, with the sign of the gradient, without a step."""
     rows, final = trained
@@ -193,6 +194,7 @@ def test_seeds_hold_out_pairs_of_their_own_and_swap_a_share() -> None:
     assert held_out.max() < 260  # held-out pairs keep their labels
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_loss_of_conf(path: Path) -> None:
     """Its value falls as the chosen answer gains what the rejected one loses."""

@@ -98,6 +98,7 @@ def number_questions(folder: Path, **options: Any) -> Any:
     return functools.partial(numbers_folder, path=str(sums(folder)), **options)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_trains_from_end_to_end(checkpoint: Path, tmp_path: Path) -> None:
     """Two updates of LoRA; the written model is another Qwen2 with its tokenizer."""
     own = task(checkpoint, number_questions(tmp_path))

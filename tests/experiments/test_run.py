@@ -61,6 +61,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -279,6 +280,7 @@ def test_a_config_that_was_changed(
     assert error.count("\n") == 1
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [

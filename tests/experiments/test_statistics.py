@@ -36,6 +36,7 @@ def test_students_interval_over_tasks():
     assert mean_over_tasks([[1, 2, 3]]) == mean_interval([1, 2, 3])
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize(
     ("shape", "least"), [("normal", 0.93), ("uniform", 0.90), ("exponential", 0.85)]

@@ -28,6 +28,7 @@ def test_clusters_settle_on_the_means():
     np.testing.assert_allclose(found, [[10, 11], [1, 0], [500, 500]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_vehicle_flies_to_its_target_at_full_power():
     _, state = ENV.reset(KEY)
     env = ENV.unwrapped

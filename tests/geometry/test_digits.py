@@ -30,6 +30,7 @@ def near(found, rows):
     np.testing.assert_allclose(found, [row["value"] for row in rows], rtol=3e-5)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("name", "size", "rows"),
     grouped(GOLDEN["softmax"], lambda row: (row["name"], len(row["p"]))),
@@ -54,6 +55,7 @@ def test_gaussian(order, size, rows):
     near(jax.jit(functools.partial(geometry.gaussian_renyi, order=order))(*arguments), rows)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("name", "number", "size", "rows"),
     grouped(GOLDEN["bregman"], lambda row: (row["name"], row["number"] or 0.0, len(row["x"]))),
@@ -72,6 +74,7 @@ MAPS = {
 }
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("shape", [(64, 64), (20, 30)])
 def test_distance_that_mirror_descent_reports(name, shape):

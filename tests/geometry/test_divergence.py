@@ -473,6 +473,7 @@ def test_gaussians_in_float32():
 # ---- arguments
 
 
+@pytest.mark.table
 @EACH
 def test_strict_promotion(name, strict):
     logits = random_logits(3, 4).astype(np.float32)
@@ -531,6 +532,7 @@ def test_orders_must_be_positive(order):
             call()
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("order", [0.5, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize("log_std", [(50.0, -50.0), (-50.0, 50.0), (-100.0, -100.0), (60.0, 0.0)])
 def test_gaussians_of_very_different_widths(order, log_std):

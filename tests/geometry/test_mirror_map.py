@@ -59,6 +59,7 @@ def points(name, count, seed, size=5):
     return [jnp.asarray(x) for x in drawn]
 
 
+@pytest.mark.table
 @maps
 @pytest.mark.usefixtures("x64")
 @settings(deadline=None, max_examples=10)
@@ -195,6 +196,7 @@ def test_hypentropy_does_not_cancel_in_float32():
     assert jnp.max(jnp.abs(naive / found - 1)) > 1e-4
 
 
+@pytest.mark.table
 @maps
 def test_small_divergences_in_float32(name):
     """The points are a ten-thousandth apart, where psi(x) - psi(y) has no digit left."""
@@ -211,6 +213,7 @@ def test_small_divergences_in_float32(name):
         np.testing.assert_allclose(found, exact, rtol=2e-2)
 
 
+@pytest.mark.table
 @maps
 def test_zeros(name):
     """Points, steps and gradients through both are finite at zero; a zero step does not move."""
@@ -271,6 +274,7 @@ def test_bad_numbers(make, words):
         make()
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("make", [p_norm, separable_p, hypentropy, spectral_hypentropy])
 def test_number_may_be_traced(make):
     x = jnp.array([[1.0, -2.0], [0.5, 0.3]])

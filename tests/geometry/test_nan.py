@@ -137,6 +137,7 @@ def masked(index):
     return jax.jit(jax.value_and_grad(total))
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("index", MASKED)
 def test_what_is_masked_does_not_leak(index):
     """Masked NaNs reach neither values nor gradients; a mask that excludes everything gives 0."""

@@ -377,6 +377,7 @@ def test_only_the_policy_has_a_gradient():
 # ---- extremes
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
 def test_far_ratios(dtype, temperature):

@@ -191,6 +191,7 @@ at_width = jax.jit(lambda rewards, width: kde_targets(rewards, bandwidth=width, 
 # ---- extremes
 
 
+@pytest.mark.table
 @each_target
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_extremes(name, dtype):

@@ -130,6 +130,7 @@ def test_no_gradient_to_references_and_labels():
     assert label == 0
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("variant", _VARIANTS)
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js_divergence",
                                         "alpha_divergence"])  # fmt: skip
@@ -162,6 +163,7 @@ def test_far_log_ratios(variant, divergence):
             assert slopes[0][3] < 0
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("variant", _VARIANTS)
 def test_excluded_pairs(variant):
     """They hold NaN and change nothing; NaN in an included pair stays."""
@@ -181,6 +183,7 @@ def test_excluded_pairs(variant):
     assert np.isnan(loss(policy)[1:]).any()
 
 
+@pytest.mark.table
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("variant", _VARIANTS)
 def test_strict_promotion_and_traced_numbers(variant):

@@ -143,6 +143,7 @@ def test_worked_rewards(x64):
     assert informative_groups(groups).tolist() == [[False] * 3, [True] * 3]
 
 
+@pytest.mark.table
 @each_loss
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_far_ratios_and_masked_nan(loss, dtype):

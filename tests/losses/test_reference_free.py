@@ -101,6 +101,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", LOSSES)
 def test_far_and_excluded(name):
     """Certain and impossible answers, answers without tokens, and NaN in what is left out."""

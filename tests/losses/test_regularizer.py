@@ -106,6 +106,7 @@ def test_against_numpy(name, x64, strict):
     np.testing.assert_allclose(values, by_hand(name, LOGITS, OTHER), rtol=1e-12)
 
 
+@pytest.mark.table
 @penalties
 def test_slopes(name, x64):
     """Gradients agree with their closed form, and none flows into a target."""
@@ -127,6 +128,7 @@ def test_finite_differences(name, x64):
 # ---- numerics
 
 
+@pytest.mark.table
 @penalties
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_equal_logits(name, dtype):
@@ -150,6 +152,7 @@ def test_half_precision(name, strict):
     assert mixed.dtype == jnp.float32
 
 
+@pytest.mark.table
 @penalties
 def test_masked_examples(name, x64):
     """They have zero value and gradient, even if their logits are not numbers."""
@@ -163,6 +166,7 @@ def test_masked_examples(name, x64):
         np.testing.assert_allclose(slope[::2], expected[::2], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.table
 @penalties
 def test_empty_mask(name):
     where = np.zeros((4, 3), bool)
@@ -172,6 +176,7 @@ def test_empty_mask(name):
     assert not np.any(slope)
 
 
+@pytest.mark.table
 @penalties
 def test_under_vmap_and_jit(name):
     logits, other = (jnp.asarray(x, jnp.float32) for x in (LOGITS, OTHER))

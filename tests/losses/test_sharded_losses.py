@@ -143,6 +143,7 @@ TOTALS = {
 }  # fmt: skip
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", TOTALS)
 def test_eight_devices_equal_one(name, x64):
     def step(scale, shift, given, axis=None):

@@ -145,6 +145,7 @@ def test_nan_stays_nan(loss):
     assert np.isnan(value)
 
 
+@pytest.mark.table
 @losses
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_far_logits(loss, dtype):

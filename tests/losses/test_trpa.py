@@ -135,6 +135,7 @@ def test_no_gradient_to_references():
     assert not np.any(slopes)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("options", [
     {}, {"trust_region": "root", "max_kl": None}, {"anisotropy": "response", "log_ratio": "sum"},
     {"reduction": "prompt", "max_kl": None},

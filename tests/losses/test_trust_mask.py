@@ -205,6 +205,7 @@ ALL = {
 each = pytest.mark.parametrize("function", ALL.values(), ids=ALL)
 
 
+@pytest.mark.table
 @each
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_extremes(function, dtype):

@@ -28,6 +28,7 @@ def trainer(tx, loss, w, calls, **extra_args):
     return jax.tree.map(np.asarray, jax.jit(run)(w))
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("attack", [lambda: sam(0.05), lambda: asam(0.5)], ids=["sam", "asam"])
 @pytest.mark.parametrize("base", BASES)
 def test_two_calls_make_one_step(attack, base, precision):

@@ -272,6 +272,7 @@ def test_momentum_of_half_precision_is_float32(dtype):
             make(mu_dtype="int8")
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("form", "shape"),
     [(form, (3, 4)) for form in (*FORMS, "rms")] + [("auon", (240, 256)), ("auon", (1024, 1024))],

@@ -36,6 +36,7 @@ def attacked(tx, gradient, **extra_args):
     return seen[0], state
 
 
+@pytest.mark.table
 @attacks
 @pytest.mark.parametrize("power", [-100, -66, 66, 100])
 def test_attacks_do_not_depend_on_the_size_of_the_gradient(name, power):
@@ -59,6 +60,7 @@ def test_a_nan_in_the_gradient_is_reported(name):
     assert jnp.isnan(found["a"][0])
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     "divergence",
     ["kl", "reverse_kl", "symmetric_kl", "jensen_shannon", "l2", "mmd", "released_kl"],

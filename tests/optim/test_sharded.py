@@ -56,6 +56,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_sharded_parameters_stay_where_they_are(name):
     """The rows of a table of logits lie on eight devices, between which only scalars pass."""
@@ -161,6 +162,7 @@ checked_first = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.table
 @ways
 @pytest.mark.parametrize("m", ["4", "2", "1", "plain"])
 def test_sam_per_shard(way, m, x64):
@@ -195,6 +197,7 @@ def assert_trees_close(actual, expected):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-11), actual, expected)
 
 
+@pytest.mark.table
 @checked_first
 @pytest.mark.parametrize("reference", ["initial", "previous"])
 def test_tram_per_shard(way, reference, x64):
@@ -222,6 +225,7 @@ ATTACKS_PER_SHARD = {
 }
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", ATTACKS_PER_SHARD)
 @pytest.mark.parametrize("way", ["shard_map", "vmap"])
 def test_all_shards_fall_back_when_one_breaks(way, name, x64):
@@ -268,6 +272,7 @@ def neighbour_by_hand(name, shards):
     return by_hand(NEIGHBOURS[name], loss, w, w, x, y, shards, losses_of_shard)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", NEIGHBOURS)
 @pytest.mark.parametrize("way", ["shard_map", "vmap"])
 def test_neighbours_per_shard(way, name, x64):
@@ -280,6 +285,7 @@ def test_neighbours_per_shard(way, name, x64):
     assert np.abs(whole[0] - expected[0]).max() > 1e-3
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("make", [sam, asam])
 @checked_first
 def test_a_leaf_that_is_not_attacked(way, make, x64):

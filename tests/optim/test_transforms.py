@@ -238,6 +238,7 @@ NIGHTLY = {
 }  # fmt: skip
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     "row",
     [
@@ -271,6 +272,7 @@ def test_parameters_and_state_can_be_donated(row):
     assert len(set(pointers)) == len(pointers)
 
 
+@pytest.mark.table
 @rows
 def test_mixed_dtypes(row):
     """Each leaf keeps its dtype, where some are bfloat16 and some float32."""
@@ -283,6 +285,7 @@ def test_mixed_dtypes(row):
     assert_trees_close(jax.tree.map(np.float32, new), expected, atol=0.03)
 
 
+@pytest.mark.table
 @rows
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 def test_dtypes_of_updates_and_state(row, dtype, x64):
@@ -313,6 +316,7 @@ def test_strict_promotion(row, strict):
     jax.eval_shape(lambda p: tx.update(gradient_of(p, X), state, p, **extra_args(p)), PARAMS)
 
 
+@pytest.mark.table
 @attacks
 def test_integer_leaf_is_left_alone(row):
     """An example is a step counter, whose gradient under allow_int is a float0."""
@@ -361,6 +365,7 @@ GRADIENTS_OF_OTHERS = {
 }
 
 
+@pytest.mark.table
 @rows
 @pytest.mark.parametrize("kind", GRADIENTS_OF_OTHERS)
 def test_leaves_without_a_gradient_stay(row, kind):
@@ -425,6 +430,7 @@ def test_complex_leaf_outside_of_the_mask(row):
     np.testing.assert_array_equal(gradient["z"], with_z(PARAMS)["z"])
 
 
+@pytest.mark.table
 @rows
 def test_python_numbers_are_parameters(row):
     """They move as arrays with the same numbers do."""
@@ -519,6 +525,7 @@ def test_example_of_static_args_in_the_docs():
 # ---- what it is combined with
 
 
+@pytest.mark.table
 @rows
 def test_chain_with_clipping_and_adamw(row):
     """The clipping acts on the gradient of the second pass, and the loss falls."""
@@ -531,6 +538,7 @@ def test_chain_with_clipping_and_adamw(row):
     assert loss_of(params) < 0.9 * loss_of(PARAMS)
 
 
+@pytest.mark.table
 @rows
 def test_injected_number_is_state(row):
     """It is read from the state at every call, and may be a tracer when the factory is called."""
@@ -548,6 +556,7 @@ def test_injected_number_is_state(row):
     jax.eval_shape(lambda value: advance(make(value), row.calls), row.values[0])
 
 
+@pytest.mark.table
 @rows
 def test_apply_if_finite(row):
     plain = row.with_base(row.make(), optax.sgd(0.1))
@@ -562,6 +571,7 @@ def test_apply_if_finite(row):
     jax.tree.map(np.testing.assert_array_equal, after.inner_state, state.inner_state)
 
 
+@pytest.mark.table
 @rows
 def test_accumulation_around_the_base(row):
     """Each micro-batch attacks on its own, and the base steps with the mean of their gradients."""
@@ -653,6 +663,7 @@ def step_on_a_dict(name):
     return advance(row.with_base(row.make(), optax.adam(0.1)), row.calls)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_tree", [linen_tree, nnx_tree, equinox_tree])
 def test_trees_of_other_libraries(make_tree):
     """All rows make the same step on them as on a dict."""
@@ -722,6 +733,7 @@ def check_zero_gradient(row):
         assert float(state.distance) == 0.0
 
 
+@pytest.mark.table
 @attacks
 def test_zero_gradient_attacks_nothing(row):
     check_zero_gradient(row)
@@ -830,6 +842,7 @@ def test_a_broken_first_gradient_stays_broken(row, value):
         assert state.nonfinite_count == 0
 
 
+@pytest.mark.table
 @attacks
 def test_a_radius_that_is_not_a_number_stays_so(row):
     """It makes an attack that is not a number, even at a zero gradient."""

@@ -307,6 +307,7 @@ def all_arguments(wrapped):
     return optax.GradientTransformationExtraArgs(wrapped.init, wrapped.update)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", TRANSPARENT)
 def test_wrappers_pass_arguments_on(name):
     params, *_ = softmax_steps(softmax_loss, TRANSPARENT[name](), 1, donate=())
@@ -496,6 +497,7 @@ def mlp(params, x):
 FORWARD, BACKWARD = 2, 3
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("make", "products"),
     [

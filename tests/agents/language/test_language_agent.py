@@ -243,6 +243,7 @@ def groups() -> Any:
     return start, middle, end, first, second, advance
 
 
+@pytest.mark.slow
 def test_it_learns_from_rewards_of_python(groups: Any) -> None:
     _, _, _, first, second, _ = groups
     assert np.all(first["reward/mean"][:, 0] < 0.3)

@@ -50,6 +50,7 @@ def alone(base: Any) -> Any:
     return after_one(dataclasses.replace(CONFIG, base_params=base, lora_rank=2))
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(base: Any, alone: Any) -> None:
     """Groups and parameters are split; the reward of the host sees every answer once."""
     mesh = make_mesh()
