@@ -188,6 +188,34 @@ def test_reference_fits_the_true_rewards():
     )
 
 
+def test_a_method_that_fails_does_so_in_its_own_stage(monkeypatch):
+    """Although it is begun before; and after a restart no earlier method is trained again."""
+    begun = []
+
+    def rows_of(self, method):
+        begun.append(method)
+        if broken and method is self.methods["raw"]:
+            raise RuntimeError("out of memory")
+        return [{"seed": 0, "steps": method.steps}]
+
+    def started():
+        task = dataclasses.replace(TASK)
+        vars(task).update(_problems=None, _measured=None)  # which take long to compile
+        return task.stages()
+
+    monkeypatch.setattr(Bandits, "_rows", rows_of)
+    broken = True
+    dpo, raw = started()
+    assert dpo.advance({}, None, 0, 1)[1] == [{"seed": 0, "steps": 40}]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        raw.advance({}, None, 0, 1)
+    begun.clear()
+    broken = False
+    _, raw = started()
+    assert raw.advance({}, None, 0, 1)[1] == [{"seed": 0, "steps": 40}]
+    assert begun == [TASK.methods["raw"]]
+
+
 @pytest.mark.slow
 def test_training_beats_the_reference_and_noise_hurts(rows):
     found = TASK.summarize(rows).values
