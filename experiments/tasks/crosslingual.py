@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from experiments.runtime.task import Summary
 from experiments.tasks.adaptation_measures import Measures, domain_measures, validation_measures
 from experiments.tasks.encoders import Pretrained
 from experiments.tasks.languages import Languages, Text
 from experiments.tasks.objectives import Batch, PyTree
 from experiments.tasks.supervised import PRECISIONS
 from experiments.tasks.transfer import Transfer
+from experiments.trackers import Row
 from trustjax._checks import FieldError, check_count
 from trustjax.data import Tokenizer
 from trustjax.models import Encoder, mean_pool
@@ -160,6 +162,18 @@ class CrossLingual(Transfer):
         if self.pretrain_steps:
             raise FieldError("pretrain_steps", "be 0, as the encoder is", self.pretrain_steps)
 
+    def summarize(self, rows: list[Row]) -> Summary:
+        """`Transfer.summarize`, and means over near and distant languages."""
+        found = super().summarize(rows)
+        if self.search is not None:
+            return found
+        from experiments.tasks.adaptation_report import finals_of
+        from experiments.tasks.language_report import with_groups
+
+        finals = {name: finals_of(rows, name) for name in self._names()}
+        values = with_groups(found.values, finals, self._names(), self._texts.families)
+        return found._replace(values=values)
+
     # Data
 
     @functools.cached_property
@@ -249,8 +263,10 @@ def tokens_of(
 ) -> tuple[list[int], list[int]]:
     """The first `limit` tokens of a text, and their classes; -1 for none.
 
-    A word's class is that of its first token. The class of a pair of sentences is that of the first
-    token of the row, and two suffixes stand between the sentences, as XLM-RoBERTa has them.
+    A word's class is that of its first token that stands for more than a space: in languages
+    without spaces SentencePiece often makes the space before a word a token of its own, which is
+    the same for all words. The class of a pair of sentences is that of the first token of the row,
+    and two suffixes stand between the sentences, as XLM-RoBERTa has them.
     """
     tokens, labels = [*tokenizer.prefix], [-1] * len(tokenizer.prefix)
     room = limit - len(tokenizer.suffix)
@@ -262,7 +278,8 @@ def tokens_of(
             pieces = [*tokenizer.suffix, *tokenizer.suffix, *pieces]
         classes = [-1] * len(pieces)
         if is_words and classes:
-            classes[0] = label
+            written = (n for n, piece in enumerate(pieces) if tokenizer.decode([piece]).strip())
+            classes[next(written, 0)] = label
         tokens, labels = tokens + pieces, labels + classes
     tokens = [*tokens[:room], *tokenizer.suffix]
     labels = [*labels[:room], *[-1] * len(tokenizer.suffix)]

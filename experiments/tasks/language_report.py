@@ -49,19 +49,35 @@ def with_genres_and_time(summary: Summary, rows: Sequence[Row], names: Sequence[
         high = correlation[genre]["with_pretrain"]["high"]
         kind = "anticorrelated" if isinstance(high, float) and high < 0 else "correlated"
         kinds[kind].append(genre)
-    for kind, own in kinds.items():
-        if not own:
+    values = with_groups(values, finals, names, kinds)
+    return summary._replace(values={**values, "correlation": correlation, "genres": kinds})
+
+
+def with_groups(
+    values: Mapping[str, Any],
+    finals: Finals,
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """The values of a summary with those of groups of domains.
+
+    `final/GROUP` of a stage is the mean of its final measures over the domains of the group, and
+    `difference/final/GROUP` that minus the mean of the first of `names`, paired by seed.
+    """
+    found = {name: dict(entries) for name, entries in values.items()}
+    for group, domains in groups.items():
+        if not domains:
             continue
         means = {
-            name: np.mean([finals[name][f"final/{genre}"] for genre in own], axis=0)
-            for name in stages
+            name: np.mean([own[f"final/{domain}"] for domain in domains], axis=0)
+            for name, own in finals.items()
         }
-        for name in stages:
-            values[name][f"final/{kind}"] = mean_entry(means[name].tolist())
+        for name in finals:
+            found[name][f"final/{group}"] = mean_entry(means[name].tolist())
         for name in names[1:]:
             difference = (means[name] - means[names[0]]).tolist()
-            values[name][f"difference/final/{kind}"] = mean_entry(difference)
-    return summary._replace(values={**values, "correlation": correlation, "genres": kinds})
+            found[name][f"difference/final/{group}"] = mean_entry(difference)
+    return found
 
 
 def genres_of(finals: Mapping[str, Sequence[float]]) -> list[str]:

@@ -1,7 +1,7 @@
 """Labelled texts in several languages: treebanks with parts of speech, and XNLI."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ class Languages(NamedTuple):
         same.
       classes: Names of the classes.
       is_words: Whether the parts are words of a sentence, between which there are spaces at most.
+      families: Languages by how near they are to the trained one, the nearest first; those that are
+        not listed are in no family.
     """
 
     train: list[Text]
@@ -38,8 +40,17 @@ class Languages(NamedTuple):
     tests: dict[str, list[Text]]
     classes: tuple[str, ...]
     is_words: bool
+    families: Mapping[str, Sequence[str]] = {}
 
 
+# By descent. Romance and Slavic languages are Indo-European, as English is, and so is Hindi, whose
+# branch parted from English's first.
+_FROM_ENGLISH = {
+    "germanic": ("german", "swedish"),
+    "romance": ("french", "italian", "portuguese", "spanish"),
+    "slavic": ("czech", "russian"),
+    "distant": ("chinese", "finnish", "hindi", "indonesian", "turkish"),
+}
 _TAGS = ("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN",
          "PUNCT", "SCONJ", "SYM", "VERB", "X")  # fmt: skip
 
@@ -76,7 +87,11 @@ def treebanks(
     order = [trained, *(language for language in banks if language != trained)]
     tests = {language: _sentences(banks[language]) for language in order}
     learned, judged = (_sentences(folder / f"{name}.parquet") for name in (train, validation))
-    return Languages(learned, judged, tests, _TAGS, is_words=True)
+    families = {
+        family: [language for language in members if language in tests]
+        for family, members in (_FROM_ENGLISH if trained == "english" else {}).items()
+    }
+    return Languages(learned, judged, tests, _TAGS, is_words=True, families=families)
 
 
 def _sentences(file: Path) -> list[Text]:

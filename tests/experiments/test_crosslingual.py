@@ -15,8 +15,9 @@ from experiments.optimizers import Method, Optimizer
 from experiments.tasks import encoders
 from experiments.tasks.crosslingual import CrossLingual, tokens_of
 from experiments.tasks.encoders import Pretrained
+from experiments.tasks.language_report import with_groups
 from experiments.tasks.languages import Text, treebanks, xnli
-from trustjax.data import DataError, word_tokenizer
+from trustjax.data import DataError, Tokenizer, word_tokenizer
 from trustjax.models import Encoder
 from trustjax.optim import tram
 
@@ -97,6 +98,23 @@ def test_it_learns_in_one_language_and_is_tested_in_others(folder, tmp_path):
     assert (tmp_path / "target_and_unseen.png").is_file()
 
 
+def test_languages_are_grouped_by_descent(folder):
+    """Fails if a difference is not paired, or has the other sign."""
+    assert {*treebanks(str(folder)).families} == {"germanic", "romance", "slavic", "distant"}
+    finals = {
+        "adamw": {"final/german": [0.5, 0.7], "final/swedish": [0.7, 0.9], "final/hindi": [0, 1]},
+        "sam": {"final/german": [0.4, 0.6], "final/swedish": [0.6, 0.8], "final/hindi": [1, 1]},
+    }
+    groups = {"germanic": ["german", "swedish"], "romance": [], "distant": ["hindi"]}
+    found = with_groups({"adamw": {"x": 1}, "sam": {}}, finals, ["adamw", "sam"], groups)
+    assert set(found["adamw"]) == {"x", "final/germanic", "final/distant"}
+    assert found["adamw"]["final/germanic"]["mean"] == pytest.approx(0.7)
+    near, far = (found["sam"][f"difference/final/{group}"] for group in ("germanic", "distant"))
+    assert (near["mean"], near["low"]) == pytest.approx((-0.1, -0.1))
+    assert far["mean"] == 0.5
+    assert far["low"] < 0 < far["high"]
+
+
 def test_split_computation_is_that_of_the_whole_encoder(folder):
     """Frozen blocks computed once, then the others and the head: the encoder with a head."""
     task = task_of(folder)
@@ -129,6 +147,20 @@ def test_the_first_token_of_a_word_has_its_class():
         [index[1], index[2], index[3], end],
         [7, -1, -1, -1],
     )
+
+
+def test_a_space_that_is_a_token_of_its_own_has_no_class():
+    """Fails if the first token of a word has its class, whatever it stands for."""
+    characters = Tokenizer(
+        to_tokens=lambda text: [0, *(1 + "ab".index(letter) for letter in text)],
+        to_text=lambda tokens: "".join("\u2581ab"[token] for token in tokens).replace(
+            "\u2581", " "
+        ),
+        vocab_size=3,
+    )
+    tokens, labels = tokens_of(Text(["ab", "b", ""], [7, 8, 9]), characters, True, 10)
+    assert tokens == [0, 1, 2, 0, 2, 0]
+    assert labels == [-1, 7, -1, -1, 8, 9]
 
 
 def test_a_pair_has_its_class_at_the_first_token():
