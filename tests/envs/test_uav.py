@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -81,7 +82,10 @@ def test_golden_steps(name, x64):
     for other in places[1:]:
         seen = np.linalg.norm(other - places[0]) <= env.communication_radius
         own += [seen, *(seen * (other - places[0])[:2] / env.area)]
-    for user, rate in zip(case["users"], expected["rates"], strict=True):
+    crowd = list(zip(case["users"], expected["rates"], strict=True))
+    if env.bandwidth_split != "per_user":
+        crowd = sorted(crowd, key=lambda each: math.dist(each[0], places[0, :2]))
+    for user, rate in crowd:
         gap = (np.array(user) - places[0, :2]) / env.sensing_radius
         row = [1, *gap, *2 * [rate / expected["peak_rate"]]]
         own += row if np.linalg.norm(gap) <= 1 else [0] * 5

@@ -78,9 +78,10 @@ class MultiUAV(UAVSettings, MultiAgentEnvironment):
 
     An observation of a vehicle has its place, its power and its channel (one-hot, if there are
     several), for each other vehicle in the order of their names a flag and (dx, dy) / area, and for
-    each user a flag, (dx, dy) / sensing radius, rate and average rate over :math:`\hat R`; zeros
-    stand for who is out of reach. The world state has places, powers and channels of all vehicles,
-    and places, rates and average rates of all users.
+    each user, the nearest first, a flag, (dx, dy) / sensing radius, rate and average rate over
+    :math:`\hat R`; zeros stand for who is out of reach. With `bandwidth_split="per_user"` users
+    keep the order of the actions. The world state has places, powers and channels of all vehicles,
+    and places, rates and average rates of all users, in an order that never changes.
 
     Two environments with equal fields are equal, so that compiled programs are shared.
 
@@ -241,6 +242,9 @@ class MultiUAV(UAVSettings, MultiAgentEnvironment):
         crowd = near * jnp.concatenate(
             [jnp.ones_like(near), gap, jnp.broadcast_to(rates, gap.shape)], -1
         )
+        if self.bandwidth_split != "per_user":
+            nearest = jnp.argsort(jnp.sum(gap**2, -1), -1)
+            crowd = jnp.take_along_axis(crowd, nearest[..., None], 1)
         flat = [own, *(part.reshape(self.num_uavs, -1) for part in (fleet, crowd))]
         observations: Observations = dict(zip(self.agents, jnp.concatenate(flat, 1), strict=True))
         return observations | {"world_state": self.get_world_state(state)}
