@@ -149,8 +149,8 @@ def save(figure: Figure, path: Path) -> None:
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A colour, a marker and a line style for each name, the same in every figure.
 
-    Unknown names whose letters lead to the same style get neighbouring ones. No two of up to 64
-    names share all three.
+    An unknown name takes the next colour that is free, as long as there is one, if the colour that
+    its letters lead to is taken. No two of up to 64 names share all three.
     """
     found: dict[str, dict[str, Any]] = {}
     taken: set[tuple[int, int]] = set()
@@ -158,7 +158,8 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     for name in sorted(names, key=lambda name: name not in _INDICES):  # stable: known ones first
         # By CRC, as Python's own hash of a text differs from run to run.
         index = _INDICES.get(name) or divmod(zlib.crc32(name.encode()) % 64, 8)
-        while index in taken and len(taken) < 64:
+        used = {row for row, _ in taken} if name not in _INDICES else set()
+        while (index in taken or (len(used) < 8 and index[0] in used)) and len(taken) < 64:
             index = ((index[0] + 1) % 8, (index[1] + (index[0] == 7)) % 8)
         taken.add(index)
         row, column = index

@@ -26,7 +26,9 @@ def test_a_method_looks_the_same_in_every_figure() -> None:
     assert plots.styles(["adamw", "sam", "tram"])["tram"] == alone
     assert plots.styles(["attack=sam", "tram", "new"])["tram"] == alone
     new = plots.styles(["new"])["new"]
-    assert plots.styles(["adamw", "new", "tram"])["new"] == new
+    known = plots.styles(plots._INDICES)
+    others = [name for name, style in known.items() if style["color"] != new["color"]]
+    assert plots.styles([*others, "new"])["new"] == new
 
 
 def test_no_two_methods_of_a_figure_look_the_same() -> None:
@@ -50,6 +52,18 @@ def test_agents_of_an_experiment_have_colours_of_their_own() -> None:
     ):
         assert set(names) <= set(plots._INDICES)
         assert len({style["color"] for style in plots.styles(names).values()}) == len(names)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "exp").glob("*.yaml")), ids=lambda p: p.stem)
+def test_unknown_names_of_an_experiment_have_colours_of_their_own(path: Path) -> None:
+    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
+    keys = [key for default in defaults if isinstance(default, dict) for key in default]
+    names = [key.split(".")[-1] for key in keys if "@task." in key and key.count(".") == 2]
+    new = [name for name in names if name not in plots._INDICES]
+    if len(names) <= plots.MOST_TOGETHER:
+        colors = [style["color"] for style in plots.styles(names).values()]
+        known = {colors[names.index(name)] for name in names if name not in new}
+        assert len(set(colors)) == len(new) + len(known)
 
 
 @pytest.mark.parametrize(
