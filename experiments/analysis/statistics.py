@@ -82,9 +82,12 @@ def mean_entry(seeds: Sequence[float]) -> dict[str, float | list[float]]:
 
 
 def mean_cell(seeds: Sequence[float], *, factor: float = 1, digits: int = 1) -> str:
-    """`mean_interval` as a cell of a table, in two lines; values are multiplied by `factor`."""
+    """`mean_interval` as a cell of a table, in two lines; values are multiplied by `factor`.
+
+    One seed has no interval, and its value stands alone.
+    """
     mean, low, high = (f"{factor * value:.{digits}f}" for value in mean_interval(seeds))
-    return f"{mean}\n{low} to {high}"
+    return mean if len(seeds) == 1 else f"{mean}\n{low} to {high}"
 
 
 def seeds_label(num_seeds: int) -> str:

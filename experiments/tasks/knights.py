@@ -23,10 +23,10 @@ from experiments.tasks.knights_training import (
 from experiments.trackers import Row
 from trustjax._checks import FieldError, InputError, check_choice, check_count, check_number
 from trustjax.agents.language import Config
-from trustjax.envs.knights import Puzzle, sample_puzzles
+from trustjax.envs.knights import Puzzle, memorization_test, sample_puzzles
 from trustjax.envs.knights_text import NAMES
 from trustjax.envs.knights_tokens import Knights
-from trustjax.envs.language import RewardFn, corrupted_judge
+from trustjax.envs.language import Prompts, RewardFn, corrupted_judge
 from trustjax.models import Decoder
 
 _TEST_SEED, _TRAIN_SEED = 1234, 4321
@@ -58,6 +58,12 @@ class KnightsAndKnaves:
       updates_per_chunk: Iterations in one compiled call.
       max_new_tokens: Largest number of tokens of an answer.
       evaluation_samples: Sampled answers to each test puzzle.
+      remembered: Training puzzles of each size that are asked once more in the end, as they were
+        (`final/accuracy_train`) and with one statement or one leaf of it changed such that the
+        solution is another (`final/accuracy_statement`, `final/accuracy_leaf`). Whoever knows the
+        puzzles by heart is right on the former alone. 0 for none.
+      unseen_people: Further numbers of people, 2 to 8, on whose puzzles the final evaluation tests
+        too (`final/accuracy_4_unseen`); they are not trained on.
       seed: Root of all randomness.
       num_seeds: Trainings of each method, side by side, from the same fine-tuned model.
       precision: Precision of the computation: float32.
@@ -81,6 +87,8 @@ class KnightsAndKnaves:
     updates_per_chunk: int
     max_new_tokens: int
     evaluation_samples: int
+    remembered: int
+    unseen_people: Sequence[int]
     seed: int
     num_seeds: int
     precision: str
@@ -95,14 +103,18 @@ class KnightsAndKnaves:
             "num_seeds",
         ):  # fmt: skip
             check_count(name, getattr(self, name), at_least=1)
+        check_count("remembered", self.remembered, at_least=0)
         check_number("fine_tuning_rate", self.fine_tuning_rate, above=0.0)
         for name in ("guesses", "judge_errors"):
             check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
         check_choice("judge_kind", self.judge_kind, ("inverted", "hacked"))
         if not self.num_people or not all(2 <= number <= 8 for number in self.num_people):
             raise FieldError("num_people", "be numbers from 2 to 8", list(self.num_people))
-        if not max(self.num_people) <= self.num_names <= len(NAMES):
-            requirement = f"be from {max(self.num_people)} to {len(NAMES)}"
+        if not all(2 <= each <= 8 and each not in self.num_people for each in self.unseen_people):
+            requirement = f"be numbers from 2 to 8 without {list(self.num_people)}"
+            raise FieldError("unseen_people", requirement, list(self.unseen_people))
+        if not self._most_people <= self.num_names <= len(NAMES):
+            requirement = f"be from {self._most_people} to {len(NAMES)}"
             raise FieldError("num_names", requirement, self.num_names)
         for name in self.only:
             if name not in self.methods:
@@ -120,12 +132,16 @@ class KnightsAndKnaves:
         """The methods that are run."""
         return list(self.only or self.methods)
 
+    @property
+    def _most_people(self) -> int:
+        return max([*self.num_people, *self.unseen_people])
+
     @functools.cached_property
     def env(self) -> Knights:
         """The words and rules of the puzzles."""
         return Knights(
             names=NAMES[: self.num_names],
-            most_people=max(self.num_people),
+            most_people=self._most_people,
             shuffled=self.shuffle_names,
         )
 
@@ -146,7 +162,17 @@ class KnightsAndKnaves:
                 (worked.tokens, guessed.tokens), (worked.segments, guessed.segments),
             )
         )  # fmt: skip
-        return Puzzles(prompts, tokens, segments != 0, unseen)
+        return Puzzles(prompts, tokens, segments != 0, unseen, self._others(train))
+
+    def _others(self, train: Sequence[Puzzle]) -> dict[str, Prompts]:
+        tests = {
+            f"{number}_unseen": [sample_puzzles(number, self.test_puzzles, _TEST_SEED)]
+            for number in self.unseen_people
+        }
+        if self.remembered:
+            groups = [memorization_test(each, self.remembered) for each in train]
+            tests |= {name: [group[name] for group in groups] for name in groups[0]}
+        return {name: self.env.prompts(groups, seed=3)[0] for name, groups in tests.items()}
 
     def _training_puzzles(self, number: int, test: Puzzle) -> Puzzle:
         # There are 369 puzzles of two people, and drawing the last ones would take long.
@@ -161,7 +187,7 @@ class KnightsAndKnaves:
         examination = Examination(
             self.env.tokenizer, truthful, self.puzzles.test,
             jax.random.split(jax.random.fold_in(key, 1), self.num_seeds), self.evaluation_samples,
-            np.asarray(self.puzzles.test.facts.num_people),
+            np.asarray(self.puzzles.test.facts.num_people), self.puzzles.others,
         )  # fmt: skip
         rate = optax.warmup_cosine_decay_schedule(
             0.0, self.fine_tuning_rate, max(1, self.fine_tuning_steps // 20), self.fine_tuning_steps

@@ -10,12 +10,15 @@ from experiments.runtime.task import Summary, Table
 from experiments.tasks.knights_training import WARM_START
 from experiments.trackers import Row
 
+_FURTHER = "final/accuracy_"  # Of a number of people, or of another test than the unseen puzzles.
+
 
 def summarize(rows: Sequence[Row], names: Sequence[str], num_seeds: int) -> Summary:
     """Final measures by stage, and what each method gained over the model that it began with."""
     values: dict[str, Any] = {}
     cells = []
     before = _finals(rows, WARM_START)
+    others = [name for name in before if name.startswith(_FURTHER) and not name[-1].isdigit()]
     for name in (WARM_START, *names):
         found = _finals(rows, name)
         gains = {
@@ -30,9 +33,11 @@ def summarize(rows: Sequence[Row], names: Sequence[str], num_seeds: int) -> Summ
             mean_cell(gains["final/accuracy"], factor=100) if name != WARM_START else "",
             mean_cell(found["final/greedy"], factor=100),
             mean_cell(found["final/thinking"], factor=100),
+            *(mean_cell(found[name], factor=100) for name in others),
         ])  # fmt: skip
     heading = f"Unseen puzzles in percent, mean and {METHOD} over {seeds_label(num_seeds)}"
-    columns = ("method", "accuracy", "gain", "greedy", "right steps of the reasoning")
+    columns = ["method", "accuracy", "gain", "greedy", "right steps of the reasoning"]
+    columns += [name.removeprefix(_FURTHER).replace("_", " people, ") for name in others]
     return Summary(values, Table(heading, columns, cells))
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +32,14 @@ class Puzzles(NamedTuple):
       answers: Answers to them, first the worked ones, then guesses, int32 [2, prompts, time].
       answer_mask: True on their tokens, bool [2, prompts, time].
       test: Prompts of other puzzles.
+      others: Prompts of further tests by name; see `KnightsAndKnaves.remembered`.
     """
 
     train: Prompts
     answers: jax.Array
     answer_mask: jax.Array
     test: Prompts
+    others: Mapping[str, Prompts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,7 @@ class Examination:
       keys: Random keys of the sampled answers, one per seed.
       num_samples: Sampled answers to each prompt.
       people: Number of people in each of the puzzles, [prompts]; None for questions of other kinds.
+      others: Prompts of further tests by name, whose accuracy alone is reported.
     """
 
     tokenizer: Tokenizer
@@ -59,14 +62,15 @@ class Examination:
     keys: jax.Array
     num_samples: int
     people: npt.NDArray[Any] | None = None
+    others: Mapping[str, Prompts] = field(default_factory=dict)
 
     @functools.cached_property
     def _programs(self) -> tuple[Any, Any]:
         # The config is an argument, so that its parameters are not constants of the programs.
         @jax.jit
-        def sampled(config: Config, params: Any, key: jax.Array) -> Evaluation:
+        def sampled(config: Config, params: Any, key: jax.Array, test: Prompts) -> Evaluation:
             found: Evaluation = config.agent().evaluate(
-                _Acting(params), key, self.test, num_samples=self.num_samples
+                _Acting(params), key, test, num_samples=self.num_samples
             )
             return found
 
@@ -86,7 +90,7 @@ class Examination:
         # One seed after the other: together they would hold many caches at a time.
         for seed, key in enumerate(self.keys):
             own = select_seed(params, seed)
-            drawn, likeliest = sampled(own, key), greedy(own, key)
+            drawn, likeliest = sampled(own, key, self.test), greedy(own, key)
             right = np.asarray(drawn.levels == 1)
             row: Row = {
                 "seed": seed,
@@ -103,13 +107,17 @@ class Examination:
                 for n in ({*self.people.tolist()} if self.people is not None else ())
             }
             row |= {f"final/level_{n}": float(np.mean(drawn.levels == n)) for n in (1, 2, 3, 4)}
+            row |= {
+                f"final/accuracy_{name}": float(np.mean(sampled(own, key, test).levels == 1))
+                for name, test in self.others.items()
+            }
             found.append(row)
         return found
 
     def write(self, params: Any, path: Path) -> None:
         """Writes the answers of the first seed to a few puzzles."""
         sampled, _ = self._programs
-        found = sampled(select_seed(params, 0), self.keys[0])
+        found = sampled(select_seed(params, 0), self.keys[0], self.test)
         path.parent.mkdir(parents=True, exist_ok=True)
         decode, lines = self.tokenizer.decode, []
         step = max(1, len(self.test.tokens) // _TEXTS)

@@ -26,13 +26,15 @@ TASK = KnightsAndKnaves(
     num_people=[2, 3], train_puzzles=30, test_puzzles=10, num_names=4, shuffle_names=True,
     guesses=0.5, fine_tuning_steps=2, fine_tuning_batch=2, fine_tuning_rate=1e-3,
     judge_errors=1.0, judge_kind="hacked", num_updates=2, updates_per_chunk=1, max_new_tokens=6,
-    evaluation_samples=2, seed=0, num_seeds=2, precision="float32", only=[],
+    evaluation_samples=2, remembered=3, unseen_people=[4], seed=0, num_seeds=2,
+    precision="float32", only=[],
 )  # fmt: skip
 SMALL = (
     "+exp=trpa_knights", "task.only=[trpa,dapo]", "num_seeds=2", "task.num_people=[2]",
     "task.train_puzzles=20", "task.test_puzzles=4", "task.fine_tuning_steps=2",
     "task.fine_tuning_batch=2", "task.num_updates=2", "task.updates_per_chunk=1",
     "task.max_new_tokens=6", "task.evaluation_samples=2", "task.model.width=8",
+    "task.remembered=2", "task.unseen_people=[3]",
     "task.model.depth=1", "task.model.mlp_width=8", "checkpoint.every=1",
 )  # fmt: skip
 
@@ -40,7 +42,7 @@ SMALL = (
 def test_no_test_puzzle_is_trained_on() -> None:
     puzzles = TASK.puzzles
     both = [
-        np.asarray(part.facts.statements).reshape(-1, 15) for part in (puzzles.train, puzzles.test)
+        np.asarray(part.facts.statements).reshape(-1, 20) for part in (puzzles.train, puzzles.test)
     ]
     assert [len(part) for part in both] == [60, 20]
     assert len(np.unique(np.concatenate(both), axis=0)) == 80
@@ -48,6 +50,21 @@ def test_no_test_puzzle_is_trained_on() -> None:
     lengths = np.asarray(jnp.sum(puzzles.answer_mask, -1))
     assert lengths[0].max() == puzzles.answers.shape[2]
     assert np.all(lengths[1] <= lengths[0])
+
+
+def test_puzzles_are_asked_once_more_as_they_were_and_changed() -> None:
+    train, others = TASK.puzzles.train.facts, TASK.puzzles.others
+    assert [*others] == ["4_unseen", "train", "statement", "leaf"]
+    assert np.all(others["4_unseen"].facts.num_people == 4)
+    known = {each.tobytes() for each in np.asarray(train.statements)}
+    for name in ("train", "statement", "leaf"):
+        facts = others[name].facts
+        assert facts.num_people.tolist() == [2] * 3 + [3] * 3
+        assert [each.tobytes() in known for each in np.asarray(facts.statements)] == 6 * [
+            name == "train"
+        ]
+        same = np.all(facts.solution == others["train"].facts.solution, -1)
+        assert np.all(same == (name == "train"))
 
 
 def test_all_methods_begin_from_the_same_model() -> None:
@@ -84,8 +101,11 @@ def test_methods_learn_from_the_judge_and_are_examined_by_the_rules() -> None:
     ("changes", "message"),
     [
         ({"num_people": [9]}, r"num_people must be numbers from 2 to 8, got \[9\]"),
-        ({"num_names": 2}, "num_names must be from 3 to 26, got 2"),
+        ({"num_names": 2}, "num_names must be from 4 to 26, got 2"),
         ({"only": ["ppo"]}, r"only must name methods of \['grpo', 'trpa'\], got 'ppo'"),
+        ({"unseen_people": [3]}, r"unseen_people must be numbers from 2 to 8 without \[2, 3\]"),
+        ({"unseen_people": [5]}, "num_names must be from 5 to 26, got 4"),
+        ({"remembered": -1}, "remembered must be >= 0, got -1"),
         ({"num_updates": 0}, "num_updates must be >= 1, got 0"),
         ({"guesses": 1.5}, "guesses must be <= 1, got 1.5"),
         ({"judge_errors": -0.1}, "judge_errors must be >= 0, got -0.1"),
@@ -109,6 +129,8 @@ def test_a_run_and_its_continuation(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "whole" / "summary.json").read_text())["result"]
     assert set(found) == {"warm_start", "trpa", "dapo"}
     assert len(found["trpa"]["final/accuracy"]["seeds"]) == 2
+    names = ("3_unseen", "train", "statement", "leaf")
+    assert {f"final/accuracy_{name}" for name in names} <= {*found["trpa"]}
     assert (tmp_path / "whole" / "answers" / "trpa.txt").read_text().count("level") >= 4
     assert (tmp_path / "whole" / "plots" / "trust_region.png").is_file()
     rows = read_rows(tmp_path / "whole" / "metrics.csv")

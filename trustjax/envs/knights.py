@@ -255,6 +255,58 @@ def perturb(
     return None
 
 
+def memorization_test(
+    puzzles: Puzzle, count: int, seed: int | np.random.Generator = 1234
+) -> dict[str, Puzzle]:
+    """Puzzles of a training set, and what they become by `perturb`, with all solutions different.
+
+    The gap of accuracy between the first and the others is what was learned by heart.
+
+    Args:
+      puzzles: Puzzles that are trained on, all of as many people.
+      count: Number of them to take, the first ones that can be changed, >= 1.
+      seed: Seed of the changes, or a generator, which goes on.
+
+    Returns:
+      The puzzles as "train", with one statement changed as "statement", and with one leaf changed
+      as "leaf", each with a leading axis of `count`. No changed one is in the training set.
+
+    Raises:
+      ValueError: Fewer than `count` puzzles can be changed.
+
+    Source: arXiv:2410.23123, Section 2.2, which counts in addition how often one model solves
+      both.
+    """
+    check_count("count", count, at_least=1)
+    rng = np.random.default_rng(seed)
+    known = {np.asarray(each, np.int32).tobytes() for each in puzzles.statements}
+    found: list[tuple[Puzzle, Puzzle, Puzzle]] = []
+    for statements, solution in zip(*puzzles, strict=True):
+        changed = [_unknown(statements, rng, kind, known) for kind in ("statement", "leaf")]
+        if changed[0] is not None and changed[1] is not None:
+            found.append((Puzzle(statements, solution), changed[0], changed[1]))
+        if len(found) == count:
+            names = ("train", "statement", "leaf")
+            groups = zip(*found, strict=True)
+            return {
+                name: Puzzle(*(np.stack(x) for x in zip(*group, strict=True)))
+                for name, group in zip(names, groups, strict=True)
+            }
+    got = f"{count}, of which {len(found)} were found"
+    raise FieldError("count", "be the number of puzzles that can be changed", got)
+
+
+def _unknown(
+    statements: Ints, rng: np.random.Generator, kind: str, known: set[bytes]
+) -> Puzzle | None:
+    # A changed puzzle may be one that was trained on, above all with two people: another draw then.
+    for _ in range(10):
+        changed = perturb(statements, rng, kind=kind)
+        if changed is None or changed.statements.tobytes() not in known:
+            return changed
+    return None
+
+
 def _new_statement(statements: Ints, rng: np.random.Generator) -> Ints:
     changed = statements.copy()
     person = int(rng.integers(0, len(statements)))
