@@ -264,6 +264,44 @@ def test_unroll_equals_steps_by_hand(gru: Any) -> None:
             np.testing.assert_allclose(carries[time, place], carry, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_sequence_is_the_cell_stepped(gru: Any, dtype: Any) -> None:
+    """Values, memories and all gradients of a scan of the network over single steps."""
+    model = remembering(dtype and jnp.dtype(dtype))
+    starts = jnp.array([[0, 1], [0, 0], [1, 0], [0, 1], [0, 0]], bool)
+    start = jnp.asarray(RANDOM.normal(size=(2, 3)), model.dtype)
+
+    def stepped(variables: Any, x: jax.Array, carry: jax.Array) -> Any:
+        def step(carry: jax.Array, each: tuple[jax.Array, jax.Array]) -> Any:
+            output, carry = model.apply(variables, each[0], reset_carry(carry, each[1]))
+            return carry, (output, carry)
+
+        return jax.lax.scan(step, carry, (x, starts))[1]
+
+    def whole(variables: Any, x: jax.Array, carry: jax.Array) -> Any:
+        return unroll(model, variables, x, starts, carry)
+
+    def both(found: Any) -> tuple[jax.Array, Any]:
+        return sum(jnp.sum(jnp.sin(x.astype(jnp.float32))) for x in found), found
+
+    arguments = (gru, jnp.asarray(X), start)
+    (_, expected), expected_grads = jax.jit(
+        jax.value_and_grad(lambda *a: both(stepped(*a)), argnums=(0, 1, 2), has_aux=True)
+    )(*arguments)
+    (_, found), grads = jax.jit(
+        jax.value_and_grad(lambda *a: both(whole(*a)), argnums=(0, 1, 2), has_aux=True)
+    )(*arguments)
+    tolerance = 1e-5 if dtype is None else 0.1
+    for one, other in zip(
+        jax.tree.leaves((found, grads)), jax.tree.leaves((expected, expected_grads)), strict=True
+    ):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(
+            one.astype(jnp.float32), other.astype(jnp.float32), atol=tolerance
+        )
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
 def test_unroll_without_memory(variables_of: Callable[..., Any]) -> None:
     model = Actor(hidden=(6,), action_size=3)
     variables = variables_of(model, X)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from trustjax._checks import FieldError, check_choice
 from trustjax._dtypes import widened
 from trustjax.distributions import DiagonalGaussian, Distribution, TanhGaussian, categorical
+from trustjax.models.gru import gru_sequence
 from trustjax.models.mlp import ACTIVATIONS
 from trustjax.models.observations import Key, action_mask, seen_parts
 
@@ -44,9 +45,20 @@ class Torso(nn.Module):
     obs_key: Key = None
 
     @nn.compact
-    def __call__(self, x: Any, carry: Carry = ()) -> tuple[jax.Array, Carry]:
-        """The last layer [..., width] of observations [..., features], and the next carry."""
-        return self.layers(self.features(x), carry)
+    def __call__(
+        self, x: Any, carry: Carry = (), is_first: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
+        """The last layer [..., width] of observations [..., features], and the next carry.
+
+        With a GRU, `is_first`, bool [time, ...], says that the leading axis is time, and where
+        episodes start, before which the carry becomes zero. Then there is a carry after every step.
+        """
+        if self.gru_size is None or is_first is None:
+            return self.layers(self.features(x), carry)
+        # Only the memory waits for the step before; all other layers see one matrix of all steps.
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[is_first.ndim :]), x)
+        features = self.dense_layers(self.features(rows))
+        return self.remember(features.reshape(*is_first.shape, -1), carry, is_first)
 
     def features(self, observation: Any) -> Any:
         """The input of the dense layers, [..., width]."""
@@ -55,18 +67,32 @@ class Torso(nn.Module):
 
     def layers(self, x: jax.Array, carry: Carry = ()) -> tuple[jax.Array, Carry]:
         """The dense layers and the GRU on features [..., width], and the next carry."""
+        return self.remember(self.dense_layers(x), carry)
+
+    def dense_layers(self, x: jax.Array) -> jax.Array:
+        """The dense layers on features [..., width]."""
         activation = ACTIVATIONS[self.activation]
         for index, width in enumerate(self.hidden):
             x = activation(self.dense(width, math.sqrt(2), f"dense_{index}")(x))
-        if self.gru_size is not None:
-            cell = nn.GRUCell(
-                self.gru_size,
-                dtype=self.dtype,
-                param_dtype=default_float(),
-                recurrent_kernel_init=orthogonal(1.0),
-                name="gru",
-            )
-            carry, x = cell(carry, x)
+        return x
+
+    def remember(
+        self, x: jax.Array, carry: Carry, is_first: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
+        """The GRU, if there is one, on the last dense layer of one step or of a sequence."""
+        if self.gru_size is None:
+            return x, carry
+        if is_first is not None:
+            x = gru_sequence(self.get_variable("params", "gru"), x, carry, is_first, self.dtype)
+            return x, x
+        cell = nn.GRUCell(
+            self.gru_size,
+            dtype=self.dtype,
+            param_dtype=default_float(),
+            recurrent_kernel_init=orthogonal(1.0),
+            name="gru",
+        )
+        carry, x = cell(carry, x)
         return x, carry
 
     def dense(self, width: int, scale: float, name: str) -> nn.Dense:
@@ -108,10 +134,10 @@ class Actor(Torso):
 
     @nn.compact
     def __call__(  # type: ignore[override]
-        self, observation: Any, carry: Carry = ()
+        self, observation: Any, carry: Carry = (), is_first: jax.Array | None = None
     ) -> tuple[Distribution, Carry]:
         """The distribution [...] for observations [..., features], and the next carry."""
-        x, carry = super().__call__(observation, carry)
+        x, carry = super().__call__(observation, carry, is_first)
         size = int(np.sum(self.num_actions or self.action_size or 0))
         squashed = self.squashed and self.num_actions is None
         # Scaled by 0.01, the initial policy is nearly the same for all observations.
@@ -136,9 +162,11 @@ class Critic(Torso):
     """
 
     @nn.compact
-    def __call__(self, x: Any, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+    def __call__(
+        self, x: Any, carry: Carry = (), is_first: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
         """The values [...] of observations [..., features], and the next carry."""
-        x, carry = super().__call__(x, carry)
+        x, carry = super().__call__(x, carry, is_first)
         return widened(self.dense(1, 1.0, "head")(x))[..., 0], carry
 
 
@@ -250,12 +278,7 @@ def unroll(
         output, carry = apply(variables, rows)
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), output), carry
 
-    def step(carry: Carry, each: tuple[Any, jax.Array]) -> tuple[Carry, Any]:
-        observation, start = each
-        output, carry = apply(variables, observation, reset_carry(carry, start))
-        return carry, (output, carry)
-
-    return jax.lax.scan(step, carry, (observations, is_first))[1]  # type: ignore[no-any-return]
+    return apply(variables, observations, carry, is_first)  # type: ignore[no-any-return]
 
 
 def default_float() -> DTypeLike:

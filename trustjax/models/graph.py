@@ -188,20 +188,29 @@ class GraphCritic(nn.Module):
         """Dtype of the computation; None for that of the parameters."""
         return self.member.dtype
 
-    def __call__(self, observation: Any, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+    def __call__(
+        self, observation: Any, carry: Carry = (), is_first: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
         """The values [..., n] of joint observations, and the next carry."""
-        values, carry, _ = self.attend(observation, carry)
+        values, carry, _ = self.attend(observation, carry, is_first)
         return values, carry
 
     @nn.compact
-    def attend(self, observation: Any, carry: Carry = ()) -> tuple[jax.Array, Carry, jax.Array]:
+    def attend(
+        self, observation: Any, carry: Carry = (), is_first: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry, jax.Array]:
         """The values [..., n], the next carry, and the weights of attention [..., heads, n, n].
 
         Args:
           observation: A dict with "agents", float [..., n, d], and "graph", bool [..., n, n].
           carry: Memory of all agents side by side, float [..., n * gru_size]; () without a GRU.
+          is_first: Where episodes start in a sequence, bool [time, ...]; see `Torso`.
         """
-        own, carry = self.member(observation["agents"], split_carry(carry, self.num_agents))
+        own, carry = self.member(
+            observation["agents"],
+            split_carry(carry, self.num_agents),
+            for_all(is_first, self.num_agents),
+        )
         heard, alpha = self.attention(own, own, observation["graph"])
         features = jnp.concatenate([own, ACTIVATIONS[self.member.activation](heard)], -1)
         head = nn.Dense(
@@ -217,6 +226,13 @@ class GraphCritic(nn.Module):
 def split_carry(carry: Carry, num_agents: int) -> Carry:
     """The carry with an axis of agents, [..., n, gru_size]; () stays."""
     return jax.tree.map(lambda x: x.reshape(*x.shape[:-1], num_agents, -1), carry)
+
+
+def for_all(is_first: jax.Array | None, num_agents: int) -> jax.Array | None:
+    """Where episodes start, for every agent, [..., n]; None stays."""
+    if is_first is None:
+        return None
+    return jnp.broadcast_to(is_first[..., None], (*is_first.shape, num_agents))
 
 
 def joined_carry(carry: Carry) -> Carry:

@@ -29,7 +29,6 @@ from trustjax.agents.batch import Batch
 from trustjax.agents.multi import hatrpo
 from trustjax.agents.multi.base import Graph
 from trustjax.agents.on_policy import State
-from trustjax.models.actor_critic import reset_carry
 
 
 @jax.tree_util.register_dataclass
@@ -82,13 +81,9 @@ class GAMATR(hatrpo.HATRPO):
         Rows are those that listen, and columns those that are heard.
         """
 
-        def step(carry: jax.Array, each: tuple[PyTree, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            observation, is_first = each
-            _, carry, alpha = self.critic.apply(
-                params["critic"], observation, reset_carry(carry, is_first), method="attend"
-            )
-            return carry, jnp.mean(alpha, -3)
-
-        each = (batch.observation, batch.is_first)
-        weights: jax.Array = jax.lax.scan(step, batch.critic_carry, each)[1]
+        alpha = self.critic.apply(
+            params["critic"], batch.observation, batch.critic_carry, batch.is_first,
+            method="attend",
+        )[-1]  # fmt: skip
+        weights: jax.Array = jnp.mean(alpha, -3)
         return weights

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from trustjax.distributions import EXCLUDED, Categorical, Distribution
 from trustjax.models.actor_critic import Actor, Carry, Critic, Torso
-from trustjax.models.graph import GraphAttention, joined_carry, split_carry
+from trustjax.models.graph import GraphAttention, for_all, joined_carry, split_carry
 
 
 class PerAgent(nn.Module):
@@ -47,8 +47,10 @@ class PerAgent(nn.Module):
         """Dtype of the computation; None for that of the parameters."""
         return self.member.dtype
 
-    def apply_members(self, observation: Any, carry: Carry, out_axis: int) -> tuple[Any, Carry]:
-        """The outputs of all agents, stacked along `out_axis`, and the next carry."""
+    def apply_members(
+        self, observation: Any, carry: Carry, is_first: jax.Array | None, out_axis: int
+    ) -> tuple[Any, Carry]:
+        """The outputs of all agents, stacked along `out_axis`, and the next carry; see `Torso`."""
         seen = views(observation, has_neighbours=self.member.network is not None)
         if self.identify:
             names = jnp.eye(self.num_agents, dtype=seen.dtype)
@@ -60,17 +62,17 @@ class PerAgent(nn.Module):
             # One observation after the other, so that the attention knows who listens.
             lifted = nn.vmap(
                 _call, variable_axes={"params": None}, split_rngs={"params": False},
-                in_axes=(axes, -2), out_axes=(out_axis, -2),
+                in_axes=(axes, -2, None), out_axes=(out_axis, -2),
             )  # fmt: skip
-            output, carry = lifted(self.member, seen, carry)
+            output, carry = lifted(self.member, seen, carry, is_first)
         elif self.shared:
-            output, carry = self.member(seen, carry)
+            output, carry = self.member(seen, carry, for_all(is_first, self.num_agents))
         else:
             lifted = nn.vmap(
                 _call, variable_axes={"params": 0}, split_rngs={"params": True},
-                in_axes=(axes, -2), out_axes=(out_axis, -2),
+                in_axes=(axes, -2, None), out_axes=(out_axis, -2),
             )  # fmt: skip
-            output, carry = lifted(self.member, seen, carry)
+            output, carry = lifted(self.member, seen, carry, is_first)
         return output, joined_carry(carry)
 
 
@@ -85,9 +87,11 @@ class JointActor(PerAgent):
     num_actions: tuple[int, ...] | None = None
 
     @nn.compact
-    def __call__(self, observation: Any, carry: Carry = ()) -> tuple[Distribution, Carry]:
+    def __call__(
+        self, observation: Any, carry: Carry = (), is_first: jax.Array | None = None
+    ) -> tuple[Distribution, Carry]:
         """The distributions [..., n] for joint observations, and the next carry."""
-        distribution, carry = self.apply_members(observation, carry, out_axis=-2)
+        distribution, carry = self.apply_members(observation, carry, is_first, out_axis=-2)
         return legal(distribution, self.num_actions), carry
 
 
@@ -95,10 +99,11 @@ class JointCritic(PerAgent):
     """A value for every agent from its own observation alone, as in independent PPO."""
 
     @nn.compact
-    def __call__(self, observation: Any, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+    def __call__(
+        self, observation: Any, carry: Carry = (), is_first: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
         """The values [..., n] of joint observations, and the next carry."""
-        out_axis = -1
-        return self.apply_members(observation, carry, out_axis)
+        return self.apply_members(observation, carry, is_first, out_axis=-1)
 
 
 class CentralCritic(Torso):
@@ -113,9 +118,11 @@ class CentralCritic(Torso):
     common: bool = True
 
     @nn.compact
-    def __call__(self, x: Any, carry: Carry = ()) -> tuple[jax.Array, Carry]:
+    def __call__(
+        self, x: Any, carry: Carry = (), is_first: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
         """The values [..., n] of joint observations, and the next carry."""
-        hidden, carry = super().__call__(x, carry)
+        hidden, carry = super().__call__(x, carry, is_first)
         values = self.dense(1 if self.common else self.num_agents, 1.0, "head")(hidden)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
         return jnp.broadcast_to(values, (*values.shape[:-1], self.num_agents)), carry
@@ -178,8 +185,8 @@ def legal(
     return Categorical(jnp.where(mask, logits, jnp.asarray(EXCLUDED, logits.dtype)))
 
 
-def _call(network: Any, seen: Any, carry: Carry) -> tuple[Any, Carry]:
-    found: tuple[Any, Carry] = network(seen, carry)
+def _call(network: Any, seen: Any, carry: Carry, is_first: jax.Array | None) -> tuple[Any, Carry]:
+    found: tuple[Any, Carry] = network(seen, carry, is_first)
     return found
 
 
