@@ -108,6 +108,7 @@ def test_the_example_of_the_readme_is_whole_and_learns() -> None:
     assert radius > 0
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     "path",
     [

@@ -20,6 +20,7 @@ MODULES = [
 SLOW = tuple(f"trustjax.agents.{name}" for name in ("on_policy", "off_policy", "training"))
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULES],

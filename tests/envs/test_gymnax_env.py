@@ -19,6 +19,7 @@ def left(t, state):
     return jnp.zeros([], jnp.int32)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("name", "shape", "limit"),
     [

@@ -158,6 +158,7 @@ def trained():
     return all_of_them(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_fixed_anchor_leads_to_the_optimum(trained):
     """pi* = anchor q^tau, normalised. Fails if the anchor is the policy of the step."""
     expected = np.array([0.6 * 0.8, 0.4 * 0.2])

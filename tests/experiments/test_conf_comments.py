@@ -79,6 +79,7 @@ def test_the_keys_of_hydra_are_explained_once() -> None:
     assert all(f"`{name}" in text for name in HYDRA)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("exp", experiments())
 def test_every_experiment_says_what_it_shows(exp: str) -> None:
     what, *rest = header((CONF / "exp" / f"{exp}.yaml").read_text())

@@ -268,6 +268,7 @@ def test_a_trial_is_the_training_with_its_numbers():
                 np.testing.assert_allclose(row[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_better_rate_and_bears_a_trial_that_diverges():
     task = _search({"ppo": {"learning_rate": [1e-6, 3e-2, 1e30]}}, total_steps=4096)
     task.validate()

@@ -102,6 +102,7 @@ def step_by_hand(tx, before, added):
     return step(before.params, before.opt_state)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("name", "rho"),
     [

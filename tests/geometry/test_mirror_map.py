@@ -77,6 +77,7 @@ def test_three_points(name, seed):
         np.testing.assert_allclose(divergence(x, x), 0, atol=1e-12)
 
 
+@pytest.mark.table
 @maps
 def test_divergence_is_that_of_the_potential(name, x64):
     mirror_map = MAPS[name]

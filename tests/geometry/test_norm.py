@@ -88,6 +88,7 @@ def test_one_norm_a_row_whatever_the_other_rows():
     np.testing.assert_allclose(global_norm(jnp.full(4, 1e-7, jnp.float16)), 2e-7, rtol=0.2)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("norm", [global_norm, vector_norm, lambda x: vector_norm(x, (0, 1))])
 def test_slopes_of_norms(norm):
     """x over the norm at any size, also where vmap runs both branches; 0 at zero."""

@@ -84,6 +84,7 @@ def test_worked_gradients(variant, options, expected):
     np.testing.assert_allclose(rejected, -chosen, rtol=1e-12)
 
 
+@pytest.mark.table
 @x64
 @pytest.mark.parametrize(
     "case", [case for case in GOLDEN["cases"] if case["variant"] != "sft"],

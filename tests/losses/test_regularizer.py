@@ -197,6 +197,7 @@ def perturbed(inputs, key, function=model, **options):
     return jax.jit(functools.partial(smart_perturbation, function, **options))(inputs, key)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("axis", [-1, (-2, -1)])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_smart_against_numpy(axis, steps, x64):

@@ -35,6 +35,7 @@ def params() -> Any:
     return jax.tree.map(lambda leaf: 4 * leaf, variables["params"])
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", NUMBERS["greedy"])
 def test_greedy_equals_transformers(name: str) -> None:
     """Token by token, for prompts padded on the left; transformers ran each by itself."""
@@ -47,6 +48,7 @@ def test_greedy_equals_transformers(name: str) -> None:
     assert found.tokens.tolist() == NUMBERS["greedy"][name]
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("case", NUMBERS["filters"], ids=lambda case: "-".join(case["options"]))
 def test_filters_keep_what_transformers_keeps(case: dict[str, Any]) -> None:
     """The frequencies of 40,000 samples of each row are the probabilities of transformers."""

@@ -33,6 +33,7 @@ def load(name: str, **arguments: Any) -> tuple[Any, Any]:
     return model, {"params": model.load_pretrained()}
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoders_compute_what_transformers_computes(name: str) -> None:
     model, variables = load(name)
@@ -53,6 +54,7 @@ def test_decoders_compute_what_transformers_computes(name: str) -> None:
     )
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_compute_what_transformers_computes(name: str) -> None:
     model, variables = load(name)

@@ -40,6 +40,7 @@ def test_softmax_eager(name, x64, strict):
     check_softmax(name, lambda f: f)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", FISHER_GRADS)
 def test_softmax(name, precision, strict):
     check_softmax(name, jax.jit)

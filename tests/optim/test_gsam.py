@@ -24,6 +24,7 @@ def gradient_of(tx, w, loss=softmax_loss):
     return jax.jit(lambda w: tx.update(grad(w), tx.init(w), w, grad_fn=grad)[0])(w)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_quadratic(wrap, precision, strict):
     row = QUADRATIC["gsam"]

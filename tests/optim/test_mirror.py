@@ -46,6 +46,7 @@ def stepped(tx, x, gradient):
     return x + updates, state
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", GOLDEN["on_point"])
 def test_golden_step(name, precision):
     arguments, expected = GOLDEN["on_point"][name]
