@@ -33,13 +33,21 @@ class VehicleTraining(Training):
     """The stage of one method, whose last rows have the measures of its episodes."""
 
     def finish(self, state: Any) -> list[Row]:
-        """One row per seed: the measures of episodes without noise, and the return in training."""
+        """One row per seed: the measures of episodes, and the return in training.
+
+        Policies act as they are trained, by samples. `final/modes` is the return of their most
+        likely actions, by which vehicles that see the same may fly in circles or into each other.
+        """
         agent: Any = self.config.agent()
         keys = self._keys(final_key(self.seed))
 
         def measure(state: Any, key: jax.Array) -> Mapping[str, jax.Array]:
-            act = trained(agent, state, deterministic=True)
-            return play(agent.env, act, key, self.evaluation_episodes, agent.initial_carry())
+            def episodes(*, deterministic: bool) -> dict[str, jax.Array]:
+                act = trained(agent, state, deterministic=deterministic)
+                return play(agent.env, act, key, self.evaluation_episodes, agent.initial_carry())
+
+            modes = episodes(deterministic=True)["return"]
+            return {**episodes(deterministic=False), "modes": modes}
 
         rows = final_rows(jax.jit(jax.vmap(measure))(state, keys))
         last = mask_missing_episodes(state.episodes)["episode/return"]
@@ -66,7 +74,7 @@ class Vehicles:
       only: Names of the agents to run; all if empty.
       total_steps: Steps of one seed in all its environments together.
       steps_per_chunk: Steps in one compiled call, rounded to whole iterations.
-      evaluation_episodes: Episodes of every seed that are measured at the end, without noise.
+      evaluation_episodes: Episodes of every seed that are measured at the end.
       mesh: Devices that share the environments; None for one device.
     """
 

@@ -19,7 +19,7 @@ from experiments.tasks.uav_play import MEASURES
 from experiments.trackers import Row
 
 _TITLES = {
-    "return": "Return without noise",
+    "return": "Return",
     "sum_rate": "Sum rate, Mbit/s",
     "jain": "Jain index of the rates",
     "energy": "Energy, kJ per vehicle",
@@ -28,10 +28,12 @@ _TITLES = {
 
 
 def finals(rows: Sequence[Row], name: str) -> dict[str, list[float]]:
-    """The measures of a method, one value per seed."""
+    """The measures of a method, one value per seed, and "modes" of one that learns."""
     own = [row for row in rows if row["stage"] == name and row.get("final/return", "") != ""]
     own = sorted(own, key=lambda row: int(row["seed"]))
-    return {measure: [float(row[f"final/{measure}"]) for row in own] for measure in MEASURES}
+    learns = all(row.get("final/modes", "") != "" for row in own)
+    measures = [*MEASURES, "modes"] if learns else [*MEASURES]
+    return {measure: [float(row[f"final/{measure}"]) for row in own] for measure in measures}
 
 
 def summarize(rows: Sequence[Row], names: Sequence[str], title: str) -> Summary:
@@ -48,6 +50,7 @@ def summarize(rows: Sequence[Row], names: Sequence[str], title: str) -> Summary:
         values[name] = {
             measure: {**mean_entry(seeds), "difference": _difference(seeds, first[measure])}
             for measure, seeds in own.items()
+            if measure in first
         }
         less = np.subtract(own["return"], first["return"])
         cells.append(
@@ -55,6 +58,7 @@ def summarize(rows: Sequence[Row], names: Sequence[str], title: str) -> Summary:
                 name,
                 mean_cell(own["return"], digits=2),
                 mean_cell(less.tolist(), digits=2) if name != names[0] else "",
+                mean_cell(own["modes"], digits=2) if "modes" in own else "",
                 mean_cell(own["sum_rate"], digits=3),
                 mean_cell(own["jain"], digits=3),
                 mean_cell(own["energy"], digits=1),
@@ -62,7 +66,15 @@ def summarize(rows: Sequence[Row], names: Sequence[str], title: str) -> Summary:
         )
     number = len(first["return"])
     heading = f"{title}, mean and {METHOD} over {seeds_label(number)}"
-    columns = ("method", "return", f"less {names[0]}", "Mbit/s", "Jain", "kJ per vehicle")
+    columns = (
+        "method",
+        "return",
+        f"less {names[0]}",
+        "of modes",
+        "Mbit/s",
+        "Jain",
+        "kJ per vehicle",
+    )
     return Summary(values, Table(heading, columns, cells))
 
 

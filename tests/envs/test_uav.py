@@ -291,6 +291,16 @@ def test_starts():
     assert spread < 230 < np.asarray(even.users).std(1).mean() < 300  # 1000 / sqrt(12) = 289
 
 
+def test_a_layout_is_the_same_in_every_episode():
+    """The users stay, the vehicles do not; another seed is another layout."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    reset = jax.jit(lambda key: [MultiUAV(layout=seed).reset(key)[1] for seed in (0, 1)])
+    first, second = jax.vmap(reset)(keys)
+    np.testing.assert_array_equal(first.users, first.users[:1].repeat(3, 0))
+    assert np.abs(first.users - second.users).max() > 100
+    assert np.abs(first.vehicles[0] - first.vehicles[1]).max() > 100
+
+
 def test_equal_environments_share_programs():
     assert MultiUAV(**SMALL) == make("trustjax:MultiUAV?num_uavs=2", num_users=3)
     assert hash(MultiUAV()) == hash(MultiUAV())
@@ -318,6 +328,9 @@ def test_equal_environments_share_programs():
         ({"max_speed": "fast"}, "max_speed must be a number, got 'fast'"),
         ({"user_speed": -1.0}, "user_speed must be >= 0"),
         ({"hotspots": -1}, "hotspots must be >= 0"),
+        ({"layout": -1}, "layout must be >= 0"),
+        ({"layout": 2**32}, "layout must be <= 4"),
+        ({"layout": 0.5}, "layout must be an int"),
         ({"scene": "forest"}, "scene must be one of 'suburban', 'urban'"),
         ({"bandwidth_split": "fair"}, "bandwidth_split must be one of 'equal', 'tilted'"),
         ({"bandwidth_split": "per_user"}, "bandwidth_split must be 'equal' or 'tilted' with disc"),

@@ -13,6 +13,7 @@ import pytest
 from experiments import run
 from experiments.tasks import uav_report
 from experiments.tasks.uav import Vehicles
+from experiments.tasks.uav_nash import Deviations, gains
 from experiments.tasks.uav_play import PLANNERS, clusters, play, toward
 from trustjax.agents.multi import hatrpo
 from trustjax.envs import MultiUAV
@@ -97,6 +98,28 @@ def test_bad_input_names_the_field(fields, text):
         dataclasses.replace(TASK, **fields).validate()
 
 
+def test_every_method_is_trained_with_each_reward_of_the_environment():
+    fields = {field.name: getattr(TASK, field.name) for field in dataclasses.fields(TASK)}
+    task = Deviations(**fields, rewards=["team", "individual"], responses={"num_episodes": 2})
+    trainings = task.stages()[:2]
+    assert task.names == ["hatrpo_team", "hatrpo_individual", "k_means"]
+    for stage, reward in zip(trainings, task.rewards, strict=True):
+        assert stage.config.reward == stage.config.environment.unwrapped.reward == reward
+        assert stage.config.environment.unwrapped.max_steps_in_episode == 5
+    with pytest.raises(ValueError, match="rewards must be one of 'team', 'individual'"):
+        dataclasses.replace(task, rewards=["mine"]).validate()
+
+
+def test_gains_by_seed():
+    """The largest gain of a vehicle is taken seed by seed."""
+    numbers = {"nash/return_0": 1.0, "nash/return_1": 3.0, "nash/gain_0": 0.5, "nash/gain_1": 0.0}
+    rows = [{"stage": "a", "seed": 1, "nash/conv": 0.5, **numbers}]
+    rows += [{"stage": "a", "seed": 0, "nash/conv": 0.75, **numbers, "nash/gain_1": 0.25}]
+    rows += [{"stage": "a", "seed": 0, "episode/return": 1.0}]
+    expected = {"return": [2, 2], "largest_gain": [0.5, 0.5], "nash_conv": [0.75, 0.5]}
+    assert gains(rows, "a") == expected
+
+
 @pytest.mark.slow
 def test_a_run_leaves_figures_and_policies(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -112,6 +135,8 @@ def test_a_run_leaves_figures_and_policies(monkeypatch, tmp_path):
     found = json.loads((tmp_path / "run/summary.json").read_text())["result"]
     assert list(found) == ["ga_matr", "random_walk", "k_means", "greedy"]
     assert len(found["greedy"]["return"]["seeds"]) == 2
+    assert len(found["ga_matr"]["modes"]["seeds"]) == 2
+    assert "modes" not in found["greedy"]
     for name in ("learning.png", "measures.png", "attention.png"):
         assert (tmp_path / "run/plots" / name).stat().st_size > 5000
     assert (tmp_path / "run/policies/ga_matr/seed_1.npz").is_file()

@@ -140,6 +140,8 @@ class MultiUAV(UAVSettings, MultiAgentEnvironment):
     def reset(self, key: jax.Array) -> tuple[Observations, UAVState]:
         """Starts an episode: vehicles anywhere, at full power, spread over the channels."""
         key_vehicles, key_users, key_waypoints = jax.random.split(key, 3)
+        if self.layout is not None:
+            key_users = jax.random.key(self.layout)
         low, high = self._bounds()
         vehicles = low + (high - low) * jax.random.uniform(key_vehicles, (self.num_uavs, 3))
         users = self._draw_users(key_users)

@@ -28,6 +28,8 @@ class UAVSettings:
       max_speed: Largest speed along the ground, m/s.
       max_climb: Largest speed up and down, m/s.
       user_speed: Speed of users on random waypoints, m/s; 0 for users that stand still.
+      layout: Seed of the places of users at the start, which are then the same in every episode;
+        None for places that are drawn anew.
       hotspots: Number of points around which users gather at the start, at a standard deviation of
         a twelfth of the area; 0 for users who are anywhere with equal probability.
       scene: Terrain, of `uav_channel.SCENES`.
@@ -69,6 +71,7 @@ class UAVSettings:
     max_speed: float = 10.0
     max_climb: float = 2.0
     user_speed: float = 0.0
+    layout: int | None = None
     hotspots: int = 0
     scene: str = "dense_urban"
     carrier: float = 2.4e9
@@ -109,6 +112,7 @@ class UAVSettings:
         for name, least in _COUNTS.items():
             check_count(name, getattr(self, name), at_least=least)
         check_number("num_uavs", self.num_uavs, at_most=8)
+        check_number("layout", self.layout, at_most=2**32 - 1)
         for name, allowed in _CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         _check_heights(self.heights)
@@ -166,8 +170,8 @@ _NOT_NEGATIVE = (
     "collision_weight", "boundary_weight",
 )  # fmt: skip
 _COUNTS = {
-    "num_uavs": 2, "num_users": 1, "max_steps_in_episode": 1, "hotspots": 0, "num_channels": 1,
-    "num_speeds": 1, "num_headings": 1, "num_levels": 1,
+    "num_uavs": 2, "num_users": 1, "max_steps_in_episode": 1, "layout": 0, "hotspots": 0,
+    "num_channels": 1, "num_speeds": 1, "num_headings": 1, "num_levels": 1,
 }  # fmt: skip
 _CHOICES = {
     "scene": uav_channel.SCENES,
