@@ -6,7 +6,8 @@ python -m experiments.play RUN [--out FILE]     RUN is the folder of a run, or a
     --episode-key N   seed of the episode's random numbers; by default 0
     --stochastic      sample the actions; by default they are the modes of the distributions
     --max-steps N     largest number of steps; by default 1000
-    --out FILE        .html, a 3D view (brax only), or .gif; by default beside the policy
+    --out FILE        .gif; .html, a 3D view (brax only); or .png (flying base stations only); by
+                      default beside the policy
 """
 
 import argparse
@@ -17,13 +18,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.analysis import rendering
+from experiments.analysis import rendering, uav_figures
+from experiments.runtime.building import build
+from experiments.runtime.config import check_config, read_config
 from experiments.runtime.targets import ConfigError, nearest_name
+from trustjax._checks import FieldError
 from trustjax.agents import load_policy
 from trustjax.agents.policy import Policy
+from trustjax.envs import Environment, MultiUAV
 from trustjax.envs.brax import Brax
+from trustjax.envs.joint import Joint
 
 
 def find_policy(run: Path, stage: str | None = None, seed: int | None = None) -> Path:
@@ -68,9 +75,12 @@ def _unknown(
 def play(
     policy: Policy, key: jax.Array, *, deterministic: bool = True, max_steps: int = 1000
 ) -> rendering.Episode:
-    """Plays one episode to its end, or for `max_steps` steps."""
-    env = policy.environment
-    bodies = isinstance(env, Brax) and hasattr(env.unwrapped, "sys")
+    """Plays one episode to its end, or for `max_steps` steps.
+
+    Of several agents the observations stand side by side, and rewards are means.
+    """
+    env: Any = policy.environment
+    several = isinstance(env, Joint)
 
     @jax.jit
     def steps(key: jax.Array) -> Any:
@@ -87,39 +97,62 @@ def play(
                 key_step, state, action, policy.env_params
             )
             ended = terminated | truncated
-            poses = state.now.pipeline_state.x if bodies else None
-            seen = observation, info["final_observation"], reward, ended, poses
+            shown = observation, info["final_observation"]
+            if several:
+                shown = shown[0]["agents"].ravel(), shown[1]["agents"].ravel()
+            seen = *shown, jnp.mean(reward), ended, _scene(env, state)
             return (after, next_state, memory), seen
 
         start = observation, state, policy.initial_carry()
         return jax.lax.scan(step, start, jax.random.split(key_steps, max_steps))[1]
 
-    observations, finals, rewards, ended, poses = jax.tree.map(np.asarray, steps(key))
+    observations, finals, rewards, ended, scenes = jax.tree.map(np.asarray, steps(key))
     length = int(np.argmax(ended)) + 1 if ended.any() else max_steps
     return rendering.Episode(
         np.concatenate([observations[:length], finals[length - 1 : length]]),
         rewards[:length],
         bool(ended.any()),
-        jax.tree.map(lambda x: x[:length], poses),
+        jax.tree.map(lambda x: x[:length], scenes),
     )
 
 
 def draw(policy: Policy, episode: rendering.Episode, out: Path) -> None:
-    """Writes the episode to `out`, whose suffix is .html (brax only) or .gif."""
+    """Writes the episode to `out`, whose suffix is one of `suffixes`."""
+    env: Any = policy.environment
     out.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(env.unwrapped, MultiUAV):
+        on_map = uav_figures.draw_flight if out.suffix == ".png" else uav_figures.write_flight_gif
+        on_map(env.unwrapped, episode.scenes, out)
+        return
     write = rendering.write_html if out.suffix == ".html" else rendering.write_gif
-    write(policy.environment, episode, out)
+    write(env, episode, out)
+
+
+def suffixes(env: Environment) -> tuple[str, ...]:
+    """Suffixes of the files that an episode is drawn in, the default first."""
+    if _has_bodies(env):
+        return (".html", ".gif")
+    return (".gif", ".png") if isinstance(env.unwrapped, MultiUAV) else (".gif",)
+
+
+def _scene(env: Environment, state: Any) -> Any:
+    """What is drawn of a state in place of its observation."""
+    if _has_bodies(env):
+        return state.now.pipeline_state.x
+    return state if isinstance(env.unwrapped, MultiUAV) else None
+
+
+def _has_bodies(env: Environment) -> bool:
+    return isinstance(env, Brax) and hasattr(env.unwrapped, "sys")
 
 
 def _load(path: Path, out: Path | None) -> tuple[Policy, Path]:
     """The policy, and the file for its episode. Raises ConfigError."""
     try:
-        policy = load_policy(path)
-        env = policy.environment
-        bodies = isinstance(env, Brax) and hasattr(env.unwrapped, "sys")
+        policy = _policy(path)
+        allowed = suffixes(policy.environment)
     except (ValueError, ModuleNotFoundError) as error:
         raise ConfigError(str(error)) from error
-    allowed = (".html", ".gif") if bodies else (".gif",)
     out = out or path.with_suffix(allowed[0])
     if out.suffix not in allowed:
         raise ConfigError(
@@ -127,6 +160,23 @@ def _load(path: Path, out: Path | None) -> tuple[Policy, Path]:
             f"{' or '.join(allowed)}"
         )
     return policy, out
+
+
+def _policy(path: Path) -> Policy:
+    """The policy in a file; of several agents, whose networks the file does not hold, in a run.
+
+    Raises ValueError and ModuleNotFoundError.
+    """
+    try:
+        return load_policy(path)
+    except FieldError as error:
+        config = path.absolute().parents[2] / "config.yaml"
+        if error.field not in ("env", "actor") or not config.is_file():
+            raise
+    task: Any = build(check_config(read_config(config).config)["task"], "task")
+    stage = next(each for each in task.stages() if each.name == path.absolute().parent.name)
+    agent = stage.config.agent()
+    return load_policy(path, env=agent.env, actor=agent.actor)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -162,7 +212,8 @@ def main() -> None:
         "--out",
         metavar="FILE",
         type=Path,
-        help=".html (brax only) or .gif (default: beside the policy)",
+        help=".gif, .html (brax only) or .png (flying base stations only); "
+        "default: beside the policy",
     )
     given = parser.parse_args()
     if given.max_steps < 1:

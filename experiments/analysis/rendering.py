@@ -39,14 +39,14 @@ class Episode(NamedTuple):
       observations: Observations [T + 1, *observation_shape], the last one at the end.
       rewards: Rewards [T].
       ended: Whether the episode came to its end; False if the caller stopped it.
-      poses: Positions and rotations before each step, [T, ...] each, of a brax environment; None
-        for others.
+      scenes: What is drawn in place of observations before each step, [T, ...]: positions and
+        rotations of brax's bodies, or states of flying base stations; None for others.
     """
 
     observations: np.ndarray
     rewards: np.ndarray
     ended: bool
-    poses: Any = None
+    scenes: Any = None
 
 
 # GIF
@@ -317,10 +317,10 @@ def write_html(env: Environment, episode: Episode, path: Path) -> None:
     """
     html = import_extra("brax.io.html", install='"trustjax[rl]"')
     inner, repeats = env.unwrapped, env._repeats  # type: ignore[attr-defined]
-    transform = type(episode.poses)
+    transform = type(episode.scenes)
     states = [
         _Pose(transform(pos=pos, rot=rot))
-        for pos, rot in zip(episode.poses.pos, episode.poses.rot, strict=True)
+        for pos, rot in zip(episode.scenes.pos, episode.scenes.rot, strict=True)
     ]
     with building():
         system = inner.sys.tree_replace({"opt.timestep": inner.dt * repeats})

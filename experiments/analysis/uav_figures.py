@@ -1,9 +1,7 @@
 """Episodes of flying base stations as a picture and as a GIF: map, coverage, rates."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,68 +23,6 @@ _CELLS = 72  # of the coverage map, along one side
 _MOST_FRAMES = 200
 _MILLISECONDS = 120
 
-# (observations, state, key, carry) -> (actions, carry), as dicts of agents
-Act = Callable[[Any, Any, jax.Array, Any], tuple[dict[str, jax.Array], Any]]
-
-
-class Flight(NamedTuple):
-    """One episode of T steps, in NumPy arrays.
-
-    Attributes:
-      states: The states [T + 1, ...], the last one at the end of the episode.
-      rewards: Rewards [T, N].
-      jain: Jain's index of the rates [T + 1].
-    """
-
-    states: UAVState
-    rewards: np.ndarray
-    jain: np.ndarray
-
-
-def random_act(env: MultiUAV) -> Act:
-    """Actions that are drawn from the spaces, whatever is seen."""
-
-    def act(observations: Any, state: Any, key: jax.Array, carry: Any) -> Any:
-        del observations, state
-        keys = jax.random.split(key, env.num_agents)
-        named = zip(env.agents, keys, strict=True)
-        return {agent: env.action_space(agent).sample(own) for agent, own in named}, carry
-
-    return act
-
-
-def fly(env: MultiUAV, act: Act, key: jax.Array, *, carry: Any = None, max_steps: int) -> Flight:
-    """Plays one episode to its end, or for `max_steps` steps.
-
-    Args:
-      env: The environment.
-      act: Chooses the actions of all agents.
-      key: Random key.
-      carry: What `act` receives at the first step.
-      max_steps: Largest number of steps.
-    """
-
-    @jax.jit
-    def steps(key: jax.Array) -> Any:
-        key_reset, key_steps = jax.random.split(key)
-        observations, state = env.reset(key_reset)
-
-        def step(carry: Any, key: jax.Array) -> Any:
-            observations, state, memory = carry
-            key_act, key_step = jax.random.split(key)
-            actions, memory = act(observations, state, key_act, memory)
-            observations, state, rewards, *_ = env.step_env(key_step, state, actions)
-            earned = jnp.stack([rewards[agent] for agent in env.agents])
-            return (observations, state, memory), (state, earned)
-
-        keys = jax.random.split(key_steps, max_steps)
-        return state, jax.lax.scan(step, (observations, state, carry), keys)[1]
-
-    first, (later, rewards) = jax.tree.map(np.asarray, steps(key))
-    length = int(np.argmax(later.done)) + 1 if later.done.any() else max_steps
-    states = jax.tree.map(lambda a, b: np.concatenate([a[None], b[:length]]), first, later)
-    return Flight(states, rewards[:length], np.asarray(uav_channel.jain_index(states.rates)))
-
 
 def coverage(env: MultiUAV, state: UAVState, cells: int = _CELLS) -> jax.Array:
     """The spectral efficiency that a user would have, bit/s/Hz, float [cells, cells], rows north.
@@ -104,25 +40,31 @@ def coverage(env: MultiUAV, state: UAVState, cells: int = _CELLS) -> jax.Array:
     return uav_channel.spectral_efficiency(ratio).reshape(cells, cells)
 
 
-def draw_flight(env: MultiUAV, flight: Flight, path: Path) -> None:
-    """Writes a PNG: the flight over the map with the coverage at its end, and rates over time."""
+def draw_flight(env: MultiUAV, states: UAVState, path: Path) -> None:
+    """Writes a PNG: the flight over the map with the coverage at its end, and rates over time.
+
+    Args:
+      env: The environment.
+      states: States of one episode, in NumPy arrays with a leading axis of time.
+      path: File to write.
+    """
     figure = Figure(figsize=(11.5, 5.8), layout="constrained")
     grid = figure.add_gridspec(3, 2, width_ratios=[1.25, 1])
-    scene = _Map(env, flight, figure.add_subplot(grid[:, 0]))
-    scene.show(len(flight.states.step) - 1)
-    _draw_rates(env, flight, [figure.add_subplot(grid[row, 1]) for row in range(3)])
+    scene = _Map(env, states, figure.add_subplot(grid[:, 0]))
+    scene.show(len(states.step) - 1)
+    _draw_rates(env, states, [figure.add_subplot(grid[row, 1]) for row in range(3)])
     plots.save(figure, path)
 
 
-def write_flight_gif(env: MultiUAV, flight: Flight, path: Path) -> None:
-    """Writes the map at each step as a GIF, whole or not at all.
+def write_flight_gif(env: MultiUAV, states: UAVState, path: Path) -> None:
+    """Writes the map at each step as a GIF, whole or not at all; `states` as for `draw_flight`.
 
     Episodes of more than 200 steps are shown by every second, third ... state, at the same speed.
     """
-    last = len(flight.states.step) - 1
+    last = len(states.step) - 1
     every = math.ceil((last + 1) / _MOST_FRAMES)
     figure = Figure(figsize=(5.6, 4.9), dpi=100, layout="constrained")
-    scene = _Map(env, flight, figure.add_subplot())
+    scene = _Map(env, states, figure.add_subplot())
     canvas = FigureCanvasAgg(figure)
     pictures = []
     for step in sorted({*range(0, last + 1, every), last}):
@@ -136,9 +78,9 @@ def write_flight_gif(env: MultiUAV, flight: Flight, path: Path) -> None:
 class _Map:
     """The square from above, whose artists move from step to step."""
 
-    def __init__(self, env: MultiUAV, flight: Flight, axis: Axes) -> None:
-        self._env, self._flight, self._axis = env, flight, axis
-        states = flight.states
+    def __init__(self, env: MultiUAV, states: UAVState, axis: Axes) -> None:
+        self._env, self._states, self._axis = env, states, axis
+        self._jain = np.asarray(uav_channel.jain_index(states.rates))
         self._number = states.vehicles.shape[1]
         self._paths = states.vehicles[..., :2]
         self._coverage = np.asarray(
@@ -176,7 +118,7 @@ class _Map:
 
     def show(self, step: int) -> None:
         """Moves everything to where it is at a step."""
-        states = self._flight.states
+        states = self._states
         users, serving, rates = states.users[: step + 1], states.serving[step], states.rates[step]
         self._image.set_data(self._coverage[step])
         for i, trail in enumerate(self._trails):
@@ -194,14 +136,13 @@ class _Map:
         seconds = step * self._env.time_step
         self._axis.set_title(
             f"{seconds:.0f} s   together {rates.sum() / 1e6:.2f} Mbit/s   "
-            f"Jain's index {self._flight.jain[step]:.2f}",
+            f"Jain's index {self._jain[step]:.2f}",
             fontsize=10,
         )
 
 
-def _draw_rates(env: MultiUAV, flight: Flight, axes: list[Axes]) -> None:
+def _draw_rates(env: MultiUAV, states: UAVState, axes: list[Axes]) -> None:
     """Rates of users, of vehicles and fairness over time."""
-    states = flight.states
     seconds = env.time_step * np.arange(len(states.step))
     each, both, fair = axes
     for rates in states.rates.T:
@@ -216,7 +157,9 @@ def _draw_rates(env: MultiUAV, flight: Flight, axes: list[Axes]) -> None:
         bottom = top
     both.set_ylabel("Mbit/s")
     both.set_title("Rates of the vehicles' users together", fontsize=9)
-    fair.plot(seconds, flight.jain, color="#000000", linewidth=1.5)
+    fair.plot(
+        seconds, np.asarray(uav_channel.jain_index(states.rates)), color="#000000", linewidth=1.5
+    )
     fair.set(ylabel="Jain's index", ylim=(0, 1.02), xlabel="time, s")
     fair.set_title("Fairness among users", fontsize=9)
     for axis in axes:

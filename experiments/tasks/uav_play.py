@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trustjax.envs.joint import Joint
+from trustjax.envs.uav import UAVState
 
 # act(observation, state, key, carry) -> (joint action, carry), for one network
 Act = Callable[[Any, Any, jax.Array, Any], tuple[jax.Array, Any]]
@@ -42,29 +44,43 @@ def play(
     """
 
     def episode(key: jax.Array) -> dict[str, jax.Array]:
-        key_reset, key_play = jax.random.split(key)
-        observation, state = env.reset(key_reset)
-
-        def step(now: Any, key: jax.Array) -> tuple[Any, Any]:
-            observation, state, carry = now
-            key_act, key_step = jax.random.split(key)
-            action, carry = act(observation, state, key_act, carry)
-            observation, state, reward, _, _, info = env.step(key_step, state, action)
-            found = {
-                "return": jnp.mean(reward),
-                "sum_rate": jnp.mean(info["sum_rate"]) / 1e6,
-                "jain": jnp.mean(info["jain"]),
-                "energy": jnp.mean(info["energy"]) / 1e3,
-                "collisions": jnp.sum(info["collision"]),
-            }
-            return (observation, state, carry), found
-
-        keys = jax.random.split(key_play, env.unwrapped.max_steps_in_episode)
-        _, steps = jax.lax.scan(step, (observation, state, carry), keys)
+        steps = _steps(env, act, key, carry)[1]
         means = ("sum_rate", "jain")
         return {k: jnp.mean(x) if k in means else jnp.sum(x) for k, x in steps.items()}
 
     return jax.vmap(episode)(jax.random.split(key, num_episodes))
+
+
+def flight(env: Joint, act: Act, key: jax.Array, carry: Any = ()) -> UAVState:
+    """The states before each step of one whole episode, [time, ...], for `uav_figures`.
+
+    The arguments are those of `play`.
+    """
+    states: UAVState = jax.tree.map(np.asarray, jax.jit(lambda: _steps(env, act, key, carry)[0])())
+    return states
+
+
+def _steps(env: Joint, act: Act, key: jax.Array, carry: Any) -> tuple[UAVState, Any]:
+    """The states before each step of an episode, and the measures of each step."""
+    key_reset, key_play = jax.random.split(key)
+
+    def step(now: Any, key: jax.Array) -> tuple[Any, Any]:
+        observation, state, carry = now
+        key_act, key_step = jax.random.split(key)
+        action, carry = act(observation, state, key_act, carry)
+        observation, after, reward, _, _, info = env.step(key_step, state, action)
+        found = {
+            "return": jnp.mean(reward),
+            "sum_rate": jnp.mean(info["sum_rate"]) / 1e6,
+            "jain": jnp.mean(info["jain"]),
+            "energy": jnp.mean(info["energy"]) / 1e3,
+            "collisions": jnp.sum(info["collision"]),
+        }
+        return (observation, after, carry), (state, found)
+
+    keys = jax.random.split(key_play, env.unwrapped.max_steps_in_episode)
+    steps: tuple[UAVState, Any] = jax.lax.scan(step, (*env.reset(key_reset), carry), keys)[1]
+    return steps
 
 
 def random_walk(env: Joint) -> Act:

@@ -9,6 +9,8 @@ from PIL import Image
 
 from experiments import play
 from trustjax.agents import PPO, ppo
+from trustjax.agents.multi import mappo
+from trustjax.envs import MultiUAV
 
 SMALL = {"num_envs": 4, "num_steps": 4, "total_steps": 16, "hidden": (4,)}
 
@@ -62,6 +64,21 @@ def test_any_other_environment(run, monkeypatch, tmp_path):
     call(monkeypatch, run, "--stage", "x", "--seed", 3, "--out", tmp_path / "a.gif", "--stochastic")
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 2
+
+
+def test_flying_base_stations(tmp_path):
+    """Over the map; the return is the mean of the vehicles."""
+    env = MultiUAV(num_uavs=2, num_users=3, max_steps_in_episode=3)
+    agent = mappo.Config(env=env, **SMALL | {"total_steps": 64}).agent()
+    policy = agent.policy(jax.jit(agent.init)(jax.random.key(0)))
+    episode = play.play(policy, jax.random.key(0), max_steps=9)
+    assert episode.rewards.shape == (3,)
+    assert episode.ended
+    assert episode.scenes.vehicles.shape == (3, 2, 3)
+    play.draw(policy, episode, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 3
+    assert play.suffixes(policy.environment) == (".gif", ".png")
 
 
 @pytest.mark.slow

@@ -41,10 +41,12 @@ class MultiAgentEnvironment(abc.ABC):
       action_spaces: Space of each agent's action: `n` is the number of discrete actions; a box has
         `low`, `high` and `shape`.
       unwrapped: The wrapped environment of another package; None if there is none.
+      on_host: Whether steps leave the compiled program for Python: never.
     """
 
     name: str
     unwrapped: Any = None
+    on_host: bool = False
 
     @property
     @abc.abstractmethod
