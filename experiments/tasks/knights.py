@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from experiments.runtime.task import Summary
+from experiments.tasks.knights_puzzles import TEST_SEED, check_people, train_and_test
 from experiments.tasks.knights_training import (
     WARM_START,
     Examination,
@@ -28,8 +29,6 @@ from trustjax.envs.knights_text import NAMES
 from trustjax.envs.knights_tokens import Knights
 from trustjax.envs.language import Prompts, RewardFn, corrupted_judge
 from trustjax.models import Decoder
-
-_TEST_SEED, _TRAIN_SEED = 1234, 4321
 
 
 @dataclass(kw_only=True)
@@ -108,8 +107,7 @@ class KnightsAndKnaves:
         for name in ("guesses", "judge_errors"):
             check_number(name, getattr(self, name), at_least=0.0, at_most=1.0)
         check_choice("judge_kind", self.judge_kind, ("inverted", "hacked"))
-        if not self.num_people or not all(2 <= number <= 8 for number in self.num_people):
-            raise FieldError("num_people", "be numbers from 2 to 8", list(self.num_people))
+        check_people("num_people", self.num_people)
         if not all(2 <= each <= 8 and each not in self.num_people for each in self.unseen_people):
             requirement = f"be numbers from 2 to 8 without {list(self.num_people)}"
             raise FieldError("unseen_people", requirement, list(self.unseen_people))
@@ -148,10 +146,11 @@ class KnightsAndKnaves:
     @functools.cached_property
     def puzzles(self) -> Puzzles:
         """Puzzles of all sizes; no test puzzle is among those to train on."""
-        test, train = [], []
-        for number in self.num_people:
-            test.append(sample_puzzles(number, self.test_puzzles, _TEST_SEED))
-            train.append(self._training_puzzles(number, test[-1]))
+        both = [
+            train_and_test(number, self.train_puzzles, self.test_puzzles)
+            for number in self.num_people
+        ]
+        train, test = zip(*both, strict=True)
         prompts, worked = self.env.prompts(train, seed=1)
         _, guessed = self.env.prompts(train, seed=1, guesses=1.0)
         unseen, _ = self.env.prompts(test, seed=2)
@@ -166,19 +165,13 @@ class KnightsAndKnaves:
 
     def _others(self, train: Sequence[Puzzle]) -> dict[str, Prompts]:
         tests = {
-            f"{number}_unseen": [sample_puzzles(number, self.test_puzzles, _TEST_SEED)]
+            f"{number}_unseen": [sample_puzzles(number, self.test_puzzles, TEST_SEED)]
             for number in self.unseen_people
         }
         if self.remembered:
             groups = [memorization_test(each, self.remembered) for each in train]
             tests |= {name: [group[name] for group in groups] for name in groups[0]}
         return {name: self.env.prompts(groups, seed=3)[0] for name, groups in tests.items()}
-
-    def _training_puzzles(self, number: int, test: Puzzle) -> Puzzle:
-        # There are 369 puzzles of two people, and drawing the last ones would take long.
-        most = 300 - self.test_puzzles if number == 2 else self.train_puzzles
-        count = max(1, min(self.train_puzzles, most))
-        return sample_puzzles(number, count, _TRAIN_SEED, known=test)
 
     def stages(self) -> list[FineTuning | Online]:
         """Fine-tuning, then one stage for each method."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trustjax._checks import FieldError
+from experiments.tasks.knights_puzzles import TRAIN_SEED, check_people, train_and_test
 from trustjax.data import (
     DataError,
     PuzzleDataset,
@@ -19,12 +19,9 @@ from trustjax.data import (
     hugging_face_puzzles,
     hugging_face_questions,
 )
-from trustjax.envs.knights import sample_puzzles
 from trustjax.envs.knights_text import Score, puzzle_text, score_answer
 from trustjax.envs.knights_tokens import Knights
 from trustjax.envs.numbers import read_number, score_number
-
-_TEST_SEED, _TRAIN_SEED = 1234, 4321
 
 
 class Question(NamedTuple):
@@ -64,16 +61,12 @@ def generated_knights(
       train: Puzzles of each size to train on.
       test: Other puzzles of each size.
     """
-    for number in num_people:
-        if not 2 <= number <= 8:
-            raise FieldError("questions.num_people", "be numbers from 2 to 8", list(num_people))
-    rng = np.random.default_rng(_TRAIN_SEED)
+    check_people("questions.num_people", num_people)
+    rng = np.random.default_rng(TRAIN_SEED)
     parts: tuple[list[Question], list[Question]] = ([], [])
     for number in num_people:
         env = Knights(most_people=number)
-        unseen = sample_puzzles(number, test, _TEST_SEED)
-        own = sample_puzzles(number, train, _TRAIN_SEED, known=unseen)
-        for part, puzzles in zip(parts, (own, unseen), strict=True):
+        for part, puzzles in zip(parts, train_and_test(number, train, test), strict=True):
             for statements, solution in zip(*puzzles, strict=True):
                 names = env.draw_names(number, rng)
                 text = puzzle_text(statements, names)
