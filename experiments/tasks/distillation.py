@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.optimizers import Optimizer
 from experiments.runtime.task import Summary
@@ -18,7 +17,6 @@ from experiments.trackers import Row
 from trustjax._checks import FieldError, InputError, check_count, check_number
 from trustjax.agents import AgentConfig, Policy
 from trustjax.envs import make
-from trustjax.parallel import make_mesh
 
 
 @dataclass(kw_only=True)
@@ -120,18 +118,13 @@ class Distillation:
 
     @functools.cached_property
     def _teacher(self) -> Training:
-        return Training(
+        return Training.of_seeds(
+            self.num_seeds,
             name="teacher",
             config=self._config,
             seed=self.seed,
-            seed_index=np.arange(self.num_seeds),
-            numbers={},
-            labels=[{"seed": index} for index in range(self.num_seeds)],
-            lanes_compete=False,
             chunk=self.steps_per_chunk,
             evaluation_episodes=self.evaluation_episodes,
-            evaluation_every=None,
-            mesh=make_mesh(num_devices=1),
         )
 
     def _student(self, name: str) -> StudentTraining:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from trustjax.agents import (
 )
 from trustjax.agents.algorithm import mask_missing_episodes
 from trustjax.agents.training import EVALUATION
+from trustjax.parallel import make_mesh
 from trustjax.trust import means_of_trust
 
 # NaN in these metrics means only that there is no value yet; rows leave them out.
@@ -77,6 +78,25 @@ class Training:
     evaluation_episodes: int
     evaluation_every: int | None
     mesh: Mesh
+
+    @classmethod
+    def of_seeds(cls, num_seeds: int, *, mesh: Mesh | None = None, **fields: Any) -> Self:
+        """The stage with one lane for each seed, which differ in nothing else.
+
+        Args:
+          num_seeds: Number of seeds.
+          mesh: Devices that share the environments; None for one device.
+          **fields: name, config, seed, chunk and evaluation_episodes.
+        """
+        return cls(
+            seed_index=np.arange(num_seeds),
+            numbers={},
+            labels=[{"seed": index} for index in range(num_seeds)],
+            lanes_compete=False,
+            evaluation_every=None,
+            mesh=mesh or make_mesh(num_devices=1),
+            **fields,
+        )
 
     @property
     def num_steps(self) -> int:

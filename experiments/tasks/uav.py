@@ -23,7 +23,6 @@ from trustjax.agents.training import EVALUATION
 from trustjax.envs import MultiUAV
 from trustjax.envs.joint import Joint, joint
 from trustjax.envs.registry import make_once
-from trustjax.parallel import make_mesh
 
 MakeConfig = Callable[..., MultiAgentConfig]  # env, total_steps, optimizer -> Config
 
@@ -132,20 +131,16 @@ class Vehicles:
 
     def _trainings(self) -> list[VehicleTraining]:
         return [
-            VehicleTraining(
+            VehicleTraining.of_seeds(
+                self.num_seeds,
                 name=name,
                 config=self.agents[name](
                     env=self.env, total_steps=self.total_steps, optimizer=self.optimizer
                 ),
                 seed=self.seed,
-                seed_index=np.arange(self.num_seeds),
-                numbers={},
-                labels=[{"seed": index} for index in range(self.num_seeds)],
-                lanes_compete=False,
                 chunk=self.steps_per_chunk,
                 evaluation_episodes=self.evaluation_episodes,
-                evaluation_every=None,
-                mesh=self.mesh or make_mesh(num_devices=1),
+                mesh=self.mesh,
             )
             for name in self.only or self.agents
         ]

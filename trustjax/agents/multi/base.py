@@ -264,9 +264,9 @@ class MultiAgent(OnPolicy):
     def in_drawn_order(
         self,
         key: jax.Array,
-        step: Callable[[Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]],
+        step: Callable[[Any, jax.Array, jax.Array], tuple[Any, PyTree]],
         carry: Any,
-    ) -> tuple[Any, dict[str, jax.Array]]:
+    ) -> tuple[Any, PyTree]:
         """Scans `step(carry, index, key)` over the agents in an order that is drawn anew.
 
         Returns the last carry, and the results in the order of the agents, [n].
@@ -280,7 +280,15 @@ class MultiAgent(OnPolicy):
 
 
 def per_agent(name: str, values: jax.Array) -> Metrics:
-    """Metrics NAME/agent_I of values [n]."""
+    """One metric for each agent, with the index of the agent in its name.
+
+    Args:
+      name: Name of the metric.
+      values: Its values for n agents, [n].
+
+    Returns:
+      The values by name: NAME/agent_0, NAME/agent_1, ..., each [].
+    """
     return {f"{name}/agent_{index}": value for index, value in enumerate(values)}
 
 

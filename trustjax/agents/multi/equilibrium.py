@@ -196,7 +196,16 @@ def best_response(
 
 
 def own_parameters(agent: MultiAgent, state: Any, index: jax.Array) -> Any:
-    """The parameters of one agent's policy."""
+    """The parameters of one agent's policy.
+
+    Args:
+      agent: The algorithm.
+      state: Its state, with the parameters of all policies.
+      index: Index of the agent, int32 []; without effect where all agents share their parameters.
+
+    Returns:
+      The variables of the network of one agent, without an axis of agents.
+    """
     members = agent.members(state.params)
     if agent.actor.shared:
         return members

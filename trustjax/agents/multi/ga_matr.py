@@ -28,6 +28,7 @@ from trustjax.agents.algorithm import Metrics, PyTree, static
 from trustjax.agents.batch import Batch
 from trustjax.agents.multi import hatrpo
 from trustjax.agents.multi.base import Graph
+from trustjax.agents.multi.sequential import Learner
 from trustjax.agents.on_policy import State
 
 
@@ -64,7 +65,7 @@ class GAMATR(hatrpo.HATRPO):
 
     def learn(
         self, state: State, batch: Batch, key: jax.Array
-    ) -> tuple[dict[str, PyTree], hatrpo.Learner, Metrics]:
+    ) -> tuple[dict[str, PyTree], Learner, Metrics]:
         """An iteration of HATRPO, and what the critic attended to in its rollout."""
         params, learner, metrics = super().learn(state, batch, key)
         alpha = self.attention(state.params, batch)

@@ -10,7 +10,7 @@ agent's own ratio is clipped. The value is fitted after all policies.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,13 @@ from jax.typing import ArrayLike
 
 from trustjax._checks import check_number
 from trustjax._sharding import AxisName
-from trustjax.agents.algorithm import Metrics, PyTree, static
+from trustjax.agents.algorithm import PyTree, static
 from trustjax.agents.batch import Batch
 from trustjax.agents.config import check_whole_batch
-from trustjax.agents.multi.base import (
-    MultiAgent,
-    MultiAgentConfig,
-    factor_metrics,
-    per_agent,
-)
-from trustjax.agents.on_policy import State
+from trustjax.agents.multi.base import MultiAgentConfig
+from trustjax.agents.multi.sequential import Found, Sequential
 from trustjax.losses import ppo_clip_loss
 from trustjax.losses._ratio import exp_times, log_ratio
-from trustjax.trust import trust_metrics
 
 
 @jax.tree_util.register_dataclass
@@ -63,20 +57,8 @@ class Config(MultiAgentConfig):
         return HAPPO(self, axis_name=axis_name)
 
 
-class Learner(NamedTuple):
-    """The optimizer states of HAPPO.
-
-    Attributes:
-      policy: Optimizer states of all policies, with a leading axis of agents.
-      value: Optimizer state of the value.
-    """
-
-    policy: optax.OptState
-    value: optax.OptState
-
-
-class HAPPO(MultiAgent):
-    """Heterogeneous-agent proximal policy optimisation; see `MultiAgent`.
+class HAPPO(Sequential):
+    """Heterogeneous-agent proximal policy optimisation; see `Sequential`.
 
     `trust/distance` is the largest mean abs(r - 1) of any agent and `trust/radius` is eps. Metrics
     of each agent are `kl/agent_I` and the gain of the surrogate, `gain/agent_I`.
@@ -91,45 +73,9 @@ class HAPPO(MultiAgent):
         steps = config.policy_epochs * config.num_minibatches
         return self.make_optimizer(config.optimizer, config.learning_rate, steps)
 
-    def init_learner(self, params: dict[str, PyTree]) -> Learner:
-        """The first states of all optimizers."""
-        return Learner(
-            jax.vmap(self._policy_optimizer().init)(self.members(params)),
-            self.value_optimizer().init(params["critic"]),
-        )
-
-    def learn(
-        self, state: State, batch: Batch, key: jax.Array
-    ) -> tuple[dict[str, PyTree], Learner, Metrics]:
-        """Epochs of all policies in a drawn order, and then the fit of the value."""
-        key_agents, key_values = jax.random.split(key)
-        learner: Learner = state.learner
-
-        def step(carry: Any, index: jax.Array, key: jax.Array) -> tuple[Any, Any]:
-            members, opt_states, log_factor = carry
-            before = jax.tree.map(lambda x: x[index], (members, opt_states))
-            after, log_r, found = self.member_step(before, batch, index, log_factor, key)
-            members, opt_states = jax.tree.map(
-                lambda whole, own: whole.at[index].set(own), (members, opt_states), after
-            )
-            # M of the next agent: the ratio of this one compounds.
-            return (members, opt_states, log_factor + log_r), found
-
-        start = (self.members(state.params), learner.policy, jnp.zeros_like(batch.log_prob[..., 0]))
-        (members, opt_states, log_factor), found = self.in_drawn_order(key_agents, step, start)
-        params = self.with_members(state.params, members)
-        critic, value_state, value_loss = self.fit_values(
-            self.value_optimizer(), state.params["critic"], learner.value, batch, key_values
-        )
-        metrics = {
-            **self.policy_update_metrics(params["actor"], batch),
-            "loss/value": value_loss,
-            **trust_metrics(jnp.asarray(self.config.clip), jnp.max(found["ratio/distance"])),
-            **factor_metrics(log_factor, self.mean),
-        }
-        for name in ("kl", "gain"):
-            metrics |= per_agent(name, found[name])
-        return {**params, "critic": critic}, Learner(opt_states, value_state), metrics
+    def init_member(self, member: PyTree) -> optax.OptState:
+        """The first optimizer state of one policy."""
+        return self._policy_optimizer().init(member)
 
     def member_step(
         self,
@@ -138,21 +84,8 @@ class HAPPO(MultiAgent):
         index: jax.Array,
         log_factor: jax.Array,
         key: jax.Array,
-    ) -> tuple[tuple[PyTree, optax.OptState], jax.Array, dict[str, jax.Array]]:
-        """The epochs of one agent.
-
-        Args:
-          before: Parameters of its policy, and the state of its optimizer.
-          batch: The batch of all agents.
-          index: Index of the agent, int32 [].
-          log_factor: Sum of the log-ratios of the agents before it, float [time, environment].
-          key: Random key of the minibatches.
-
-        Returns:
-          The new parameters and the new state.
-          log r of its actions, [time, environment].
-          Its KL, the gain of the surrogate without clips, and mean abs(r - 1).
-        """
+    ) -> tuple[tuple[PyTree, optax.OptState], Found]:
+        """The epochs of one agent; see `Sequential`. The distance is the mean abs(r - 1)."""
         config = self.config
         own = self.batch_of(batch, index)
         old = self.member_distributions(before[0], own, index)
@@ -180,9 +113,9 @@ class HAPPO(MultiAgent):
         )
         new = self.member_distributions(after[0], own, index)
         log_r = log_ratio(new.log_prob(own.action), own.log_prob)
-        found = {
+        metrics = {
             "kl": self.mean(old.kl_divergence(new)),
             "gain": self.mean(exp_times(log_r, own.advantage) - own.advantage),
-            "ratio/distance": self.mean(jnp.abs(jnp.exp(jnp.minimum(log_r, 60)) - 1)),
         }
-        return after, log_r, found
+        distance = self.mean(jnp.abs(jnp.exp(jnp.minimum(log_r, 60)) - 1))
+        return after, Found(log_r, distance, jnp.asarray(config.clip, distance.dtype), metrics)

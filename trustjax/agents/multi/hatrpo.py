@@ -21,7 +21,7 @@ its line search.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,20 +31,14 @@ from jax.typing import ArrayLike
 from trustjax._checks import check_choice
 from trustjax._sharding import AxisName, averaged
 from trustjax.agents import trpo
-from trustjax.agents.algorithm import Metrics, PyTree, static
+from trustjax.agents.algorithm import PyTree, static
 from trustjax.agents.batch import Batch
-from trustjax.agents.multi.base import (
-    MultiAgent,
-    MultiAgentConfig,
-    factor_metrics,
-    per_agent,
-)
-from trustjax.agents.on_policy import State
+from trustjax.agents.multi.base import MultiAgentConfig
+from trustjax.agents.multi.sequential import Found, Sequential
 from trustjax.distributions import Categorical
 from trustjax.losses import trpo_surrogate
 from trustjax.losses._ratio import exp_times, log_ratio
 from trustjax.optim.natural import NaturalState
-from trustjax.trust import trust_metrics
 
 
 @jax.tree_util.register_dataclass
@@ -76,20 +70,8 @@ class Config(MultiAgentConfig, trpo.Config):
         return HATRPO(self, axis_name=axis_name)
 
 
-class Learner(NamedTuple):
-    """The optimizer states of HATRPO.
-
-    Attributes:
-      natural: States of the natural gradients of all policies, with a leading axis of agents.
-      value: Optimizer state of the value.
-    """
-
-    natural: NaturalState
-    value: optax.OptState
-
-
-class HATRPO(MultiAgent):
-    """Heterogeneous-agent trust region policy optimisation; see `MultiAgent`.
+class HATRPO(Sequential):
+    """Heterogeneous-agent trust region policy optimisation; see `Sequential`.
 
     Metrics of an iteration: `trust/distance` is the largest KL of any agent, and beside it stand
     `kl/agent_I`, the gain of the surrogate `gain/agent_I` >= 0, and `step_fraction/agent_I`, which
@@ -100,79 +82,25 @@ class HATRPO(MultiAgent):
 
     config: Config
 
-    def init_learner(self, params: dict[str, PyTree]) -> Learner:
-        """The first states of all optimizers."""
-        return Learner(
-            jax.vmap(self.config.natural_gradient().init)(self.members(params)),
-            self.value_optimizer().init(params["critic"]),
-        )
-
-    def learn(
-        self, state: State, batch: Batch, key: jax.Array
-    ) -> tuple[dict[str, PyTree], Learner, Metrics]:
-        """Steps of all policies in a drawn order, and then the fit of the value."""
-        key_agents, key_values = jax.random.split(key)
-        learner: Learner = state.learner
-
-        def step(carry: Any, index: jax.Array, key: jax.Array) -> tuple[Any, Any]:
-            del key
-            members, natural, log_factor = carry
-            member, own_state = jax.tree.map(lambda x: x[index], (members, natural))
-            member, own_state, log_r, found = self.member_step(
-                member, own_state, batch, index, log_factor
-            )
-            members, natural = jax.tree.map(
-                lambda whole, own: whole.at[index].set(own),
-                (members, natural),
-                (member, own_state),
-            )
-            # M of the next agent: the ratio of this one compounds.
-            return (members, natural, log_factor + log_r), found
-
-        start = (
-            self.members(state.params),
-            learner.natural,
-            jnp.zeros_like(batch.log_prob[..., 0]),
-        )
-        (members, natural, log_factor), found = self.in_drawn_order(key_agents, step, start)
-        params = self.with_members(state.params, members)
-        critic, value_state, value_loss = self.fit_values(
-            self.value_optimizer(), state.params["critic"], learner.value, batch, key_values
-        )
-        metrics = {
-            **self.policy_update_metrics(params["actor"], batch),
-            "loss/value": value_loss,
-            **trust_metrics(natural.radius[0], jnp.max(found["kl"])),
-            "step_fraction": jnp.mean(found["step_fraction"]),
-            **factor_metrics(log_factor, self.mean),
-        }
-        for name, values in found.items():
-            metrics |= per_agent(name, values)
-        return {**params, "critic": critic}, Learner(natural, value_state), metrics
+    def init_member(self, member: PyTree) -> NaturalState:
+        """The first state of the natural gradient of one policy."""
+        state: NaturalState = self.config.natural_gradient().init(member)
+        return state
 
     def member_step(
         self,
-        member: PyTree,
-        natural: NaturalState,
+        before: tuple[PyTree, NaturalState],
         batch: Batch,
         index: jax.Array,
         log_factor: jax.Array,
-    ) -> tuple[PyTree, NaturalState, jax.Array, dict[str, jax.Array]]:
-        """The step of one agent.
+        key: jax.Array,
+    ) -> tuple[tuple[PyTree, NaturalState], Found]:
+        """The step of one agent; see `Sequential`. The distance is its mean KL.
 
-        Args:
-          member: Parameters of its policy.
-          natural: State of its natural gradient.
-          batch: The batch of all agents.
-          index: Index of the agent, int32 [].
-          log_factor: Sum of the log-ratios of the agents before it, float [time, environment].
-
-        Returns:
-          The new parameters, which are the old ones to the bit if the line search failed.
-          The new state.
-          log r of its actions, [time, environment], which is 0 then.
-          Its KL, the gain of the surrogate, and the accepted fraction of the step.
+        If the line search failed, the parameters are the old ones to the bit and log r is 0.
         """
+        del key
+        member, natural = before
         own = self.batch_of(batch, index)
         # Ratios are 1 at first to the bit only if both policies come from one program.
         old = jax.lax.stop_gradient(self.member_distributions(member, own, index))
@@ -195,12 +123,13 @@ class HATRPO(MultiAgent):
         member = optax.apply_updates(member, updates)
         new = self.member_distributions(member, own, index)
         log_r = log_ratio(new.log_prob(own.action), old_log_prob)
-        found = {
-            "kl": self.mean(old.kl_divergence(new)),
+        kl = self.mean(old.kl_divergence(new))
+        metrics = {
+            "kl": kl,
             "gain": self.mean(exp_times(log_r, weighted) - weighted),
             "step_fraction": natural.step_fraction,
         }
-        return member, natural, log_r, found
+        return (member, natural), Found(log_r, kl, natural.radius, metrics)
 
     def _divergence(self, old: Any, new: Any) -> jax.Array:
         """The divergence of the constraint, [...]."""

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from trustjax.distributions import EXCLUDED, Categorical, Distribution
-from trustjax.models.actor_critic import Actor, Carry, Critic, Torso
+from trustjax.models.actor_critic import Carry, Critic, Torso
 from trustjax.models.graph import GraphAttention, for_all, joined_carry, split_carry
 
 
@@ -193,8 +193,3 @@ def _call(network: Any, seen: Any, carry: Carry, is_first: jax.Array | None) -> 
 def member_critic(**kwargs: Any) -> Critic:
     """A critic of one agent's own observation."""
     return Critic(**kwargs)
-
-
-def member_actor(**kwargs: Any) -> Actor:
-    """A policy of one agent."""
-    return Actor(**kwargs)
