@@ -33,7 +33,7 @@ from experiments.runtime.overrides import fixed_part
 from experiments.runtime.progress import make_progress
 from experiments.runtime.stopping import StopSignals
 from experiments.runtime.targets import ConfigError
-from experiments.runtime.task import Task
+from experiments.runtime.task import Table, Task
 from experiments.trackers import Csv, Tracker, read_rows
 from trustjax._checks import InputError
 from trustjax.data import DataError
@@ -247,13 +247,19 @@ def _conclude(task: Task, folder: Path, name: str, seconds: float, console: Cons
         "versions": _versions(),
     }
     write_text(folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    table = rich.table.Table(title=summary.table.title, title_justify="left")
-    for column in summary.table.columns:
-        table.add_column(column)
-    for row in summary.table.rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(_drawn(summary.table))
     _say(console, str(_short(folder)))
+
+
+def _drawn(table: Table) -> rich.table.Table:
+    """The table, in which columns of words such as names stay whole while the others get narrow."""
+    drawn = rich.table.Table(title=table.title, title_justify="left")
+    for index, column in enumerate(table.columns):
+        words = "".join([column, *(row[index] for row in table.rows)])
+        drawn.add_column(column, no_wrap=not {" ", "\n"} & {*words})
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn
 
 
 def _finite(value: Any) -> Any:
