@@ -5,6 +5,8 @@ JaxMARL is not part of the development extra: pip install jaxmarl==0.2.0.
 
 import functools
 import importlib.util
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ if importlib.util.find_spec("jaxmarl") is None:
 wrappers = import_extra("jaxmarl.wrappers.baselines", install="jaxmarl")
 jaxmarl = import_extra("jaxmarl", install="jaxmarl")
 SPREAD = "MPE_simple_spread_v3"
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mpe.json").read_text())
 
 
 @pytest.mark.parametrize("replace_info", [False, True])
@@ -93,6 +96,29 @@ def test_particles_step_as_in_jaxmarl(kwargs):
     assert not infos["terminated"].any()
     world = infos["final_observation"]["world_state"]
     assert world.shape == (30, sum(env.observation_space(agent).shape[0] for agent in env.agents))
+
+
+@pytest.mark.parametrize("episode", GOLDEN["episodes"], ids=["apart", "colliding", "two"])
+def test_particles_move_as_the_original_ones(episode):
+    """The steps of mpe2, which has no JAX: positions, velocities, collisions and rewards."""
+    start = {name: np.array(values) for name, values in episode["start"].items()}
+    env = make(f"jaxmarl:{SPREAD}", num_agents=len(start["agents"]),
+               num_landmarks=len(start["landmarks"]))  # fmt: skip
+    _, state = env.reset(jax.random.key(0))
+    state = state.replace(
+        p_pos=jnp.concatenate([start["agents"], start["landmarks"]]).astype(jnp.float32),
+        p_vel=jnp.zeros_like(state.p_vel).at[: len(env.agents)].set(start["velocities"]),
+    )
+
+    def step(state, actions):
+        given = {agent: actions[index] for index, agent in enumerate(env.agents)}
+        seen, state, rewards, _, _ = env.step_env(jax.random.key(0), state, given)
+        return state, [jnp.stack([each[a] for a in env.agents]) for each in (seen, rewards)]
+
+    actions = jnp.array(episode["actions"])
+    _, (seen, rewards) = jax.jit(lambda: jax.lax.scan(step, state, actions))()
+    np.testing.assert_allclose(seen, episode["observations"], atol=1e-4)
+    np.testing.assert_allclose(rewards, episode["rewards"], atol=1e-4)
 
 
 def test_names_and_errors():
