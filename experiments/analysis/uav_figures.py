@@ -71,7 +71,7 @@ def write_flight_gif(env: MultiUAV, states: UAVState, path: Path) -> None:
         scene.show(step)
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        pictures.append(picture.quantize(128, dither=Image.Dither.NONE))
+        pictures.append(picture.quantize(256, dither=Image.Dither.NONE))
     rendering.save_gif(pictures, path, duration=every * _MILLISECONDS)
 
 

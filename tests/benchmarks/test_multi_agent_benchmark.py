@@ -1,0 +1,27 @@
+"""The benchmark of several agents, tiny: what it runs and reports, not how long it takes."""
+
+import json
+
+import pytest
+
+from benchmarks import multi_agent
+
+
+@pytest.mark.slow
+def test_what_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(multi_agent, "COUNTS", (2,))
+    monkeypatch.setattr(multi_agent, "SPREAD", multi_agent.STATIONS)  # needs no JaxMARL
+    monkeypatch.setattr(multi_agent, "SAME_ROLLOUT", {"num_steps": 100, "hidden": (4,)})
+    out = tmp_path / "numbers.json"
+    options = ["--out", str(out), "--rounds", "2", "--only", "environments", "trust"]
+    multi_agent.main(options)
+    found = json.loads(out.read_text())
+    assert len(found["environments"][multi_agent.STATIONS]["2"]["each"]) == 2
+    assert found["trust"]["mappo"]["time_over_mappo"] == 1
+    assert all(len(each["seconds"]) == 2 for each in found["trust"].values())
+    assert "steps/s" in capsys.readouterr().out
+
+
+def test_refused(tmp_path):
+    with pytest.raises(SystemExit):
+        multi_agent.main(["--out", str(tmp_path / "x"), "--rounds", "0"])
