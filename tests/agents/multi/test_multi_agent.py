@@ -163,6 +163,12 @@ def test_both_divergences():
     np.testing.assert_allclose(found, GOLDEN["divergence"]["kl"], rtol=1e-5)
     found = unweighted_divergence(p, q)
     np.testing.assert_allclose(found, GOLDEN["divergence"]["unweighted"], rtol=1e-5)
+    # The constraint of the algorithm is the one from the old policy to the new one: the other
+    # direction is 0.02581.
+    for name in ("kl", "unweighted"):
+        agent = config(hatrpo, divergence=name).agent()
+        found = agent._divergence(Categorical(p), Categorical(q))
+        np.testing.assert_allclose(found, GOLDEN["divergence"][name], rtol=1e-5)
     # Excluded actions, and logits that are far apart, stay finite with their gradients.
     far = jnp.array([[-1e9, 80.0, 0.0], [-jnp.inf, 0.0, -50.0]])
     old = jnp.array([[-1e9, 0.0, 80.0], [-jnp.inf, 0.0, 0.0]])
