@@ -5,8 +5,8 @@ JAXMARL=CHECKOUT python -m benchmarks.multi_agent --peers FOLDER --out FILE [--r
     [--only QUESTION ...]
 
 A step is one step of one environment, of all its agents together. The programs of a question take
-turns; against JaxMARL each training has a process of its own, as in `benchmarks.rl_throughput`.
-CHECKOUT is that of benchmarks/peers/jaxmarl_mappo.py. The questions are:
+turns in a new random order each; JaxMARL's has a process of its own. CHECKOUT is that of
+benchmarks/peers/jaxmarl_mappo.py. The questions are:
 
     environments    steps with random actions of 1, 16, 256 and 1024 environments
     jaxmarl         MAPPO on simple spread against JaxMARL's script, with its sizes
@@ -16,7 +16,7 @@ CHECKOUT is that of benchmarks/peers/jaxmarl_mappo.py. The questions are:
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.optimizers import environment
-from benchmarks.rl_throughput import Numbers, Programs, rows, take_turns
+from benchmarks.peer import PeerProcess
 from experiments.runtime.files import write_text
 from trustjax.agents.multi import ga_matr, happo, hatrpo, mappo
 from trustjax.envs.joint import Joint, joint
 from trustjax.envs.registry import make_once
 
+Numbers = dict[str, Any]
 SPREAD, STATIONS = "jaxmarl:MPE_simple_spread_v3", "trustjax:MultiUAV"
 COUNTS = (1, 16, 256, 1024)
 # The sizes of JaxMARL's script, which has one dense layer before and one behind the GRU.
-JAXMARL = ["num_steps=128", "num_epochs=4", "num_minibatches=4", "reward=individual",
-           "hidden=(128,128)", "gru_size=128", "activation=relu", "learning_rate=2e-3",
-           "discount=0.99"]  # fmt: skip
+LIKE_JAXMARL: dict[str, Any] = {
+    "num_steps": 128, "num_epochs": 4, "num_minibatches": 4, "reward": "individual",
+    "hidden": (128, 128), "gru_size": 128, "activation": "relu", "learning_rate": 2e-3,
+    "discount": 0.99,
+}  # fmt: skip
 AGENTS: dict[str, Any] = {
     "mappo": mappo.Config, "happo": happo.Config, "hatrpo": hatrpo.Config,
     "ga_matr": ga_matr.Config,
 }  # fmt: skip
-SAME_ROLLOUT = {"num_steps": 100, "num_epochs": 5, "num_minibatches": 4}
+SAME_ROLLOUT: dict[str, Any] = {"num_steps": 100, "num_epochs": 5, "num_minibatches": 4}
 
 
-def environments(programs: Programs, rounds: int) -> Numbers:
+def environments(peers: Path, rounds: int) -> Numbers:
     """Steps per second with random actions, by environment and number of environments."""
-    del programs
+    del peers
     found: Numbers = {}
     for name in (STATIONS, SPREAD):
         found[name] = {}
@@ -85,45 +88,73 @@ def steps_per_second(env: Joint, count: int, rounds: int, num_steps: int = 200) 
     return speeds
 
 
-def jaxmarl(programs: Programs, rounds: int) -> Numbers:
+def jaxmarl(peers: Path, rounds: int) -> Numbers:
     """MAPPO on simple spread: as many steps, epochs, minibatches and parameters."""
-    shared = ["--steps", "20480", "--num-envs", "16"]
-    return rows(take_turns({
-        "trustjax": programs.ours(
-            "--agent", "mappo", *shared, "--environment", SPREAD, "--set", *JAXMARL
-        ),
-        "jaxmarl": programs.peer("jaxmarl", *shared, agent="mappo"),
-    }, rounds))  # fmt: skip
+    options = ["--steps", "4096", "--num-envs", "16", "--repeat", "0", "--turns"]
+    peer = PeerProcess(peers / "jaxmarl" / "bin" / "python", "jaxmarl_mappo.py", options)
+    assert peer.about["steps"] == 4096
+    config = mappo.Config(env=SPREAD, total_steps=4096, num_envs=16, **LIKE_JAXMARL)
+    compile_seconds, train = compiled(config)
+    found = turns(
+        {"trustjax": train, "jaxmarl": lambda key: peer.run("train")}, config.total_steps, rounds
+    )
+    peer.close()
+    found["trustjax"]["compile_seconds"] = compile_seconds
+    found["jaxmarl"] |= {name: peer.about[name] for name in ("compile_seconds", "versions")}
+    return found
 
 
-def trust(programs: Programs, rounds: int) -> Numbers:
-    """The price of updates one after the other, and of trust regions, on the same rollout.
+def trust(peers: Path, rounds: int) -> Numbers:
+    """The price of updates one after the other, and of trust regions, on the same rollout."""
+    del peers
+    programs, compile_seconds = {}, {}
+    for name, make_config in AGENTS.items():
+        config = make_config(env=STATIONS, total_steps=16_000, num_envs=32, **SAME_ROLLOUT)
+        compile_seconds[name], programs[name] = compiled(config)
+    found = turns(programs, 16_000, rounds)
+    for name, seconds in compile_seconds.items():
+        found[name]["compile_seconds"] = seconds
+    return found
 
-    All programs are in this process, and each turn has them in a new random order.
-    """
-    del programs
-    found: Numbers = {}
-    compiled: dict[str, Any] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in AGENTS}
-    for name, config in AGENTS.items():
-        agent = config(env=STATIONS, total_steps=16_000, num_envs=32, **SAME_ROLLOUT).agent()
+
+def compiled(config: Any) -> tuple[float, Callable[[jax.Array], float]]:
+    """Seconds of compilation, and a function that trains once and returns the seconds."""
+    started = time.perf_counter()
+    train = jax.jit(config.agent().train).lower(jax.random.key(0)).compile()
+    compile_seconds = time.perf_counter() - started
+
+    def run(key: jax.Array) -> float:
         started = time.perf_counter()
-        compiled[name] = jax.jit(agent.train).lower(jax.random.key(0)).compile()
-        found[name] = {"compile_seconds": time.perf_counter() - started}
-        jax.block_until_ready(compiled[name](jax.random.key(0)))
+        jax.block_until_ready(train(key))
+        return time.perf_counter() - started
+
+    return compile_seconds, run
+
+
+def turns(
+    programs: Mapping[str, Callable[[jax.Array], float]], num_steps: int, rounds: int
+) -> dict[str, Numbers]:
+    """Speeds of programs that take turns in a new random order each, after one turn untimed.
+
+    `time_over_first` is the median of the ratios within a turn.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
     order = np.random.default_rng(0)
-    for index in range(rounds):
-        for name in order.permutation(list(AGENTS)):
-            started = time.perf_counter()
-            jax.block_until_ready(compiled[name](jax.random.key(1 + index)))
-            seconds[name].append(time.perf_counter() - started)
-    for name, each in seconds.items():
-        found[name] |= {
-            "steps_per_second": float(16_000 / np.median(each)),
-            "time_over_mappo": float(np.median(np.divide(each, seconds["mappo"]))),
+    for index in range(1 + rounds):
+        for name in order.permutation(list(programs)):
+            taken = programs[name](jax.random.key(index))
+            if index:
+                seconds[name].append(taken)
+    first = np.array(next(iter(seconds.values())))
+    return {
+        name: {
+            "steps_per_second": float(num_steps / np.median(each)),
+            "time_over_first": float(np.median(each / first)),
+            "quartiles": np.quantile(each / first, [0.25, 0.75]).tolist(),
             "seconds": each,
         }
-    return found
+        for name, each in seconds.items()
+    }
 
 
 QUESTIONS = {"environments": environments, "jaxmarl": jaxmarl, "trust": trust}
@@ -146,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = json.loads(given.out.read_text()) if given.out.is_file() else {}
     for name in given.only:
         print(f"== {name}", flush=True)
-        answer = QUESTIONS[name](Programs(given.peers.absolute()), given.rounds)
+        answer = QUESTIONS[name](given.peers.absolute(), given.rounds)
         found |= {"environment": environment(), name: answer}
         write_text(given.out, json.dumps(found, indent=2) + "\n")
         print(json.dumps(answer, indent=1))

@@ -1,14 +1,15 @@
 """Times JaxMARL's MAPPO in the environment of `build.sh jaxmarl`; prints one line of JSON.
 
 JAXMARL=FOLDER python jaxmarl_mappo.py --steps 1000000 [--num-envs N] [--width N] [--seed N]
-    [--repeat N] [--cold]
+    [--repeat N] [--cold] [--turns]
 
 FOLDER is a checkout of FLAIROx/JaxMARL at c793d09, whose scripts are in no package: `git clone` it
 from GitHub. The program is that of baselines/MAPPO/mappo_rnn_mpe.py with its own settings, on
 MPE_simple_spread_v3; `--width` is that of its layers and GRUs. What it would send to Weights &
 Biases in each iteration goes to a list. Returns are means over agents of what the environment pays:
 the script logs them times the number of agents. With --cold no training comes before the timed
-ones.
+ones. With --turns it then trains once for every line of input, and prints the seconds: see
+`benchmarks.peer`.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--turns", action="store_true")
     given = parser.parse_args()
     if "JAXMARL" not in os.environ:
         parser.error("JAXMARL must name a checkout of FLAIROx/JaxMARL")
@@ -44,6 +46,7 @@ def main() -> None:
 
     sys.path.insert(0, str(script))
     sys.modules["wandb"] = SimpleNamespace(log=log)
+    out, sys.stdout = sys.stdout, sys.stderr  # what JaxMARL prints is no result
     from mappo_rnn_mpe import make_train
 
     config = dict(OmegaConf.load(script / "config" / "mappo_homogenous_rnn_mpe.yaml"))
@@ -67,14 +70,18 @@ def main() -> None:
     if not given.cold:
         jax.block_until_ready(train(keys(0)))
     seconds, curves = [], []
-    for index in range(given.repeat):
+
+    def run(index: int) -> None:
         jax.effects_barrier()
         logged.clear()
         started = time.perf_counter()
-        jax.block_until_ready(train(keys(1 + index)))
+        jax.block_until_ready(train(keys(index)))
         jax.effects_barrier()
         seconds.append(time.perf_counter() - started)
         curves.append([[step + per_update, value / num_agents] for step, value in sorted(logged)])
+
+    for index in range(given.repeat):
+        run(1 + index)
     about = {
         "peer": "JaxMARL MAPPO",
         "versions": {
@@ -85,10 +92,14 @@ def main() -> None:
         "compile_seconds": compiled,
         "seconds": seconds,
         "steps_per_second": [steps / each for each in seconds],
-        "returns": curves[-1][:: max(1, len(curves[-1]) // 50)],
+        "returns": curves[-1][:: max(1, len(curves[-1]) // 50)] if curves else [],
         "last_tenth": [last_tenth(curve) for curve in curves],
     }
-    print(json.dumps(about))
+    print(json.dumps(about), file=out, flush=True)
+    if given.turns:
+        for index, _ in enumerate(sys.stdin):
+            run(1 + given.repeat + index)
+            print(seconds[-1], file=out, flush=True)
 
 
 def last_tenth(curve: list[list[float]]) -> float:

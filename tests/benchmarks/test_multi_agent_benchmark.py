@@ -17,9 +17,19 @@ def test_what_is_reported(tmp_path, monkeypatch, capsys):
     multi_agent.main(options)
     found = json.loads(out.read_text())
     assert len(found["environments"][multi_agent.STATIONS]["2"]["each"]) == 2
-    assert found["trust"]["mappo"]["time_over_mappo"] == 1
+    assert found["trust"]["mappo"]["time_over_first"] == 1
     assert all(len(each["seconds"]) == 2 for each in found["trust"].values())
     assert "steps/s" in capsys.readouterr().out
+
+
+def test_ratios_are_taken_within_a_turn():
+    """The machine's speed may drift between turns; the first turn does not count."""
+    drift = {"a": iter([9.0, 1.0, 10.0]), "b": iter([9.0, 2.0, 20.0])}
+    programs = {name: (lambda key, own=own: next(own)) for name, own in drift.items()}
+    found = multi_agent.turns(programs, 30, rounds=2)
+    assert found["b"]["time_over_first"] == 2
+    assert found["a"]["seconds"] == [1, 10]
+    assert found["a"]["steps_per_second"] == pytest.approx(30 / 5.5)
 
 
 def test_refused(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import play as playing
 from experiments import run
 from experiments.tasks import uav_report
 from experiments.tasks.uav import Vehicles
@@ -140,3 +141,7 @@ def test_a_run_leaves_figures_and_policies(monkeypatch, tmp_path):
     for name in ("learning.png", "measures.png", "attention.png"):
         assert (tmp_path / "run/plots" / name).stat().st_size > 5000
     assert (tmp_path / "run/policies/ga_matr/seed_1.npz").is_file()
+    # The networks of several agents are not in the file of a policy, but those of its run.
+    monkeypatch.setattr(sys, "argv", ["play", "run", "--seed", "1"])
+    playing.main()
+    assert (tmp_path / "run/policies/ga_matr/seed_1.gif").is_file()
