@@ -46,7 +46,9 @@ def main() -> None:
 
     sys.path.insert(0, str(script))
     sys.modules["wandb"] = SimpleNamespace(log=log)
-    out, sys.stdout = sys.stdout, sys.stderr  # what JaxMARL prints is no result
+    # What JaxMARL prints is no result. Some of its imports set `sys.stdout` back.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     from mappo_rnn_mpe import make_train
 
     config = dict(OmegaConf.load(script / "config" / "mappo_homogenous_rnn_mpe.yaml"))
