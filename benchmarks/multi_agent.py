@@ -109,9 +109,9 @@ def trust(peers: Path, rounds: int) -> Numbers:
     del peers
     programs, compile_seconds = {}, {}
     for name, make_config in AGENTS.items():
-        config = make_config(env=STATIONS, total_steps=16_000, num_envs=32, **SAME_ROLLOUT)
+        config = make_config(env=STATIONS, total_steps=6_400, num_envs=32, **SAME_ROLLOUT)
         compile_seconds[name], programs[name] = compiled(config)
-    found = turns(programs, 16_000, rounds)
+    found = turns(programs, 6_400, rounds)
     for name, seconds in compile_seconds.items():
         found[name]["compile_seconds"] = seconds
     return found
