@@ -11,6 +11,8 @@ from benchmarks import multi_agent
 def test_what_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(multi_agent, "COUNTS", (2,))
     monkeypatch.setattr(multi_agent, "SPREAD", multi_agent.STATIONS)  # needs no JaxMARL
+    two = {name: multi_agent.AGENTS[name] for name in ("mappo", "happo")}
+    monkeypatch.setattr(multi_agent, "AGENTS", two)
     monkeypatch.setattr(multi_agent, "SAME_ROLLOUT", {"num_steps": 100, "hidden": (4,)})
     out = tmp_path / "numbers.json"
     options = ["--out", str(out), "--rounds", "2", "--only", "environments", "trust"]
