@@ -58,7 +58,8 @@ def test_agents_of_an_experiment_have_colours_of_their_own() -> None:
 def test_unknown_names_of_an_experiment_have_colours_of_their_own(path: Path) -> None:
     defaults = yaml.safe_load(path.read_text()).get("defaults", [])
     keys = [key for default in defaults if isinstance(default, dict) for key in default]
-    names = [key.split(".")[-1] for key in keys if "@task." in key and key.count(".") == 2]
+    places = [key for key in keys if "@task." in key and key.count(".") == 2]
+    names = list(dict.fromkeys(key.split(".")[-1] for key in places))  # an agent and its preset
     new = [name for name in names if name not in plots._INDICES]
     if len(names) <= plots.MOST_TOGETHER:
         colors = [style["color"] for style in plots.styles(names).values()]
