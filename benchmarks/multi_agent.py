@@ -13,8 +13,6 @@ benchmarks/peers/jaxmarl_mappo.py. The questions are:
     trust           HAPPO, HATRPO and GA-MATR against MAPPO on the same rollout of base stations
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,14 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.optimizers import environment
 from benchmarks.peer import PeerProcess
-from experiments.runtime.files import write_text
+from benchmarks.questions import Numbers, answer
 from trustjax.agents.multi import ga_matr, happo, hatrpo, mappo
 from trustjax.envs.joint import Joint, joint
 from trustjax.envs.registry import make_once
 
-Numbers = dict[str, Any]
 SPREAD, STATIONS = "jaxmarl:MPE_simple_spread_v3", "trustjax:MultiUAV"
 COUNTS = (1, 16, 256, 1024)
 # The sizes of JaxMARL's script, which has one dense layer before and one behind the GRU.
@@ -162,25 +158,7 @@ QUESTIONS = {"environments": environments, "jaxmarl": jaxmarl, "trust": trust}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.multi_agent",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--peers", type=Path, default=Path("peers"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=QUESTIONS, default=list(QUESTIONS))
-    given = parser.parse_args(arguments)
-    if given.rounds < 1:
-        parser.error(f"--rounds: got {given.rounds}, allowed: an integer >= 1")
-    found = json.loads(given.out.read_text()) if given.out.is_file() else {}
-    for name in given.only:
-        print(f"== {name}", flush=True)
-        answer = QUESTIONS[name](given.peers.absolute(), given.rounds)
-        found |= {"environment": environment(), name: answer}
-        write_text(given.out, json.dumps(found, indent=2) + "\n")
-        print(json.dumps(answer, indent=1))
+    answer("multi_agent", __doc__, QUESTIONS, arguments)
 
 
 if __name__ == "__main__":

@@ -16,21 +16,17 @@ a ratio is the median of the ratios within a turn. The questions are:
     shuffle     returns of eighty seeds, with minibatches of environments and of transitions
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.optimizers import environment
+from benchmarks.questions import Numbers, answer
 from experiments.analysis.statistics import mean_interval
-from experiments.runtime.files import write_text
 
-Numbers = dict[str, Any]
 HERE = Path(__file__).parent
 DETAILS = ["normalize_observations=True", "normalize_rewards=True"]
 NO_DETAILS = ["normalize_observations=False", "normalize_rewards=False"]
@@ -261,25 +257,11 @@ QUESTIONS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rl_throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--peers", type=Path, default=Path("peers"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=QUESTIONS, default=list(QUESTIONS))
-    given = parser.parse_args(arguments)
-    if given.rounds < 1:
-        parser.error(f"--rounds: got {given.rounds}, allowed: an integer >= 1")
-    found = json.loads(given.out.read_text()) if given.out.is_file() else {}
-    for name in given.only:
-        print(f"== {name}", flush=True)
-        answer = QUESTIONS[name](Programs(given.peers.absolute()), given.rounds)
-        found |= {"environment": environment(), name: answer}
-        write_text(given.out, json.dumps(found, indent=2) + "\n")
-        print(json.dumps(answer, indent=1))
+    questions = {
+        name: lambda peers, rounds, ask=ask: ask(Programs(peers), rounds)
+        for name, ask in QUESTIONS.items()
+    }
+    answer("rl_throughput", __doc__, questions, arguments)
 
 
 if __name__ == "__main__":
