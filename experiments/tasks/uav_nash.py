@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.analysis.statistics import METHOD, mean_cell, mean_entry, seeds_label
-from experiments.runtime.task import Summary, Table
+from experiments.runtime.task import Summary
 from experiments.tasks.uav import Vehicles, VehicleTraining
 from experiments.trackers import Row
 from trustjax._checks import check_choice
@@ -93,42 +92,14 @@ class Deviations(Vehicles):
 
     def summarize(self, rows: list[Row]) -> Summary:
         """Returns, the largest gain of a vehicle, and NashConv, with intervals over seeds."""
-        values: dict[str, Any] = {}
-        cells = []
-        for stage in self._trainings():
-            found = gains(rows, stage.name)
-            values[stage.name] = {name: mean_entry(seeds) for name, seeds in found.items()}
-            cells.append([stage.name, *(mean_cell(seeds, digits=2) for seeds in found.values())])
+        from experiments.tasks.uav_report import summarize_gains
+
         budget = self.responses.get("total_steps", "default")
-        title = (
-            f"{self.env}, {self.total_steps} steps, responses of {budget} steps, "
-            f"mean and {METHOD} over {seeds_label(self.num_seeds)}"
-        )
-        columns = ("method", "return", "largest gain of a vehicle", "NashConv")
-        return Summary(values, Table(title, columns, cells))
+        title = f"{self.env}, {self.total_steps} steps, responses of {budget} steps"
+        return summarize_gains(rows, [stage.name for stage in self._trainings()], title)
 
     def plot(self, rows: list[Row], folder: Path) -> None:
         """Writes learning.png and measures.png; see `Vehicles.plot`."""
         from experiments.tasks.uav_report import plot
 
         plot(rows, [stage.name for stage in self._trainings()], list(self.planners), folder)
-
-
-def gains(rows: Sequence[Row], name: str) -> dict[str, list[float]]:
-    """The mean return of the vehicles, their largest gain and NashConv, one value per seed."""
-    own = [row for row in rows if row["stage"] == name and row.get("nash/conv", "") != ""]
-    own = sorted(own, key=lambda row: int(row["seed"]))
-
-    def of(row: Row, measure: str) -> list[float]:
-        number = 0
-        values = []
-        while row.get(f"nash/{measure}_{number}", "") != "":
-            values.append(float(row[f"nash/{measure}_{number}"]))
-            number += 1
-        return values
-
-    return {
-        "return": [float(np.mean(of(row, "return"))) for row in own],
-        "largest_gain": [max(of(row, "gain")) for row in own],
-        "nash_conv": [float(row["nash/conv"]) for row in own],
-    }

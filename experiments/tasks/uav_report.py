@@ -29,8 +29,7 @@ _TITLES = {
 
 def finals(rows: Sequence[Row], name: str) -> dict[str, list[float]]:
     """The measures of a method, one value per seed, and "modes" of one that learns."""
-    own = [row for row in rows if row["stage"] == name and row.get("final/return", "") != ""]
-    own = sorted(own, key=lambda row: int(row["seed"]))
+    own = _rows_by_seed(rows, name, "final/return")
     learns = all(row.get("final/modes", "") != "" for row in own)
     measures = [*MEASURES, "modes"] if learns else [*MEASURES]
     return {measure: [float(row[f"final/{measure}"]) for row in own] for measure in measures}
@@ -149,3 +148,45 @@ def attention(rows: Sequence[Row], name: str) -> np.ndarray | None:
             for i in range(number)
         ]
     )
+
+
+def gains(rows: Sequence[Row], name: str) -> dict[str, list[float]]:
+    """The mean return of the vehicles, their largest gain and NashConv, one value per seed."""
+    own = _rows_by_seed(rows, name, "nash/conv")
+
+    def of(row: Row, measure: str) -> list[float]:
+        number = 0
+        values = []
+        while row.get(f"nash/{measure}_{number}", "") != "":
+            values.append(float(row[f"nash/{measure}_{number}"]))
+            number += 1
+        return values
+
+    return {
+        "return": [float(np.mean(of(row, "return"))) for row in own],
+        "largest_gain": [max(of(row, "gain")) for row in own],
+        "nash_conv": [float(row["nash/conv"]) for row in own],
+    }
+
+
+def summarize_gains(rows: Sequence[Row], names: Sequence[str], title: str) -> Summary:
+    """Returns, the largest gain of a vehicle, and NashConv, with intervals over seeds."""
+    found = {name: gains(rows, name) for name in names}
+    values = {
+        name: {measure: mean_entry(seeds) for measure, seeds in own.items()}
+        for name, own in found.items()
+    }
+    cells = [
+        [name, *(mean_cell(seeds, digits=2) for seeds in own.values())]
+        for name, own in found.items()
+    ]
+    number = len(next(iter(found.values()))["return"])
+    heading = f"{title}, mean and {METHOD} over {seeds_label(number)}"
+    columns = ("method", "return", "largest gain of a vehicle", "NashConv")
+    return Summary(values, Table(heading, columns, cells))
+
+
+def _rows_by_seed(rows: Sequence[Row], stage: str, metric: str) -> list[Row]:
+    """The rows of a stage that have the metric, in the order of the seeds."""
+    own = [row for row in rows if row["stage"] == stage and row.get(metric, "") != ""]
+    return sorted(own, key=lambda row: int(row["seed"]))

@@ -14,7 +14,7 @@ from experiments import play as playing
 from experiments import run
 from experiments.tasks import uav_report
 from experiments.tasks.uav import Vehicles
-from experiments.tasks.uav_nash import Deviations, gains
+from experiments.tasks.uav_nash import Deviations
 from experiments.tasks.uav_play import PLANNERS, clusters, play, toward
 from trustjax.agents.multi import hatrpo
 from trustjax.envs import MultiUAV
@@ -118,7 +118,7 @@ def test_gains_by_seed():
     rows += [{"stage": "a", "seed": 0, "nash/conv": 0.75, **numbers, "nash/gain_1": 0.25}]
     rows += [{"stage": "a", "seed": 0, "episode/return": 1.0}]
     expected = {"return": [2, 2], "largest_gain": [0.5, 0.5], "nash_conv": [0.75, 0.5]}
-    assert gains(rows, "a") == expected
+    assert uav_report.gains(rows, "a") == expected
 
 
 @pytest.mark.slow
