@@ -263,23 +263,25 @@ def tokens_of(
 ) -> tuple[list[int], list[int]]:
     """The first `limit` tokens of a text, and their classes; -1 for none.
 
-    A word's class is that of its first token that stands for more than a space: in languages
-    without spaces SentencePiece often makes the space before a word a token of its own, which is
-    the same for all words. The class of a pair of sentences is that of the first token of the row,
-    and two suffixes stand between the sentences, as XLM-RoBERTa has them.
+    A word's class is that of its first token that stands for more than a space. SentencePiece often
+    makes the space before a word a token of its own; it is left out where the text has no space, as
+    in Chinese or before a full stop. The class of a pair of sentences is that of the first token of
+    the row, and two suffixes stand between the sentences, as XLM-RoBERTa has them.
     """
     tokens, labels = [*tokenizer.prefix], [-1] * len(tokenizer.prefix)
     room = limit - len(tokenizer.suffix)
     for number, (part, label) in enumerate(zip(text.parts, text.labels, strict=True)):
         pieces = tokenizer.encode(part, special=False)
+        written = [bool(tokenizer.decode([piece]).strip()) for piece in pieces]
+        if any(text.joined[number : number + 1]) and any(written[1:]) and not written[0]:
+            pieces, written = pieces[1:], written[1:]
         if is_words and len(tokens) + len(pieces) > room:
             break
         if not is_words and number:
             pieces = [*tokenizer.suffix, *tokenizer.suffix, *pieces]
         classes = [-1] * len(pieces)
         if is_words and classes:
-            written = (n for n, piece in enumerate(pieces) if tokenizer.decode([piece]).strip())
-            classes[next(written, 0)] = label
+            classes[written.index(True) if any(written) else 0] = label
         tokens, labels = tokens + pieces, labels + classes
     tokens = [*tokens[:room], *tokenizer.suffix]
     labels = [*labels[:room], *[-1] * len(tokenizer.suffix)]

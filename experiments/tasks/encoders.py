@@ -130,11 +130,12 @@ def _tokenizer(
 ) -> Tokenizer:
     with extra("text"):
         from tokenizers import Tokenizer as Library
-        from tokenizers import models, normalizers, pre_tokenizers, processors
+        from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     library = Library(models.Unigram(pieces, unk, False))
     library.normalizer = normalizers.NFKC()
     library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Metaspace()
     library.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", bos), ("</s>", eos)]
     )

@@ -1,5 +1,6 @@
 """Labelled texts in several languages: treebanks with parts of speech, and XNLI."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ class Text(NamedTuple):
     Attributes:
       parts: Words of a sentence, or the sentences of a pair.
       labels: As many classes.
+      joined: Whether each word follows the one before it without a space; () if none does.
     """
 
     parts: Sequence[str]
     labels: Sequence[int]
+    joined: Sequence[bool] = ()
 
 
 class Languages(NamedTuple):
@@ -65,8 +68,8 @@ def treebanks(
     """Parts of speech of Universal Dependencies: an English treebank, and PUD in many languages.
 
     Args:
-      path: Folder with NAME.parquet of columns tokens and upos; None for the folder ud_pud in the
-        one that the environment variable TRUSTJAX_DATA names.
+      path: Folder with NAME.parquet of columns text, tokens and upos; None for the folder ud_pud in
+        the one that the environment variable TRUSTJAX_DATA names.
       train: File to train on, without its ending.
       validation: File for a search.
       trained: Language of both, one of the files LANGUAGE_pud-test.parquet.
@@ -96,13 +99,24 @@ def treebanks(
 
 def _sentences(file: Path) -> list[Text]:
     """Sentences as words and tags; the tag of a word that the treebank does not analyse is "_"."""
-    table = read_table(file, ["tokens", "upos"])
-    columns: list[list[Any]] = [table.column(name).to_pylist() for name in ("tokens", "upos")]
+    table = read_table(file, ["text", "tokens", "upos"])
+    columns: list[list[Any]] = [table.column(name).to_pylist() for name in table.column_names]
     index = {tag: number for number, tag in enumerate(_TAGS)}
     return [
-        Text(words, [index.get(tag, -1) for tag in tags])
-        for words, tags in zip(*columns, strict=True)
+        Text(words, [index.get(tag, -1) for tag in tags], _joined(sentence, words))
+        for sentence, words, tags in zip(*columns, strict=True)
     ]
+
+
+def _joined(sentence: str, words: Sequence[str]) -> list[bool]:
+    """Whether each word follows the one before it without a space in the sentence.
+
+    The parts of a contraction, such as French "de le" for "du", are not in the sentence as they
+    are, and count as apart.
+    """
+    pairs = itertools.pairwise(words)
+    after = [a + b in sentence and f"{a} {b}" not in sentence for a, b in pairs]
+    return [False, *after][: len(words)]
 
 
 def xnli(path: str, *, trained: str = "en") -> Languages:

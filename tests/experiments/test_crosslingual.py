@@ -39,9 +39,10 @@ def folder(tmp_path_factory):
     tags = [["VERB" if n % 2 else "NOUN" for n in row] for row in drawn]
     words = [[f"w{n}" for n in row] for row in drawn]
     for name in ("english_ewt-dev", "english_ewt-test", "english_pud-test"):
-        write(path / f"{name}.parquet", tokens=words, upos=tags)
+        write(path / f"{name}.parquet", text=[" ".join(x) for x in words], tokens=words, upos=tags)
     other = [["w0", *row] for row in words], [["X", *row] for row in tags]
-    write(path / "other_pud-test.parquet", tokens=other[0], upos=other[1])
+    text = ["".join(words) for words in other[0]]
+    write(path / "other_pud-test.parquet", text=text, tokens=other[0], upos=other[1])
     return path
 
 
@@ -161,6 +162,22 @@ def test_a_space_that_is_a_token_of_its_own_has_no_class():
     tokens, labels = tokens_of(Text(["ab", "b", ""], [7, 8, 9]), characters, True, 10)
     assert tokens == [0, 1, 2, 0, 2, 0]
     assert labels == [-1, 7, -1, -1, 8, 9]
+    # Where the text has no space before a word, there is none among its tokens.
+    joined = Text(["ab", "b", "", "b"], [7, 8, 9, 6], [False, True, True, False])
+    tokens, labels = tokens_of(joined, characters, True, 10)
+    assert tokens == [0, 1, 2, 2, 0, 0, 2]
+    assert labels == [-1, 7, -1, 8, 9, -1, 6]
+
+
+def test_pieces_of_sentencepiece_are_read_back_as_text():
+    """Fails without a decoder: the space of a piece is then the letter U+2581, not a space."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [("\u2581", -1.0), ("\u58d3\u529b", -2.0), ("\u2581we", -2.0), (",", -2.0)]
+    tokenizer = encoders._tokenizer(pieces, bos=0, eos=2, pad=1, unk=3)
+    assert tokenizer.encode("we \u58d3\u529b ,") == [0, 6, 4, 5, 4, 7, 2]
+    assert tokenizer.decode([6, 4, 5, 4, 7]) == "we \u58d3\u529b ,"
+    text = Text(["we", "\u58d3\u529b", ","], [7, 8, 9], [False, False, True])
+    assert tokens_of(text, tokenizer, True, 9) == ([0, 6, 4, 5, 7, 2], [-1, 7, -1, 8, 9, -1])
 
 
 def test_a_pair_has_its_class_at_the_first_token():
@@ -175,7 +192,11 @@ def test_a_pair_has_its_class_at_the_first_token():
 def test_treebanks(folder, monkeypatch):
     found = treebanks(str(folder))
     assert [*found.tests] == ["english", "other"]
-    assert found.classes[found.tests["other"][0].labels[0]] == "X"
+    first = found.tests["other"][0]
+    assert found.classes[first.labels[0]] == "X"
+    # The words of this language are written without spaces, those of English with them.
+    assert first.joined == [False, *[True] * (len(first.parts) - 1)]
+    assert not any(found.tests["english"][0].joined)
     monkeypatch.delenv("TRUSTJAX_DATA", raising=False)
     with pytest.raises(DataError, match="no english_pud-test"):
         treebanks()
