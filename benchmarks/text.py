@@ -3,13 +3,15 @@
 bash benchmarks/peers/build.sh torch FOLDER                 once
 python -m benchmarks.text --out FILE [--peers FOLDER] [--repeats N] [--threads N]
     [--only head tiny small medium smollm2 ...]
+XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.text ... --threads 2
 
 `head` compares `token_log_probs`, `token_statistics` and `fused_cross_entropy` with the head
 written out: value and gradient in one program, its time and the bytes of its temporary arrays.
 
 The others build a Llama, save it as a Hugging Face folder, and give it to `transformers` in a
 process of its own, which has to compute the same logits. Ours and the peer's forward pass,
-training step (AdamW) and greedy generation take turns. A peer that is not there is skipped, and the
+training step (AdamW) and greedy generation take turns. Where JAX has several devices, such as one
+for each core of a CPU, they share the rows of ours. A peer that is not there is skipped, and the
 output says so. docs/benchmarks.md has the results.
 """
 
@@ -25,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.optimizers import Numbers, Program, environment, quartiles, take_turns
 from benchmarks.peer import PeerProcess
@@ -139,33 +142,39 @@ def measure_head(repeats: int, tokens: int = TOKENS, vocab: int = VOCAB) -> Numb
 def model_programs(work: Workload, params: Any) -> dict[str, Callable[[], float]]:
     """Forward pass, training step and greedy generation of ours; the peer has the same tokens."""
     model = work.model
-    tokens = tokens_of(work.batch, work.time, model.vocab_size)
-    prompts = tokens_of(work.prompts, work.prompt_time, model.vocab_size)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    tokens, prompts = (
+        jax.device_put(
+            tokens_of(*shape, model.vocab_size), NamedSharding(mesh, PartitionSpec("data"))
+        )
+        for shape in ((work.batch, work.time), (work.prompts, work.prompt_time))
+    )
     optimizer = optax.adamw(1e-4)
 
-    def loss(params: Any) -> jax.Array:
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
         hidden = model.apply({"params": params}, tokens[:, :-1], method="hidden")
         return fused_cross_entropy(hidden, model.head_matrix(params), tokens[:, 1:])
 
-    def train(carry: Any) -> tuple[Any, jax.Array]:
+    def train(carry: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
         params, state = carry
-        value, slopes = jax.value_and_grad(loss)(params)
+        value, slopes = jax.value_and_grad(loss)(params, tokens)
         updates, state = optimizer.update(slopes, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    def answers(carry: tuple[()], params: Any) -> tuple[tuple[()], Any]:
+    def answers(carry: tuple[()], params: Any, prompts: jax.Array) -> tuple[tuple[()], Any]:
         return carry, generate(
             model, params, prompts, jax.random.key(0),
             max_new_tokens=work.new_tokens, temperature=0.0,
         )  # fmt: skip
 
-    def forward(carry: tuple[()], params: Any) -> tuple[tuple[()], Any]:
+    def forward(carry: tuple[()], params: Any, tokens: jax.Array) -> tuple[tuple[()], Any]:
         return carry, model.apply({"params": params}, tokens)
 
     return {
-        "forward": Program(forward, (), params),
-        "train": Program(train, (params, optimizer.init(params))),
-        "generate": Program(answers, (), params),
+        "forward": Program(forward, (), params, tokens),
+        "train": Program(train, (params, optimizer.init(params)), tokens),
+        "generate": Program(answers, (), params, prompts),
     }
 
 
@@ -218,6 +227,7 @@ def measure_model(work: Workload, peers: Path, repeats: int, threads: int | None
         "parameters": parameters,
         "sizes": {key: value for key, value in work._asdict().items() if key != "model"},
         "rows": rows,
+        "devices": jax.device_count(),
         "peer": {key: about[key] for key in ("versions", "threads") if key in about},
         "missing": missing,
     }

@@ -12,7 +12,7 @@ from trustjax.models import Decoder
 
 TINY = text.Workload(
     Decoder(vocab_size=40, width=16, depth=1, num_heads=2, mlp_width=16),
-    batch=2, time=4, prompts=2, prompt_time=3, new_tokens=2,
+    batch=8, time=4, prompts=8, prompt_time=3, new_tokens=2,
 )  # fmt: skip
 
 
@@ -28,12 +28,13 @@ def test_head() -> None:
 def test_without_a_peer(tmp_path: Path) -> None:
     found = text.measure_model(TINY, tmp_path, repeats=1, threads=None)
     assert "build.sh" in found["missing"]
+    assert found["devices"] == jax.device_count()
     assert found["rows"].keys() == {"forward", "train", "generate"}
     assert all(row["tokens_per_second"] > 0 for row in found["rows"].values())
 
 
 def test_other_logits_are_an_error() -> None:
-    tokens = text.tokens_of(2, 4, 40)
+    tokens = text.tokens_of(8, 4, 40)
     logits, variables = jax.jit(TINY.model.init_with_output)(jax.random.key(0), jnp.asarray(tokens))
     params, logits = variables["params"], np.asarray(logits)[:, -1]
     text.check_agrees(TINY, params, {"logits": logits})

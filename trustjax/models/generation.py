@@ -182,8 +182,9 @@ def _generate(
         return _State(state.step + 1, state.cache, token, state.done | stop, answers)
 
     def going_on(state: _State) -> jax.Array:
-        all_done: jax.Array = _all_of_all_lanes(state.done)
-        return (state.step < max_new_tokens) & ~all_done
+        below = state.step < max_new_tokens
+        # Devices that share the rows would wait for each other to ask what is known to be false.
+        return below & ~_all_of_all_lanes(state.done) if stop_tokens else below
 
     def decode(state: _State) -> _State:
         # A row that has stopped attends to padding, and nobody reads what it computes.
