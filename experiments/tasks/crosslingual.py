@@ -272,16 +272,18 @@ def tokens_of(
     room = limit - len(tokenizer.suffix)
     for number, (part, label) in enumerate(zip(text.parts, text.labels, strict=True)):
         pieces = tokenizer.encode(part, special=False)
-        written = [bool(tokenizer.decode([piece]).strip()) for piece in pieces]
-        if any(text.joined[number : number + 1]) and any(written[1:]) and not written[0]:
-            pieces, written = pieces[1:], written[1:]
+        classes = [-1] * len(pieces)
+        if is_words and pieces:
+            written = [bool(tokenizer.decode([piece]).strip()) for piece in pieces]
+            first = written.index(True) if any(written) else 0
+            classes[first] = label
+            if first and any(text.joined[number : number + 1]):
+                pieces, classes = pieces[first:], classes[first:]
         if is_words and len(tokens) + len(pieces) > room:
             break
         if not is_words and number:
             pieces = [*tokenizer.suffix, *tokenizer.suffix, *pieces]
-        classes = [-1] * len(pieces)
-        if is_words and classes:
-            classes[written.index(True) if any(written) else 0] = label
+            classes = [-1] * len(pieces)
         tokens, labels = tokens + pieces, labels + classes
     tokens = [*tokens[:room], *tokenizer.suffix]
     labels = [*labels[:room], *[-1] * len(tokenizer.suffix)]

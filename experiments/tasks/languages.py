@@ -99,8 +99,9 @@ def treebanks(
 
 def _sentences(file: Path) -> list[Text]:
     """Sentences as words and tags; the tag of a word that the treebank does not analyse is "_"."""
-    table = read_table(file, ["text", "tokens", "upos"])
-    columns: list[list[Any]] = [table.column(name).to_pylist() for name in table.column_names]
+    names = ["text", "tokens", "upos"]
+    table = read_table(file, names)
+    columns: list[list[Any]] = [table.column(name).to_pylist() for name in names]
     index = {tag: number for number, tag in enumerate(_TAGS)}
     return [
         Text(words, [index.get(tag, -1) for tag in tags], _joined(sentence, words))
