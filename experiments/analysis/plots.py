@@ -255,13 +255,15 @@ def plot_comparison(
 def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> None:
     """Writes a figure with a panel for each of `contents`, and a legend that covers no curve.
 
-    More than eight methods are divided into groups, each of which begins with the first method.
-    Every group has a row of panels of its own, and the rows share their scales.
+    Methods without a curve are left out. More than eight of the others are divided into groups,
+    each of which begins with the first. Every group has a row of panels of its own, and the rows
+    share their scales.
     """
+    style = styles(names)  # of all names, so that a colour does not depend on what is drawn
+    names = [name for name in names if any(panel.curves.get(name) for panel in contents)]
     groups = grouped(names)
     columns = len(contents) if len(groups) > 1 else full_columns(len(contents))
     figure, axes = panels(len(contents) * len(groups), columns=columns)
-    style = styles(names)
     for i in range(len(contents), len(axes)):
         axes[i].sharey(axes[i - len(contents)])
     for i, axis in enumerate(axes):

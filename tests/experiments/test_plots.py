@@ -86,6 +86,14 @@ def test_more_than_eight_methods_are_spread_over_rows(monkeypatch: pytest.Monkey
     assert {name for labels in seen for name in labels} == set(names)
 
 
+def test_methods_without_a_curve_are_in_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = drawn(monkeypatch)
+    names = ["adamw", *(f"m{i}" for i in range(9))]
+    plots.plot_bands([plots.Panel("radius", curves(names[1:9]))], names, Path("x.png"))
+    (axis,) = figures[0].axes
+    assert axis.get_legend_handles_labels()[1] == names[1:9]
+
+
 def test_rows_of_one_panel_have_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"m{i}" for i in range(9)]
     far = {name: {0.0: [float(i)], 1.0: [2.0 * i]} for i, name in enumerate(names)}
