@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from trustjax.agents import load_policy, select_seed
-from trustjax.agents.multi import Graph, ga_matr, happo, hatrpo, mappo
+from trustjax.agents.multi import Graph, ga_matr, happo, hatrpo, mappo, matrpo
 from trustjax.agents.multi.hatrpo import unweighted_divergence
 from trustjax.distributions import Categorical
 from trustjax.envs.matrix_game import MatrixGame
@@ -319,6 +319,7 @@ def test_shared_parameters_cannot_differ_and_names_help():
         (ga_matr, {}),
         (ga_matr, {"critic": Graph("gatv2", gru_size=None), "divergence": "unweighted"}),
         (hatrpo, {"gru_size": 4}),
+        (matrpo, {"num_exchanges": 6, "radius": 0.02}),
         (hatrpo, {"actor_graph": Graph(heads=1, width=2, gru_size=None)}),
     ],
 )
@@ -362,10 +363,12 @@ def test_policies_act_are_evaluated_and_saved(run, tmp_path):
         (happo, {}),
         (mappo, {"critic": "local", "share_parameters": False}),
         (ga_matr, {"critic": Graph(heads=2, width=2, gru_size=3), "reward": "team"}),
+        (matrpo, {"num_exchanges": 2, "gru_size": 3}),
+        (matrpo, {"env": "trustjax:MultiUAV", "num_exchanges": 2, "normalize_observations": True}),
     ],
 )
 def test_an_update_keeps_shapes_and_dtypes(method, options):
-    agent = config(method, env=UNEQUAL, **options).agent()
+    agent = config(method, **{"env": UNEQUAL, **options}).agent()
     state = jax.eval_shape(agent.init, KEY)
     after, metrics = jax.eval_shape(agent.update, state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -403,6 +406,11 @@ def test_a_team_has_one_value_and_one_advantage():
         (hatrpo, {"radius": -1.0}, "radius must be >= 0"),
         (happo, {"policy_epochs": 0}, "policy_epochs must be >= 1"),
         (ga_matr, {"critic": "central"}, "critic must be a Graph"),
+        (matrpo, {"penalty": 0.0}, "penalty must be > 0"),
+        (matrpo, {"num_exchanges": 0}, "num_exchanges must be >= 1"),
+        (matrpo, {"edges": ()}, "edges must name one pair or more"),
+        (matrpo, {"edges": ((0, 2),)}, "edges must be pairs of two different agents of 0 to 1"),
+        (matrpo, {"edges": ((0, 1), (1, 0))}, "edges must name every pair once"),
         (
             mappo,
             {"identify_agents": True, "actor_graph": Graph(gru_size=None)},

@@ -174,10 +174,13 @@ class MultiAgent(OnPolicy):
             initial_log_std=config.initial_log_std,
             network=None if graph is None else Neighbours(graph.attention(config.dtype)),
         )
-        self.actor: Any = JointActor(member=member, num_actions=self.num_actions, **together)
+        self.actor: Any = self._actor(member, together)
         if config.critic_hidden is not None:
             common["hidden"] = config.critic_hidden
         self.critic: Any = self._critic(common, together)
+
+    def _actor(self, member: Actor, together: dict[str, Any]) -> Any:
+        return JointActor(member=member, num_actions=self.num_actions, **together)
 
     def _critic(self, common: dict[str, Any], together: dict[str, Any]) -> Any:
         config, num_agents = self.config, self.env.num_agents
@@ -227,6 +230,11 @@ class MultiAgent(OnPolicy):
     def with_members(self, params: dict[str, PyTree], members: PyTree) -> dict[str, PyTree]:
         """The parameters with other policies."""
         return {**params, "actor": {"params": {"member": members}}}
+
+    def executed(self, member: PyTree, index: jax.Array) -> PyTree:
+        """The parameters of a network of the agent's own actions alone, of those of one policy."""
+        del index
+        return member
 
     def batch_of(self, batch: Batch, index: jax.Array) -> Batch:
         """The batch of the agent with this index alone, [time, environment, ...]."""

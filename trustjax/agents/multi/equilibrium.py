@@ -209,4 +209,4 @@ def own_parameters(agent: MultiAgent, state: Any, index: jax.Array) -> Any:
     members = agent.members(state.params)
     if agent.actor.shared:
         return members
-    return jax.tree.map(lambda x: x[index], members)
+    return agent.executed(jax.tree.map(lambda x: x[index], members), index)

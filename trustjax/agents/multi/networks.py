@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from trustjax.distributions import EXCLUDED, Categorical, Distribution
+from trustjax.distributions import EXCLUDED, Categorical, Distribution, MultiCategorical
 from trustjax.models.actor_critic import Carry, Critic, Torso
 from trustjax.models.graph import GraphAttention, for_all, joined_carry, split_carry
 
@@ -93,6 +93,34 @@ class JointActor(PerAgent):
         """The distributions [..., n] for joint observations, and the next carry."""
         distribution, carry = self.apply_members(observation, carry, is_first, out_axis=-2)
         return legal(distribution, self.num_actions), carry
+
+
+class ConsensusActor(PerAgent):
+    """Policies over the actions of all agents, each of which executes its own component.
+
+    Agent i has a distribution [..., n] of the actions of all n agents given its own observation, as
+    MATRPO needs it; what it thinks of the others' actions is for the update alone.
+    """
+
+    @nn.compact
+    def __call__(
+        self, observation: Any, carry: Carry = (), is_first: jax.Array | None = None
+    ) -> tuple[Distribution, Carry]:
+        """The distributions [..., n] of what is executed, and the next carry."""
+        discrete = getattr(self.member, "num_actions", None) is not None
+        out_axis = -3 if discrete else -2
+        found, carry = self.apply_members(observation, carry, is_first, out_axis=out_axis)
+        own = np.arange(self.num_agents)
+        every = components(found, self.num_agents)  # [..., agent, component]
+        executed: Distribution = jax.tree.map(lambda x: x[..., own, own, :], every)
+        return executed, carry
+
+
+def components(distribution: Any, num_agents: int) -> Any:
+    """Distributions [..., n] of the single actions, of one distribution of all of them together."""
+    if isinstance(distribution, MultiCategorical):
+        return Categorical(distribution.logits)
+    return jax.tree.map(lambda x: x.reshape(*x.shape[:-1], num_agents, -1), distribution)
 
 
 class JointCritic(PerAgent):
