@@ -136,6 +136,33 @@ def test_split_computation_is_that_of_the_whole_encoder(folder):
     np.testing.assert_allclose(logits[:, :6], expected[:, :6], rtol=1e-4, atol=1e-5)
 
 
+def test_tokens_without_a_class_do_not_count(folder):
+    """Fails if all tokens of a text count, as its end and second pieces would."""
+    task = task_of(folder)
+    encoded = task._encoded([Text(["w1 w2", "w3"], [7, 3]), Text(["w4", "w5"], [-1, 2])])
+    batch = encoded.batch(np.arange(2))
+    where = np.asarray(task._objective.where(batch))
+    assert where.sum(1).tolist() == [2, 1]
+    assert np.asarray(task._objective.labels(batch))[where].tolist() == [7, 3, 2]
+
+
+def test_noise_is_added_below_the_trained_blocks(folder):
+    """Fails without the noise, or with noise on the output."""
+    task = task_of(folder)
+    objective = task._objective
+    params, _ = objective.initial(jax.random.split(jax.random.key(1), 1))
+    params = jax.tree.map(lambda x: x[0], params)
+    params["classifier"]["bias"] += jnp.arange(17.0)
+    batch = task._encoded(task._texts.train[:3]).batch(np.arange(3))
+    key = jax.random.key(2)
+    noised, _ = objective.outputs({}, params, {}, batch, noise_key=key)
+    noise = 0.1 * jax.random.normal(key, batch["hidden"].shape)
+    expected, _ = objective.outputs({}, params, {}, {**batch, "hidden": batch["hidden"] + noise})
+    np.testing.assert_allclose(noised, expected, rtol=1e-5, atol=1e-6)
+    clean, _ = objective.outputs({}, params, {}, batch)
+    assert np.abs(noised - clean).max() > 1e-4
+
+
 def test_the_first_token_of_a_word_has_its_class():
     text = Text(["w1 w2", "w3", "w4 w5 w6"], [7, -1, 9])
     index = [TOKENIZER.encode(word, special=False)[0] for word in WORDS]

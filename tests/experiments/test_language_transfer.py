@@ -12,6 +12,7 @@ from test_adaptation import train
 from experiments.optimizers import Method, Optimizer
 from experiments.penalties import FromReference
 from experiments.tasks import language_report
+from experiments.tasks.adaptation_measures import SCORES
 from experiments.tasks.genres import Genres, python_genres
 from experiments.tasks.language_model import LanguageModel, Network
 from experiments.tasks.language_transfer import LanguageTransfer
@@ -135,6 +136,12 @@ def test_loss_is_that_of_the_tokens_with_a_next_one():
     assert len(rows) == 4 + 2 + 1
     expected = -log_probs[rows, places, BATCH["targets"][rows, places]].mean()
     assert mean_loss(objective, logits, BATCH) == pytest.approx(expected, rel=1e-5)
+    # Perplexity: e to the mean loss, and the number of words where all are equally likely.
+    assert SCORES["perplexity"](objective, logits, BATCH) == pytest.approx(
+        np.exp(expected), rel=1e-5
+    )
+    even = jnp.zeros_like(logits)
+    assert SCORES["perplexity"](objective, even, BATCH) == pytest.approx(11, rel=1e-5)
 
 
 def test_penalty_and_radius_are_means_over_the_same_tokens():
