@@ -100,9 +100,10 @@ def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
     """Arranges the rows of all runs by method, task and seed.
 
     A method is a stage. If runs of the same task differ in settings, these are part of the method's
-    name, and are the whole name if there is only one stage. `tasks` is the key of the configs, or
-    the column of metrics.csv, that tells tasks apart. Raises ConfigError for runs that cannot be
-    compared.
+    name, and are the whole name if there is only one stage. A setting of another stage, such as
+    task.agents.ppo.discount for the stage trpo, is no part of it. `tasks` is the key of the
+    configs, or the column of metrics.csv, that tells tasks apart. Raises ConfigError for runs that
+    cannot be compared.
     """
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise ConfigError(f"a run is given twice: {' '.join(str(run.folder) for run in runs)}")
@@ -111,13 +112,15 @@ def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
         found = ", ".join(f"{folder} is of {name}" for name, folder in experiments.items())
         raise ConfigError(f"different experiments: {found}; --tasks exp takes them as tasks")
     settings = _settings(runs, tasks)
-    several = len({row["stage"] for run in runs for row in run.rows}) > 1
+    stages = {str(row["stage"]) for run in runs for row in run.rows}
     collection = Collection()
     seen: dict[tuple[str, str, Any], Path] = {}
     for run in runs:
         for (stage, task), seeds in _series(run, tasks).items():
-            parts = [stage, *settings[run.folder]]
-            method = ", ".join(parts if several or len(parts) == 1 else parts[1:])
+            others = stages - {stage}
+            own = [text for key, text in settings[run.folder]
+                   if not _belongs_beside(key, stage, others, run.config)]  # fmt: skip
+            method = ", ".join([stage, *own] if others or not own else own)
             first = seen.setdefault((method, task, run.config.get("seed")), run.folder)
             if first != run.folder:
                 collection.notes.append(
@@ -134,14 +137,19 @@ def collect(runs: Sequence[Run], tasks: str | None = None) -> Collection:
     return collection
 
 
-def _settings(runs: Sequence[Run], tasks: str | None) -> dict[Path, list[str]]:
-    """The settings in which each run differs from others of its task, as short `name=value`."""
+def _settings(runs: Sequence[Run], tasks: str | None) -> dict[Path, list[tuple[str, str]]]:
+    """Keys and short `name=value` of what differs between runs of a task; see `collect`."""
+    stages = {run.folder: {str(row["stage"]) for row in run.rows} for run in runs}
+    everyone = set().union(*stages.values())
 
     def differs(key: str) -> bool:
+        # What belongs to a stage matters only in runs that have it.
+        owners = everyone & {*key.split(".")}
         values: dict[str, set[str]] = {}
         for run in runs:
-            task = repr(run.config.get(tasks)) if tasks else ""
-            values.setdefault(task, set()).add(repr(run.config.get(key)))
+            if not owners or owners & stages[run.folder]:
+                task = repr(run.config.get(tasks)) if tasks else ""
+                values.setdefault(task, set()).add(repr(run.config.get(key)))
         return any(len(each) > 1 for each in values.values())
 
     every = dict.fromkeys(key for run in runs for key in run.config)
@@ -150,12 +158,19 @@ def _settings(runs: Sequence[Run], tasks: str | None) -> dict[Path, list[str]]:
     shown = {key: key.removesuffix("._target_") for key in keys}
     return {
         run.folder: [
-            f"{_short(shown[key], shown.values())}={_value(key, run.config[key])}"
+            (key, f"{_short(shown[key], shown.values())}={_value(key, run.config[key])}")
             for key in keys
             if key in run.config
         ]
         for run in runs
     }
+
+
+def _belongs_beside(key: str, stage: str, others: set[str], config: Iterable[str]) -> bool:
+    """Whether a key is of one of the `others` that stand beside `stage`, as task.agents.NAME do."""
+    parts = key.split(".")
+    beside = {".".join([*parts[:i], stage, ""]) for i, part in enumerate(parts) if part in others}
+    return any(each.startswith(tuple(beside)) for each in config) if beside else False
 
 
 def _short(key: str, keys: Iterable[str]) -> str:

@@ -57,6 +57,11 @@ def write_run(
     return folder
 
 
+def beside(a: int = 0) -> dict[str, Any]:
+    """Settings of the stages a and b, as conf/base/reinforcement.yaml has them of agents."""
+    return {"agents": {"a": {"r": a}, "b": {"r": 0}}}
+
+
 def collect(*folders: Path, tasks: str | None = None) -> Collection:
     return report.collect([report.read_run(folder) for folder in folders], tasks)
 
@@ -116,6 +121,10 @@ def test_curves_are_means_over_the_seeds_of_all_runs(
         ((["a"], ["b"]), ({"only": ["a"]}, {"only": ["b"]}), ["a", "b"]),
         ((["a"], ["a"]), ({"x": {"r": 1}, "y": {"r": 2}}, {"x": {"r": 3}, "y": {"r": 4}}),
          ["x.r=1, y.r=2", "x.r=3, y.r=4"]),
+        # A setting of a is none of b, which stands beside it; one of what both start from is.
+        ((["a"], ["a"], ["b"]), (beside(a=1), beside(a=2), beside(a=3)), ["a, r=1", "a, r=2", "b"]),
+        ((["c", "a"], ["c", "b"]), ({"c": {"r": 1}, **beside()}, {"c": {"r": 2}, **beside()}),
+         ["c, r=1", "a, r=1", "c, r=2", "b, r=2"]),
     ],
 )  # fmt: skip
 def test_methods_are_stages_and_what_differs(
