@@ -25,17 +25,17 @@ MOST_TOGETHER = 8  # methods in one panel
 # A method looks the same in every figure. Each row has one colour; within a row, lines and markers
 # differ. A name that is missing here gets a style from a hash of its letters.
 _METHODS = (
-    ("adamw", "ppo", "uniform", "auon_released", "ppo_minimal", "trpo_minimal", "mle", "pl_dpo"),
-    ("sam", "sac", "normalized_sgd", "sam_small", "sam_large", "asam_trpo", "sac_fixed",
-     "smoothed"),
+    ("adamw", "ppo", "uniform", "auon_released", "mle", "pl_dpo"),
+    ("sam", "sac", "normalized_sgd", "sam_small", "sam_large", "sac_fixed",
+     "smoothed", "ppo_minimal"),
     ("asam", "mdpo_one_step", "auon", "asam_large", "asam_r3f", "dpo", "cdpo", "dpo_refreshed"),
-    ("tram", "mdpo", "auon_rms", "r3f", "entropy", "mdpo_minimal", "adpo", "adpo_pairwise"),
+    ("tram", "mdpo", "auon_rms", "r3f", "entropy", "adpo", "adpo_pairwise"),
     ("tram_initial", "trpo", "hybrid_auon", "fisher_sam", "adpo_near", "adpo_raw",
-     "adpo_raw_refreshed"),
-    ("tram_noise", "mdpo_tsallis", "muon", "gsam", "euclidean", "adpo_refreshed", "adpo_kde",
-     "adpo_kde_refreshed"),
+     "adpo_raw_refreshed", "asam_trpo"),
+    ("tram_noise", "mdpo_tsallis", "muon", "gsam", "adpo_refreshed", "adpo_kde",
+     "adpo_kde_refreshed", "mdpo_minimal"),
     ("tram_fisher", "mdpo_tsallis_1_4", "muon_matched", "esam", "rate", "asam_mesa",
-     "plackett_luce"),
+     "plackett_luce", "trpo_minimal"),
     ("sgd", "mdpo_forward", "newton_schulz_5", "tram_released", "mesa", "pretrain", "reference",
      "kl_initial"),
 )  # fmt: skip

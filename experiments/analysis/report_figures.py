@@ -30,7 +30,7 @@ def plot_curves(collection: Collection, metrics: Sequence[str], path: Path) -> N
 
     contents = [
         plots.Panel(
-            f"{plots.metric_title(metric)}, {task}" if task else plots.metric_title(metric),
+            f"{plots.metric_title(metric)}\n{task}" if task else plots.metric_title(metric),
             {method: curve(method, metric, task) for method in collection.methods},
             {"xlabel": "step", **plots.metric_settings(metric)},
         )
