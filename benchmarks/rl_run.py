@@ -26,12 +26,12 @@ import numpy as np
 
 from trustjax.agents import Algorithm, mdpo, ppo, sac, trpo
 from trustjax.agents.algorithm import mask_missing_episodes
-from trustjax.agents.multi import ga_matr, happo, hatrpo, mappo
+from trustjax.agents.multi import ga_matr, happo, hatrpo, mappo, matrpo
 
 CONFIGS: dict[str, Any] = {
     "ppo": ppo.Config, "trpo": trpo.Config, "mdpo": mdpo.Config, "sac": sac.Config,
     "mdpo_off_policy": mdpo.OffPolicyConfig, "mappo": mappo.Config, "happo": happo.Config,
-    "hatrpo": hatrpo.Config, "ga_matr": ga_matr.Config,
+    "hatrpo": hatrpo.Config, "ga_matr": ga_matr.Config, "matrpo": matrpo.Config,
 }  # fmt: skip
 
 

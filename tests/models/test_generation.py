@@ -175,6 +175,16 @@ def test_eight_devices_equal_one(params: Any) -> None:
     assert len(split.tokens.sharding.device_set) == 8
 
 
+def test_explicit_axes_of_a_mesh_are_refused(params: Any) -> None:
+    """As Flax's embeddings cannot be split over them; those of `make_mesh` of this package can."""
+    mesh = jax.make_mesh((8,), ("data",), devices=jax.devices()[:8])
+    prompts = jax.device_put(jnp.tile(PROMPTS, (8, 1))[:16], NamedSharding(mesh, P("data")))
+    with pytest.raises(ValueError, match="prompts must be split over a mesh with automatic axes"):
+        generate(MODEL, params, prompts, KEY, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"make it by trustjax\.parallel\.make_mesh"):
+        MODEL.apply({"params": params}, prompts)
+
+
 def test_lanes_of_vmap_end_together_and_keep_their_answers(params: Any) -> None:
     """Each lane has the answers it has alone, and no lane is chosen anew at every token."""
     lanes = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), params)

@@ -237,6 +237,14 @@ def check_tokens(max_length: int | None, **arrays: jax.Array | None) -> None:
             raise FieldError(name, "be integers [batch, time]", got)
         if jnp.shape(array) != shape:
             raise FieldError(name, f"have the shape of {first}, {shape}", jnp.shape(array))
+        # Flax's lookup of embeddings cannot say how its result is split over explicit axes.
+        placed = jax.typeof(array).sharding
+        if placed.mesh.explicit_axes and any(placed.spec):
+            raise FieldError(
+                name, "be split over a mesh with automatic axes", placed.mesh,
+                advice="make it by trustjax.parallel.make_mesh, or give jax.make_mesh "
+                "axis_types=(jax.sharding.AxisType.Auto,)",
+            )  # fmt: skip
     if max_length is not None and shape[1] > max_length:
         raise FieldError(first, f"be at most max_length = {max_length} a row", shape[1])
 
