@@ -409,7 +409,8 @@ def test_a_team_has_one_value_and_one_advantage():
         (matrpo, {"penalty": 0.0}, "penalty must be > 0"),
         (matrpo, {"num_exchanges": 0}, "num_exchanges must be >= 1"),
         (matrpo, {"edges": ()}, "edges must name one pair or more"),
-        (matrpo, {"edges": ((0, 2),)}, "edges must be pairs of two different agents of 0 to 1"),
+        (matrpo, {"edges": [0, 1]}, "edges must be pairs of two different agents"),
+        (matrpo, {"edges": [[0, 2]]}, "edges must be pairs of two different agents of 0 to 1"),
         (matrpo, {"edges": ((0, 1), (1, 0))}, "edges must name every pair once"),
         (
             mappo,

@@ -75,6 +75,13 @@ class Config(MultiAgentConfig, trpo.Config):
     num_exchanges: int = static(100)
     edges: tuple[tuple[int, int], ...] | None = static(None)
 
+    def __post_init__(self) -> None:
+        """Makes the edges hashable, as lists of a configuration file are not."""
+        super().__post_init__()
+        if isinstance(self.edges, list | tuple):
+            pairs = tuple(tuple(e) if isinstance(e, list) else e for e in self.edges)
+            object.__setattr__(self, "edges", pairs)
+
     def validate(self) -> None:
         """Raises ValueError, which names the field, before anything is compiled."""
         super().validate()
@@ -92,7 +99,11 @@ class Config(MultiAgentConfig, trpo.Config):
             raise FieldError("edges", "name one pair or more", self.edges)
         found = []
         for edge in self.edges:
-            if len({*edge}) != 2 or not {*edge} <= {*range(num_agents)}:
+            if (
+                not isinstance(edge, tuple)
+                or len({*edge}) != 2
+                or not {*edge} <= {*range(num_agents)}
+            ):
                 must = f"be pairs of two different agents of 0 to {num_agents - 1}"
                 raise FieldError("edges", must, edge)
             found.append((min(edge), max(edge)))
@@ -200,11 +211,10 @@ class MATRPO(MultiAgent):
     def policy_of(self, member: PyTree, batch: Batch, index: jax.Array) -> Any:
         """The distributions [time, environment, n] of all actions by one agent's policy."""
         own = self.batch_of(batch, index)
-        carry = own.actor_carry
-        found = unroll(self.actor.member, {"params": member}, own.observation, own.is_first, carry)[
-            0
-        ]
-        return components(found, self.env.num_agents)
+        together, _ = unroll(
+            self.actor.member, {"params": member}, own.observation, own.is_first, own.actor_carry
+        )
+        return components(together, self.env.num_agents)
 
     def learn(
         self, state: State, batch: Batch, key: jax.Array
