@@ -85,7 +85,8 @@ def plot(rows: Sequence[Row], agents: Sequence[str], planners: Sequence[str], fo
     """Writes the figures; see `Vehicles.plot`."""
     names = [*agents, *planners]
     learning = plots.curves(rows, agents, "episode/return")
-    end = max(step for curve in learning.values() for step in curve)
+    # The last step of all, as a short run may end before its first episode does.
+    end = max(float(row["step"]) for row in rows if row["stage"] in agents)
     for name in planners:  # flat lines, as nothing is learned
         seeds = finals(rows, name)["return"]
         learning[name] = {0.0: seeds, end: seeds}

@@ -82,6 +82,15 @@ TASK = Vehicles(
 )  # fmt: skip
 
 
+def test_a_run_that_ends_before_its_first_episode_has_figures(tmp_path):
+    final = {f"final/{measure}": 1.0 for measure in uav_report.MEASURES}
+    rows = [{"stage": "a", "step": 10, "seed": 0, "entropy": 1.0},
+            {"stage": "a", "step": 10, "seed": 0, "final/modes": 1.0, **final},
+            {"stage": "greedy", "step": 0, "seed": 0, **final}]  # fmt: skip
+    uav_report.plot(rows, ["a"], ["greedy"], tmp_path)
+    assert (tmp_path / "learning.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
