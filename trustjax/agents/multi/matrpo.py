@@ -228,9 +228,6 @@ class MATRPO(MultiAgent):
         def at(tree: PyTree, index: jax.Array) -> PyTree:
             return jax.tree.map(lambda x: x[index], tree)
 
-        def put(tree: PyTree, index: jax.Array, own: PyTree) -> PyTree:
-            return jax.tree.map(lambda whole, part: whole.at[index].set(part), tree, own)
-
         old = jax.lax.stop_gradient(
             jax.vmap(lambda member, index: self.policy_of(member, batch, index))(start, indices)
         )
@@ -284,7 +281,7 @@ class MATRPO(MultiAgent):
             members, consensus, fractions = carry
             # One after the other in one program; neither sees the other's new policy.
             ends, taken = jax.lax.map(lambda index: step(index, consensus), edge)
-            members = put(members, edge, ends)
+            members = jax.tree.map(lambda whole, two: whole.at[edge].set(two), members, ends)
             i, j = edge
             l_i, l_j = (log_ratios(at(members, index), index) for index in (i, j))
             y = consensus.multiplier
