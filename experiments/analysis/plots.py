@@ -25,7 +25,7 @@ MOST_TOGETHER = 8  # methods in one panel
 # A method looks the same in every figure. Each row has one colour; within a row, lines and markers
 # differ. A name that is missing here gets a style from a hash of its letters.
 _METHODS = (
-    ("adamw", "ppo", "uniform", "auon_released", "mle", "pl_dpo"),
+    ("adamw", "ppo", "uniform", "auon_released", "mle", "pl_dpo", "sac_learned"),
     ("sam", "sac", "normalized_sgd", "sam_small", "sam_large", "sac_fixed",
      "smoothed", "ppo_minimal"),
     ("asam", "mdpo_one_step", "auon", "asam_large", "asam_r3f", "dpo", "cdpo", "dpo_refreshed"),

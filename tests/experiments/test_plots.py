@@ -48,7 +48,15 @@ def test_methods_of_an_experiment_have_a_style_of_their_own(path: Path) -> None:
 def test_agents_of_an_experiment_have_colours_of_their_own() -> None:
     for names in (
         ["mdpo", "trpo", "ppo"],
-        ["mdpo", "mdpo_tsallis_1_4", "mdpo_tsallis", "mdpo_one_step", "mdpo_forward", "sac"],
+        [
+            "mdpo",
+            "mdpo_tsallis_1_4",
+            "mdpo_tsallis",
+            "mdpo_one_step",
+            "mdpo_forward",
+            "sac",
+            "sac_learned",
+        ],
     ):
         assert set(names) <= set(plots._INDICES)
         assert len({style["color"] for style in plots.styles(names).values()}) == len(names)
