@@ -190,10 +190,11 @@ def _train(folder: Path, config: dict[str, Any], *, resumed: bool, edited: bool 
     from experiments.runtime import session  # imports JAX and Orbax, which takes seconds
     from experiments.runtime.files import SaveError
     from experiments.runtime.task import Diverged
+    from trustjax._checks import MissingPackageError
 
     try:
         code = session.train_in_folder(folder, config, resumed=resumed, edited=edited)
-    except (Diverged, SaveError) as error:
+    except (Diverged, MissingPackageError, SaveError) as error:
         _fail(str(error), 1)
     if code:
         sys.exit(code)

@@ -22,6 +22,10 @@ class InputError(ValueError):
         self.field = field
 
 
+class MissingPackageError(ModuleNotFoundError):
+    """An optional package that is not installed; the text says how to install it."""
+
+
 class FieldError(InputError):
     """An argument or field that does not meet a requirement.
 

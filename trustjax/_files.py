@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trustjax._checks import InputError
+from trustjax._checks import InputError, MissingPackageError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -20,7 +20,9 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ImportError(f'{error}; run: pip install "trustjax[{name}]"') from error
+        raise MissingPackageError(
+            f'{error}; run: pip install "trustjax[{name}]"', name=error.name
+        ) from error
 
 
 experiments_extra = functools.partial(extra, "experiments")

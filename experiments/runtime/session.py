@@ -72,8 +72,7 @@ def train_in_folder(
     console = Console(width=None if sys.stdout.isatty() else 120)
     with _locked(folder), StopSignals() as signals, _input_errors(config, resumed=resumed):
         if not resumed:
-            with _writing(folder):
-                _claim(folder)
+            environment = _environment(folder)
         try:
             stages = task.stages()
         # A value that does not fit the data is one line; any other error keeps its traceback.
@@ -93,6 +92,8 @@ def train_in_folder(
             lambda opened: record.recover(opened, functools.partial(_say, console)),
         )
         with _writing(folder):
+            if not resumed:
+                write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
             save_config(config, folder / "config.yaml")
         progress = make_progress({stage.name: stage.num_steps for stage in stages}, console)
         trackers = [metrics, *(make(folder) for make in makers.values()), progress]
@@ -182,6 +183,8 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not (folder / "config.yaml").exists():  # nothing began: leave nothing behind
+            (folder / ".lock").unlink(missing_ok=True)
         lock.release()
 
 
@@ -193,12 +196,16 @@ def _writing(folder: Path) -> Iterator[None]:
         raise SaveError(f"cannot write in {folder}: {error}") from error
 
 
-def _claim(folder: Path) -> None:
+def _environment(folder: Path) -> dict[str, Any]:
+    """What environment.json says of a run that starts now.
+
+    Raises ConfigError if the folder holds another run.
+    """
     if (folder / "config.yaml").exists():
         raise ConfigError(
             f"{folder} holds a run already; continue it with: {resume_command(folder)}"
         )
-    environment = {
+    return {
         "command": shlex.join([Path(sys.executable).name, "-m", "experiments.run", *sys.argv[1:]]),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -206,7 +213,6 @@ def _claim(folder: Path) -> None:
         "commit": _commit(),
         "versions": _versions(),
     }
-    write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _commit() -> dict[str, str | bool] | None:

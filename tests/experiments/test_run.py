@@ -22,6 +22,8 @@ from experiments.runtime.config import check_config, save_config
 from experiments.runtime.overrides import composed
 from experiments.tasks.two_minima import TwoMinima
 from experiments.trackers import read_rows
+from trustjax._checks import MissingPackageError
+from trustjax.data import DataError
 
 Call = Callable[..., int]
 
@@ -114,6 +116,32 @@ def test_one_line_and_exit_code_2(
     assert output.err.count("\n") == 1
     assert output.out == ""
     assert not list(Path.cwd().glob("runs/two_minima/*"))  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MissingPackageError('No module named "x"; run: pip install "trustjax[text]"'), 1),
+        (DataError("corpus: no text"), 2),
+    ],
+)
+def test_a_start_without_package_or_data_is_one_line_and_leaves_nothing(
+    error: Exception,
+    code: int,
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stages(task: TwoMinima) -> None:
+        raise error
+
+    monkeypatch.setattr(TwoMinima, "stages", stages)
+    assert call(*TINY) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.endswith(f"{error}\n")
+    assert printed.count("\n") == 1
+    assert not list(Path.cwd().glob("runs/two_minima/*"))
 
 
 @pytest.mark.parametrize("argument", ["+exp=", "exp=", "+exp=two_minma", "two_minima", "", None])
@@ -307,6 +335,7 @@ def test_the_key_of_data_and_weights_that_are_not_there(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {key} must be a folder or a hub id")
     assert error.count("\n") == 1
+    Path("here").mkdir()
     save_config(check_config(composed(arguments)), Path("here/config.yaml"))
     assert call("resume=here") == 2
     error = capsys.readouterr().err

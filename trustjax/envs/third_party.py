@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import MissingPackageError
+
 
 def import_extra(module: str, *, install: str) -> ModuleType:
     """Imports `module`; if it is missing, the error says which package to `pip install`."""
@@ -19,7 +21,7 @@ def import_extra(module: str, *, install: str) -> ModuleType:
         with building():
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"{module} needs {error.name}, which is not installed: pip install {install}",
             name=error.name,
         ) from error
