@@ -52,7 +52,7 @@ def by_loops(agent, members, batch, edges):
 
     sign = dict.fromkeys(edges, 1.0) | {(j, i): -1.0 for i, j in edges}
     z = {edge: jnp.zeros_like(batch.log_prob) for edge in sign}
-    y = {edge: jnp.ones_like(batch.log_prob) for edge in sign}
+    y = {edge: jnp.full_like(batch.log_prob, given.initial_multiplier) for edge in sign}
     now = list(start)
 
     def lagrangian(i, w):
@@ -90,10 +90,12 @@ def by_loops(agent, members, batch, edges):
     return now
 
 
-@pytest.mark.parametrize("edges", [None, ((1, 2), (0, 1))])
-def test_an_iteration_is_that_of_plain_loops(x64, edges):
+@pytest.mark.parametrize(("edges", "multiplier"), [(None, 0.0), (((1, 2), (0, 1)), 1.0)])
+def test_an_iteration_is_that_of_plain_loops(x64, edges, multiplier):
     """Three agents; fails without the reset to the old policy, or with one sign for all edges."""
-    agent = config(env=UNEQUAL, num_exchanges=4, cg_steps=40, edges=edges).agent()
+    agent = config(
+        env=UNEQUAL, num_exchanges=4, cg_steps=40, edges=edges, initial_multiplier=multiplier
+    ).agent()
     state, kept = jax.jit(lambda key: recorded(agent, key, 2))(KEY)
     first = jax.tree.map(lambda x: x[1], kept)
     pairs = agent.config.neighbours(3)

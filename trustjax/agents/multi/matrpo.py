@@ -20,14 +20,15 @@ and the two ends of the edge exchange log-ratios and multipliers,
     z_ij <- (y_ij - v) / rho + c_i l_i,    y_ij <- v
 
 Edges take turns. As in the authors' code (hepengli/matrpo), estimates begin at 0 and multipliers at
-1 in every iteration, advantages are normalised over all agents together, and a line search accepts
-a KL of 1.5 delta (`slack`). That code takes products with the Fisher matrix on every fifth
-transition, and 100 exchanges an iteration, as `num_exchanges` has by default. Kuba et al.
-(arXiv:2109.11251) object that the agreement on ratios restricts the policies.
+1 in every iteration (`initial_multiplier`), advantages are normalised over all agents together, and
+a line search accepts a KL of 1.5 delta (`slack`). That code takes products with the Fisher matrix
+on every fifth transition, and 100 exchanges an iteration, as `num_exchanges` has by default. Kuba
+et al. (arXiv:2109.11251) object that the agreement on ratios restricts the policies.
 """
 
 import dataclasses
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +57,8 @@ class Config(MultiAgentConfig, trpo.Config):
 
     Attributes:
       penalty: The rho of ADMM, > 0.
+      initial_multiplier: Multiplier y of all edges, components and transitions before the first
+        exchange of an iteration, finite; 1 in the authors' code.
       num_exchanges: Exchanges of an iteration, each of which takes two trust region steps, >= 1.
         Static.
       edges: Pairs of agents that are neighbours; None for all pairs. Static.
@@ -72,6 +75,7 @@ class Config(MultiAgentConfig, trpo.Config):
     backtrack: ArrayLike = 0.5
     slack: ArrayLike = 1.5
     penalty: ArrayLike = 1.0
+    initial_multiplier: ArrayLike = 1.0
     num_exchanges: int = static(100)
     edges: tuple[tuple[int, int], ...] | None = static(None)
 
@@ -86,6 +90,7 @@ class Config(MultiAgentConfig, trpo.Config):
         """Raises ValueError, which names the field, before anything is compiled."""
         super().validate()
         check_number("penalty", self.penalty, above=0.0)
+        check_number("initial_multiplier", self.initial_multiplier, above=-math.inf, below=math.inf)
         check_count("num_exchanges", self.num_exchanges, at_least=1)
         self.neighbours(self.environment.num_agents)
 
@@ -293,7 +298,9 @@ class MATRPO(MultiAgent):
             return (members, consensus, fractions.at[edge].set(taken)), None
 
         shape = (number, *old_log_prob.shape)
-        first = Consensus(*(jnp.full(shape, x, old_log_prob.dtype) for x in (0.0, 1.0)))
+        first = Consensus(
+            *(jnp.full(shape, x, old_log_prob.dtype) for x in (0.0, config.initial_multiplier))
+        )
         turns = jnp.asarray(edges)[jnp.arange(config.num_exchanges) % len(edges)]
         carry = start, first, jnp.zeros(number, old_log_prob.dtype)
         (members, _, fractions), _ = jax.lax.scan(meet, carry, turns)
