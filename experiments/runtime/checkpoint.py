@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from experiments.runtime.digests import file_digest, sealed, unsealed
@@ -57,7 +59,8 @@ class Checkpoints:
         self._keep = keep
         self._about = about
         self._whole: dict[int, CheckpointMetadata] = {}
-        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        handlers = {"state": ocp.StandardCheckpointHandler(), "mark": ocp.JsonCheckpointHandler()}
+        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             steps = [int(name) for path in self.folder.iterdir() if (name := path.name).isdecimal()]
@@ -117,11 +120,16 @@ class Checkpoints:
     def restore(self, like: Any) -> Any:
         """The state of the newest whole checkpoint, with the structure and placement of `like`.
 
-        Raises SaveError if what was saved has another structure.
+        Raises SaveError if what was saved has another structure, or an array of another shape or
+        dtype.
         """
         path = self.folder / str(self.latest().step)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         try:
+            # Orbax would cast a dtype in silence, and leave threads that crash at another shape.
+            saved = self._checkpointer.metadata(path).item_metadata["state"].tree
+            if different := _difference(_arrays(saved), _arrays(like)):
+                raise ValueError(different)
             return self._checkpointer.restore(path, args=arguments)["state"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise SaveError(f"{path} does not fit this run: {_first_line(error)}") from error
@@ -184,6 +192,28 @@ class Checkpoints:
             if not rest:  # a half-deleted checkpoint must not be taken for a damaged one
                 path = path.rename(path.with_name(f"{step}.aside"))
             _remove(path)
+
+
+def _arrays(state: Any) -> dict[str, str]:
+    """The dtype and shape of each array of a state as Orbax keeps them, by its place."""
+    found = {}
+    for place, leaf in jax.tree.leaves_with_path(state):
+        kept = leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            kept = jax.eval_shape(jax.random.key_data, leaf)
+        name = jax.tree_util.keystr(place, simple=True, separator=".")
+        found[name] = f"{kept.dtype}{[*kept.shape]}"
+    return found
+
+
+def _difference(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """The first array that a checkpoint and a run do not share, in words; empty for none."""
+    for name in wanted:
+        if name not in saved:
+            return f"it has no {name}"
+        if saved[name] != wanted[name]:
+            return f"{name} is {saved[name]} in it and {wanted[name]} here"
+    return next((f"it also has {name}" for name in saved if name not in wanted), "")
 
 
 def _files(path: Path) -> dict[str, Path]:

@@ -72,6 +72,25 @@ def test_placement_follows_like(checkpoints: Checkpoints) -> None:
     np.testing.assert_array_equal(restored, np.arange(8.0))
 
 
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"x": jnp.zeros((2, 4))}, r"x is float32\[2, 3\] in it and float32\[2, 4\] here"),
+        ({"x": jnp.zeros((2, 3), int)}, r"x is float32\[2, 3\] in it and int32\[2, 3\] here"),
+        ({"x": jnp.zeros((2, 3)), "y": [jnp.zeros(1)]}, "it has no y.0"),
+        ({}, "it also has x"),
+    ],
+)
+def test_a_state_of_another_shape_dtype_or_structure(
+    like: Any, message: str, checkpoints: Checkpoints, tmp_path: Path, capfd: Any
+) -> None:
+    """Orbax itself would cast the dtype, and print a page for a shape, or crash."""
+    checkpoints.save({"x": jnp.zeros((2, 3))}, METADATA)
+    with pytest.raises(SaveError, match=rf"10 does not fit this run: {message}$"):
+        checkpoints.restore(like)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_unfinished_and_half_deleted_are_ignored(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for step in (10, 20):
         checkpoints.save({"x": jnp.float32(step)}, METADATA._replace(step=step))
