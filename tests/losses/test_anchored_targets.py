@@ -246,6 +246,14 @@ def test_the_unit_of_the_rewards_does_not_matter():
         np.testing.assert_allclose(rewards_of(scale * z, epsilon=0.0), expected, rtol=1e-5)
 
 
+def test_rewards_that_differ_by_rounding_are_equal():
+    one, two, three = np.float32(1.1), np.float32(2.2), np.float32(3.3)
+    rewards = jnp.array([(one + two) + three, (three + two) + one] * 2)
+    assert rewards[0] != rewards[1]
+    np.testing.assert_array_equal(reward_targets(rewards), 0.25)
+    assert reward_targets(rewards, tolerance=0.0)[0] > 0.4
+
+
 # ---- bad input
 
 

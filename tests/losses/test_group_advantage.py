@@ -379,7 +379,13 @@ def test_advantages_are_constants():
     ("call", "field"),
     [
         (lambda: soft_overlong_penalty(jnp.ones(2), cache=0), "cache must be > 0"),
+        (lambda: soft_overlong_penalty(jnp.ones(2), max_length=128), "cache must be <= 128"),
         (lambda: soft_overlong_penalty(jnp.ones(2), factor=-1.0), "factor must be >= 0"),
+        (lambda: token_rewards(OLD, MASK), "rewards must have the shape"),
+        (
+            lambda: reinforce_plus_plus_baseline_advantages(OLD, MASK, group_size=4),
+            "rewards must have the shape",
+        ),
         (lambda: soft_overlong_penalty(jnp.ones(2), max_length=0), "max_length must be > 0"),
         (lambda: informative_groups(jnp.ones(2), tolerance=-1.0), "tolerance must be >= 0"),
         (lambda: token_rewards(jnp.ones(2), MASK[:2], beta=-1.0), "beta must be >= 0"),

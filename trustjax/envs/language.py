@@ -19,6 +19,21 @@ from trustjax._checks import FieldError, check_choice, check_number
 PyTree = Any
 
 
+def check_padded_left(name: str, mask: jax.Array) -> None:
+    """Raises FieldError unless each row of a mask [rows, time] is True up to its end.
+
+    A traced mask passes.
+    """
+    if isinstance(mask, jax.core.Tracer):
+        return
+    given = np.asarray(mask) != 0
+    wrong = ~given[:, -1] | np.any(given[:, :-1] & ~given[:, 1:], 1)
+    if wrong.any():
+        must = "be True from the first token to the last of a row"
+        row = f"row {int(np.argmax(wrong))}"
+        raise FieldError(name, must, row, advice="pad on the left")
+
+
 class Prompts(NamedTuple):
     """Prompts, and what the reward must know of each.
 
@@ -41,13 +56,7 @@ class Prompts(NamedTuple):
             raise FieldError(
                 "prompts.mask", f"have the shape of the tokens, {shape}", np.shape(self.mask)
             )
-        mask = self.mask
-        if not isinstance(mask, jax.core.Tracer):
-            given = np.asarray(mask) != 0
-            if not given[:, -1].all() or np.any(given[:, :-1] & ~given[:, 1:]):
-                row = int(np.argmin(given[:, -1] & ~np.any(given[:, :-1] & ~given[:, 1:], 1)))
-                raise FieldError("prompts.mask", "be True from the first token to the last of a "
-                                 "row", f"row {row}", advice="pad on the left")  # fmt: skip
+        check_padded_left("prompts.mask", self.mask)
         for leaf in jax.tree.leaves(self.facts):
             if np.ndim(leaf) == 0 or len(leaf) != shape[0]:
                 got = f"shape {np.shape(leaf)}"

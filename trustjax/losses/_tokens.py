@@ -9,7 +9,7 @@ from trustjax._checks import FieldError, check_number
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
 from trustjax.losses._ratio import bounded_log_ratio, clip_log_ratio, log_ratio
-from trustjax.losses._shapes import check_shape, zero_masked
+from trustjax.losses._shapes import check_scalar, check_shape, zero_masked
 from trustjax.losses.kl_estimator import kl_estimate
 from trustjax.losses.reduction import masked_mean, reduce_tokens, token_mask
 
@@ -78,6 +78,8 @@ def per_token(name: str, values: jax.Array, mask: jax.Array) -> jax.Array:
 def finished(losses: jax.Array, tokens: Tokens, options: Options) -> jax.Array:
     """The policy's token losses, weighted, with the KL term, reduced to one number."""
     check_number("beta", options.beta, at_least=0.0)
+    if jnp.ndim(options.beta) != 0:  # [batch] would broadcast along time
+        check_shape("beta", jnp.asarray(options.beta), tokens.mask)
     if options.weights is not None:
         losses = losses * per_token("weights", options.weights, tokens.mask).astype(losses.dtype)
     if options.reference_log_probs is not None:
@@ -107,9 +109,9 @@ def surrogate(
     dual_clip: jax.typing.ArrayLike | None,
 ) -> jax.Array:
     """-min(r A, clip(r) A), for A < 0 at most -c A."""
-    check_number("clip", clip, at_least=0.0)
-    check_number("clip_high", clip_high, at_least=0.0)
-    check_number("dual_clip", dual_clip, above=1.0)
+    check_scalar("clip", clip, at_least=0.0)
+    check_scalar("clip_high", clip_high, at_least=0.0)
+    check_scalar("dual_clip", dual_clip, above=1.0)
     log_r = clip_log_ratio(log_r, advantages, clip, clip_high)
     if dual_clip is not None:
         highest = jnp.log(jnp.asarray(dual_clip, log_r.dtype))

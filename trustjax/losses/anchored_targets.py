@@ -10,11 +10,11 @@ Source: Wang, arXiv:2510.18913.
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import check_choice
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
 from trustjax.losses._candidates import candidates, count, masked_softmax, per_group
-from trustjax.losses._shapes import same_shape
+from trustjax.losses._shapes import check_scalar, same_shape
 
 
 def hard_targets(rewards: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -62,7 +62,7 @@ def bradley_terry_targets(
     Raises:
       ValueError: The shapes differ, or `temperature` is not > 0.
     """
-    check_number("temperature", temperature, above=0.0)
+    check_scalar("temperature", temperature, above=0.0)
     (rejected,) = same_shape(chosen_rewards, rejected_rewards=rejected_rewards)
     margin = jax.lax.stop_gradient(widened(chosen_rewards) - rejected)
     return jax.nn.sigmoid(margin / jnp.asarray(temperature, margin.dtype))
@@ -75,6 +75,7 @@ def reward_targets(
     scale: str = "std",
     ddof: int = 1,
     epsilon: jax.typing.ArrayLike = 1e-8,
+    tolerance: float = 5e-7,
     where: jax.Array | None = None,
 ) -> jax.Array:
     r"""The softmax of the rewards, normalised within each group ("Listwise-Raw").
@@ -90,6 +91,9 @@ def reward_targets(
       scale: "std", or "none" for A_i = R_i minus the mean, which is the softmax of R / beta_r.
       ddof: 1, as in the paper's code, or 0, subtracted from the number of candidates in s.
       epsilon: Small number that is added to s, >= 0.
+      tolerance: Rewards of a group whose maximum and minimum differ by no more than this share of
+        the larger magnitude count as equal, >= 0: sums of rounded numbers differ by that much, and
+        s would amplify it.
       where: Candidates to include, bool, broadcastable to [..., P].
 
     Returns:
@@ -106,10 +110,11 @@ def reward_targets(
     [0.9479 0.0174 0.0174 0.0174]
     """
     check_choice("scale", scale, ("std", "none"))
-    check_number("ddof", ddof, at_least=0, at_most=1)
-    check_number("epsilon", epsilon, at_least=0.0)
+    check_scalar("ddof", ddof, at_least=0, at_most=1)
+    check_scalar("epsilon", epsilon, at_least=0.0)
+    check_scalar("tolerance", tolerance, at_least=0.0)
     kept, rewards = candidates(where, rewards=jax.lax.stop_gradient(rewards))
-    centred = _centred(rewards, kept)
+    centred = _centred(rewards, kept, tolerance)
     if scale == "std":
         deviation = _deviation(centred, kept, ddof) + jnp.asarray(epsilon, rewards.dtype)
         centred = centred / jnp.where(deviation == 0, jnp.ones_like(deviation), deviation)
@@ -199,9 +204,9 @@ def target_entropy_temperature(
     Source: wk222/verlm, commit 88f702e7, `compute_adaptive_tau`.
     """
     for name, number in {"base": base, "minimum": minimum}.items():
-        check_number(name, number, above=0.0)
-    check_number("alpha", alpha)
-    check_number("epsilon", epsilon, at_least=0.0)
+        check_scalar(name, number, above=0.0)
+    check_scalar("alpha", alpha)
+    check_scalar("epsilon", epsilon, at_least=0.0)
     kept, target = candidates(where, target=jax.lax.stop_gradient(target))
     base, alpha, minimum = (jnp.asarray(x, target.dtype) for x in (base, alpha, minimum))
     offset = target + jnp.asarray(epsilon, target.dtype)
@@ -255,9 +260,9 @@ def smooth_hybrid_temperature(
     Source: arXiv:2510.18913, Eq. 8.
     """
     for name, number in {"base": base, "minimum": minimum, "maximum": maximum}.items():
-        check_number(name, number, above=0.0)
+        check_scalar(name, number, above=0.0)
     for name, number in {"alpha": alpha, "beta": beta}.items():
-        check_number(name, number)
+        check_scalar(name, number)
     entropy, rewards = jax.lax.stop_gradient((entropy, rewards))
     kept, rewards = candidates(where, rewards=rewards)
     (entropy,) = same_shape(rewards[..., 0], entropy=entropy)
@@ -282,13 +287,15 @@ def smooth_hybrid_temperature(
     return jnp.clip(tau, minimum, maximum)
 
 
-def _centred(rewards: jax.Array, kept: jax.Array) -> jax.Array:
+def _centred(rewards: jax.Array, kept: jax.Array, tolerance: float = 5e-7) -> jax.Array:
     """Rewards minus the mean of their group, exactly 0 where all are equal, and 0 where masked."""
     mean = jnp.sum(rewards, -1, keepdims=True) / count(kept, rewards.dtype)
     lowest = jnp.min(rewards, -1, keepdims=True, where=kept, initial=jnp.inf)
     highest = jnp.max(rewards, -1, keepdims=True, where=kept, initial=-jnp.inf)
-    # The mean of equal numbers is rounded, and dividing by s would amplify the difference.
-    return jnp.where(kept & (lowest != highest), rewards - mean, jnp.zeros_like(rewards))
+    # Equal numbers, or their mean, may be rounded; dividing by s would amplify the difference.
+    magnitude = jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
+    equal = (lowest == highest) | (highest - lowest <= tolerance * magnitude)
+    return jnp.where(kept & ~equal, rewards - mean, jnp.zeros_like(rewards))
 
 
 def _deviation(centred: jax.Array, kept: jax.Array, ddof: int) -> jax.Array:

@@ -13,9 +13,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_number
 from trustjax._sharding import AxisName, gathered, summed
 from trustjax.losses._ratio import bounded_log_ratio, clipped_sides
+from trustjax.losses._shapes import check_scalar
 from trustjax.losses._tokens import tokens_of
 from trustjax.losses.reduction import masked_mean
 
@@ -57,7 +57,7 @@ def clip_cov_mask(
 
     Source: Cui et al., arXiv:2505.22617; verl's `clip_cov`.
     """
-    check_number("share", share, above=0.0, at_most=1.0)
+    check_scalar("share", share, above=0.0, at_most=1.0)
     tokens = tokens_of(log_probs, old_log_probs, advantages, mask)
     covariance = _covariance(tokens.log_probs, tokens.advantages, tokens.mask, axis_name)
     dtype = covariance.dtype
@@ -102,7 +102,7 @@ def kl_cov_mask(
 
     Source: Cui et al., arXiv:2505.22617; verl's `kl_cov`.
     """
-    check_number("share", share, above=0.0, at_most=1.0)
+    check_scalar("share", share, above=0.0, at_most=1.0)
     tokens = tokens_of(log_probs, log_probs, advantages, mask)
     covariance = _covariance(tokens.log_probs, tokens.advantages, tokens.mask, axis_name)
     ranked = jnp.where(tokens.mask, covariance, jnp.full_like(covariance, -jnp.inf))

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice
 from trustjax._sharding import AxisName
 from trustjax.losses._pairs import both_or_none, bounded_expm1, length_normalised, rows, smoothed
+from trustjax.losses._shapes import check_scalar
 
 
 class _Pairs(NamedTuple):
@@ -268,7 +269,7 @@ def dpo_loss(
     """
     check_choice("variant", variant, _VARIANTS)
     check_choice("f_divergence_type", f_divergence_type, _SCORES)
-    check_number("beta", beta, above=0.0)
+    check_scalar("beta", beta, above=0.0)
     options = {
         "chosen_lengths": chosen_lengths,
         "rejected_lengths": rejected_lengths,
@@ -325,7 +326,7 @@ def _check_options(
     row = _VARIANTS[variant]
     advice = f"variant {variant!r} does not read it"
     # Without smoothing, 0 says what the variant does anyway; all else would be ignored.
-    check_number("label_smoothing", label_smoothing, **(row.smoothing or _SHARE))
+    check_scalar("label_smoothing", label_smoothing, **(row.smoothing or _SHARE))
     is_zero = not isinstance(label_smoothing, jax.core.Tracer) and np.all(
         np.asarray(label_smoothing) == 0
     )
@@ -337,4 +338,4 @@ def _check_options(
         if value is None and name in row.requires:
             raise FieldError(name, f"be given for variant {variant!r}", value)
     both_or_none(options["chosen_lengths"], options["rejected_lengths"])
-    check_number("discopop_tau", options["discopop_tau"], above=0.0)
+    check_scalar("discopop_tau", options["discopop_tau"], above=0.0)

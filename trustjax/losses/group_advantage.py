@@ -16,11 +16,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, is_concrete_number
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName, summed
-from trustjax.losses._shapes import check_shape, zero_masked
+from trustjax.losses._shapes import check_scalar, check_shape, zero_masked
 from trustjax.losses._tokens import per_token
 from trustjax.losses.advantage import accumulate, group_relative
 from trustjax.losses.kl_estimator import kl_estimate
@@ -49,7 +50,7 @@ def soft_overlong_penalty(
     Args:
       lengths: Lengths L of answers in tokens, [...].
       max_length: Maximum length L_max, > 0.
-      cache: Tokens L_cache before it over which the penalty grows, > 0.
+      cache: Tokens L_cache before it over which the penalty grows, > 0, at most L_max.
       factor: Largest penalty f, >= 0.
       bounded: Whether answers beyond L_max are penalised by f, as in the paper; otherwise by more,
         as in verl.
@@ -66,9 +67,11 @@ def soft_overlong_penalty(
     >>> print(soft_overlong_penalty(jnp.array([10, 14, 16, 20]), max_length=16, cache=4))
     [ 0.  -0.5 -1.  -1. ]
     """
-    check_number("max_length", max_length, above=0.0)
-    check_number("cache", cache, above=0.0)
-    check_number("factor", factor, at_least=0.0)
+    check_scalar("max_length", max_length, above=0.0)
+    check_scalar("cache", cache, above=0.0)
+    if is_concrete_number(max_length):
+        check_scalar("cache", cache, at_most=float(np.min(max_length)))
+    check_scalar("factor", factor, at_least=0.0)
     lengths = widened(lengths)
     dtype = lengths.dtype
     cache = jnp.asarray(cache, dtype)
@@ -102,7 +105,7 @@ def informative_groups(
 
     Source: dynamic sampling of Yu et al., arXiv:2503.14476, Eq. 11.
     """
-    check_number("tolerance", tolerance, at_least=0.0)
+    check_scalar("tolerance", tolerance, at_least=0.0)
     rewards = widened(rewards)
     spread = jnp.max(rewards, axis, keepdims=True) - jnp.min(rewards, axis, keepdims=True)
     return jnp.broadcast_to(spread > jnp.asarray(tolerance, rewards.dtype), rewards.shape)
@@ -139,9 +142,10 @@ def token_rewards(
     Raises:
       ValueError: The shapes do not fit, `beta` < 0, or only one of the log-probabilities is given.
     """
-    check_number("beta", beta, at_least=0.0)
+    check_scalar("beta", beta, at_least=0.0)
     keep = token_mask(mask, mask)
     last = keep & (jnp.cumsum(keep, -1) == jnp.sum(keep, -1, keepdims=True))
+    check_shape("rewards", rewards, keep[:, 0])
     placed = zero_masked(per_token("rewards", rewards, keep), last)
     if log_probs is None and reference_log_probs is None:
         return placed
@@ -188,7 +192,7 @@ def reinforce_plus_plus_advantages(
 
     Source: Hu et al., arXiv:2501.03262, Eq. 8.
     """
-    check_number("discount", discount, at_least=0.0, at_most=1.0)
+    check_scalar("discount", discount, at_least=0.0, at_most=1.0)
     keep = token_mask(rewards, mask)
     rewards = zero_masked(widened(jax.lax.stop_gradient(rewards)), keep)
     gamma = jnp.asarray(discount, rewards.dtype)
@@ -223,8 +227,9 @@ def reinforce_plus_plus_baseline_advantages(
 
     Source: Hu et al., arXiv:2501.03262, Section 3.
     """
-    centred = group_relative(rewards, scale="none", group_size=group_size)
     keep = token_mask(mask, mask)
+    check_shape("rewards", rewards, keep[:, 0])
+    centred = group_relative(rewards, scale="none", group_size=group_size)
     return _whitened(per_token("rewards", centred, keep), keep, epsilon, axis_name)
 
 
@@ -324,9 +329,9 @@ def trust_grpo_advantages(
     Source: Fan et al., arXiv:2505.17018, Eqs. 5 to 7; code: kxfan2002/SophiaVL-R1.
     """
     check_choice("form", form, ("paper", "code"))
-    check_number("step", step, at_least=0.0)
-    check_number("total_steps", total_steps, above=0.0)
-    check_number("alpha", alpha, at_least=0.0)
+    check_scalar("step", step, at_least=0.0)
+    check_scalar("total_steps", total_steps, above=0.0)
+    check_scalar("alpha", alpha, at_least=0.0)
     if not callable(schedule):
         check_choice("schedule", schedule, SCHEDULES)
         schedule = SCHEDULES[schedule]

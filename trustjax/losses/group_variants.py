@@ -17,10 +17,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_number
 from trustjax._sharding import AxisName
 from trustjax.losses._ratio import LARGEST_LOG_RATIO, bounded_log_ratio, clip_log_ratio
-from trustjax.losses._shapes import zero_masked
+from trustjax.losses._shapes import check_scalar, zero_masked
 from trustjax.losses._tokens import (
     Options,
     finished,
@@ -69,8 +68,8 @@ def cispo_loss(
 
     Source: MiniMax-M1, arXiv:2506.13585, Eqs. 4 and 5.
     """
-    check_number("clip", clip, at_least=0.0)
-    check_number("clip_high", clip_high, at_least=0.0)
+    check_scalar("clip", clip, at_least=0.0)
+    check_scalar("clip_high", clip_high, at_least=0.0)
     tokens = tokens_of(log_probs, old_log_probs, advantages, mask)
     ratio = jnp.exp(bounded_log_ratio(jax.lax.stop_gradient(tokens.log_ratio)))
     lowest = 1 - jnp.asarray(clip, ratio.dtype)
@@ -115,8 +114,8 @@ def sapo_loss(
 
     Source: Gao et al., arXiv:2511.20347.
     """
-    check_number("tau_positive", tau_positive, above=0.0)
-    check_number("tau_negative", tau_negative, above=0.0)
+    check_scalar("tau_positive", tau_positive, above=0.0)
+    check_scalar("tau_negative", tau_negative, above=0.0)
     tokens = tokens_of(log_probs, old_log_probs, advantages, mask)
     ratio = jnp.exp(bounded_log_ratio(tokens.log_ratio))
     dtype = ratio.dtype
@@ -163,8 +162,8 @@ def gmpo_loss(
 
     Source: Zhao et al., arXiv:2507.20673, whose range is (e^-0.4, e^0.4).
     """
-    check_number("clip", clip, at_least=0.0)
-    check_number("clip_high", clip_high, at_least=0.0)
+    check_scalar("clip", clip, at_least=0.0)
+    check_scalar("clip_high", clip_high, at_least=0.0)
     tokens = tokens_of(log_probs, old_log_probs, advantages, mask)
     low = jnp.asarray(clip, tokens.log_ratio.dtype)
     high = low if clip_high is None else jnp.asarray(clip_high, low.dtype)
@@ -219,9 +218,9 @@ def vespo_loss(
     Source: VESPO as in TRL's `GRPOTrainer.get_gamma_weights`.
     """
     for name, number in (("k_positive", k_positive), ("k_negative", k_negative)):
-        check_number(name, number, at_least=0.0)
-    check_number("lambda_positive", lambda_positive, above=0.0)
-    check_number("lambda_negative", lambda_negative, above=0.0)
+        check_scalar(name, number, at_least=0.0)
+    check_scalar("lambda_positive", lambda_positive, above=0.0)
+    check_scalar("lambda_negative", lambda_negative, above=0.0)
     tokens = tokens_of(log_probs, old_log_probs, advantages, mask)
     bound, dtype = LARGEST_LOG_RATIO, tokens.log_ratio.dtype
     log_w = jnp.sum(jnp.clip(tokens.log_ratio, -bound, bound), -1, keepdims=True)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._dtypes import widened
 from trustjax.losses._ratio import exp_times, times
-from trustjax.losses._shapes import check_shape, same_shape
+from trustjax.losses._shapes import check_scalar, check_shape, same_shape
 
 
 def mdpo_actor_loss(
@@ -53,7 +53,7 @@ def mdpo_actor_loss(
       q_value: Q(s, a), float [...].
       step_size: Step size t, > 0. It should be at most 1 / lambda, because a larger one repels the
         policy from the old one.
-      temperature: Entropy weight lambda, >= 0.
+      temperature: Entropy weight lambda, >= 0; a constant for gradients.
       order: Order q' of the divergence, in [1, 2], as a Python number.
       event_axis: Axis of `log_prob` over which the q-logarithms of the dimensions of an action are
         summed, as in the authors' code; None if `log_prob` is the one of the whole action. Both
@@ -69,8 +69,8 @@ def mdpo_actor_loss(
     Source: arXiv:2005.09814, Eq. 4 and Section 5, with the sign and the weights of
     manantomar/Mirror-Descent-Policy-Optimization, divided by t.
     """
-    check_number("step_size", step_size, above=0.0)
-    check_number("temperature", temperature, at_least=0.0)
+    check_scalar("step_size", step_size, above=0.0)
+    check_scalar("temperature", temperature, at_least=0.0)
     if jnp.shape(old_log_prob) != jnp.shape(log_prob):
         raise FieldError(
             "old_log_prob",
@@ -83,7 +83,7 @@ def mdpo_actor_loss(
     new, old = logs
     check_shape("q_value", q_value, new)
     weight = 1 / jnp.asarray(step_size, new.dtype)
-    entropy_weight = jnp.asarray(temperature, new.dtype)
+    entropy_weight = jax.lax.stop_gradient(jnp.asarray(temperature, new.dtype))
     # Eq. 4 divided by t. The factor q' of the old policy comes from the gradient of the Bregman
     # divergence at pi_k.
     return weight * new + times(order * (entropy_weight - weight), old) - widened(q_value)
@@ -111,7 +111,7 @@ def sac_actor_loss(
 
     Source: Haarnoja et al., arXiv:1812.05905, Eq. 7.
     """
-    check_number("temperature", temperature, at_least=0.0)
+    check_scalar("temperature", temperature, at_least=0.0)
     check_shape("q_value", q_value, log_prob)
     log_prob = widened(log_prob)
     weight = jax.lax.stop_gradient(jnp.asarray(temperature, log_prob.dtype))
@@ -143,7 +143,7 @@ def sac_critic_loss(
       next_log_prob: log pi(a' | s'), same shape.
       terminated: Whether the episode terminated at the step, bool, same shape.
       discount: Discount factor gamma per step, in [0, 1].
-      temperature: Entropy weight lambda, >= 0.
+      temperature: Entropy weight lambda, >= 0; a constant for gradients.
 
     Returns:
       Losses [...] in float32 at least; y is a constant for gradients.
@@ -154,8 +154,8 @@ def sac_critic_loss(
 
     Source: arXiv:1812.05905, Eq. 5 and 6.
     """
-    check_number("discount", discount, at_least=0.0, at_most=1.0)
-    check_number("temperature", temperature, at_least=0.0)
+    check_scalar("discount", discount, at_least=0.0, at_most=1.0)
+    check_scalar("temperature", temperature, at_least=0.0)
     rewards, next_q_value, next_log_prob = same_shape(
         q_value, rewards=rewards, next_q_value=next_q_value, next_log_prob=next_log_prob
     )
@@ -192,11 +192,13 @@ def temperature_loss(
       Losses [...] in float32 at least.
 
     Raises:
-      ValueError: `form` is unknown.
+      ValueError: `form` is unknown, or a number is an array of several.
 
     Source: arXiv:1812.05905, Eq. 18.
     """
     check_choice("form", form, ("log", "exponential"))
+    check_scalar("log_temperature", log_temperature)
+    check_scalar("target_entropy", target_entropy)
     log_prob = widened(jax.lax.stop_gradient(log_prob))
     log_temperature = widened(log_temperature)
     # Positive where the entropy is above its target, which lowers the temperature.
@@ -226,7 +228,7 @@ def mdpo_forward_loss(
       old_log_prob: log pi_k of the actions, same shape; a constant for gradients.
       q_value: Q of the actions, same shape; a constant for gradients.
       step_size: Step size t, > 0.
-      temperature: Entropy weight lambda, >= 0.
+      temperature: Entropy weight lambda, >= 0; a constant for gradients.
       drawn: Whether the actions are samples of pi_k. Their weights are then pi_k^(-lambda t)
         exp(t Q), normalised over the samples. Otherwise they are all actions there are.
 
@@ -239,15 +241,16 @@ def mdpo_forward_loss(
     Source: Mei et al., On Principled Entropy Exploration in Policy Optimization, IJCAI 2019, which
     arXiv:2005.09814 describes as its own method with the other direction of the KL.
     """
-    check_number("step_size", step_size, above=0.0)
-    check_number("temperature", temperature, at_least=0.0)
+    check_scalar("step_size", step_size, above=0.0)
+    check_scalar("temperature", temperature, at_least=0.0)
     old_log_prob, q_value = jax.lax.stop_gradient(
         same_shape(log_prob, old_log_prob=old_log_prob, q_value=q_value)
     )
     log_prob = widened(log_prob)
     step = jnp.asarray(step_size, log_prob.dtype)
     # Samples of pi_k already carry one factor of pi_k in their frequency.
-    power = (0.0 if drawn else 1.0) - jnp.asarray(temperature, log_prob.dtype) * step
+    weight = jax.lax.stop_gradient(jnp.asarray(temperature, log_prob.dtype))
+    power = (0.0 if drawn else 1.0) - weight * step
     possible = old_log_prob != -jnp.inf
     safe = jnp.where(possible, old_log_prob, jnp.zeros_like(old_log_prob))
     weights = jax.nn.softmax(power * safe + step * q_value, where=possible)

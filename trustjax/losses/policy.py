@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from trustjax._checks import check_number
 from trustjax._dtypes import widened
 from trustjax.losses._ratio import clip_log_ratio, exp_times, log_ratio
-from trustjax.losses._shapes import same_shape
+from trustjax.losses._shapes import check_scalar, same_shape
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss
 from trustjax.losses.off_policy import sac_actor_loss as sac_actor_loss
 from trustjax.losses.off_policy import sac_critic_loss as sac_critic_loss
@@ -78,7 +78,7 @@ def ppo_clip_loss(
 
     Source: Schulman et al., arXiv:1707.06347, Eq. 7, which is maximised.
     """
-    check_number("clip", clip, at_least=0.0)
+    check_scalar("clip", clip, at_least=0.0)
     log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
     # Eq. 7 clips r only where that lowers the objective: above if A > 0, below if A < 0.
     log_r = clip_log_ratio(log_r, advantage, clip, None)
@@ -216,7 +216,7 @@ def mdpo_loss(
 
     Source: Tomar et al., arXiv:2005.09814, Eq. 5, which is maximised.
     """
-    check_number("step_size", step_size, above=0.0)
+    check_scalar("step_size", step_size, above=0.0)
     log_r, advantage = _weighed(log_prob, old_log_prob, advantage)
     kl = same_shape(log_prob, kl=kl)[0]
     # Eq. 5 with its sign turned; the new policy comes first in the KL.
@@ -256,7 +256,7 @@ def value_loss(
     error = jnp.square(values - returns)
     if clip is None:
         return error
-    check_number("clip", clip, at_least=0.0)
+    check_scalar("clip", clip, at_least=0.0)
     width = jnp.asarray(clip, values.dtype)
     near = old_values + jnp.clip(values - old_values, -width, width)
     return jnp.maximum(error, jnp.square(near - returns))

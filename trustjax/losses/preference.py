@@ -23,9 +23,10 @@ too far is driven back.
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice
 from trustjax._sharding import AxisName, summed
 from trustjax.losses._pairs import rows
+from trustjax.losses._shapes import check_scalar
 from trustjax.losses.dpo import dpo_loss as dpo_loss
 from trustjax.losses.reference_free import alphapo_loss as alphapo_loss
 from trustjax.losses.reference_free import cpo_loss as cpo_loss
@@ -76,7 +77,7 @@ def cr_dpo_loss(
     Source: CR-DPO, Huang et al., arXiv:2410.14675; per sequence: iterative RPO, arXiv:2404.19733.
     """
     check_choice("weighted", weighted, ("nll", "preference"))
-    check_number("rpo_alpha", rpo_alpha, at_least=0.0)
+    check_scalar("rpo_alpha", rpo_alpha, at_least=0.0)
     preference = dpo_loss(
         policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=beta, where=where
     )
@@ -136,9 +137,9 @@ def kto_loss(
     code and TRL; APO, arXiv:2408.06266, Eq. 7.
     """
     check_choice("variant", variant, ("kto", "apo_zero_unpaired"))
-    check_number("beta", beta, above=0.0)
-    check_number("desirable_weight", desirable_weight, at_least=0.0)
-    check_number("undesirable_weight", undesirable_weight, at_least=0.0)
+    check_scalar("beta", beta, above=0.0)
+    check_scalar("desirable_weight", desirable_weight, at_least=0.0)
+    check_scalar("undesirable_weight", undesirable_weight, at_least=0.0)
     included, (log_prob, log_ref, *kl) = rows(
         where, policy=policy, reference=reference, **_mismatched(variant, policy_kl, reference_kl)
     )
@@ -201,7 +202,7 @@ def preference_metrics(
 
     Source: the names are those of TRL.
     """
-    check_number("beta", beta, above=0.0)
+    check_scalar("beta", beta, above=0.0)
     included, (policy_w, policy_l, reference_w, reference_l) = rows(
         where,
         policy_chosen=policy_chosen,

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_choice, check_count, check_number
+from trustjax._checks import FieldError, check_choice, check_count
 from trustjax.losses._candidates import candidates
 from trustjax.losses._ratio import log_ratio
-from trustjax.losses._shapes import check_shape
+from trustjax.losses._shapes import check_scalar, check_shape
 
 
 def ranking_of(rewards: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -95,9 +95,9 @@ def plackett_luce_loss(
     2.2412133
     """
     check_count("top_k", top_k, at_least=1)
-    check_number("temperature", temperature, above=0.0)
-    check_number("label_smoothing", label_smoothing, at_least=0.0, at_most=1.0)
-    check_number("poly_epsilon", poly_epsilon, at_least=0.0)
+    check_scalar("temperature", temperature, above=0.0)
+    check_scalar("label_smoothing", label_smoothing, at_least=0.0, at_most=1.0)
+    check_scalar("poly_epsilon", poly_epsilon, at_least=0.0)
     check_choice("reduction", reduction, ("sum", "mean"))
     _check_ranking(ranking, scores)
     kept, scores = candidates(where, at_least=2, scores=scores)
@@ -152,7 +152,7 @@ def pl_dpo_loss(
 
     Source: Rafailov et al., arXiv:2305.18290, Appendix A.3.
     """
-    check_number("beta", beta, above=0.0)
+    check_scalar("beta", beta, above=0.0)
     reference_logits = jax.lax.stop_gradient(reference_logits)
     kept, logits, reference_logits = candidates(
         where, at_least=2, logits=logits, reference_logits=reference_logits

@@ -16,10 +16,10 @@ pass the number of tokens of the step as `normalizer` and add the losses up.
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName, summed
-from trustjax.losses._shapes import check_shape, zero_masked
+from trustjax.losses._shapes import check_scalar, check_shape, zero_masked
 
 REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant", "none")
 
@@ -64,7 +64,7 @@ def reduce_tokens(
     constant 2.25
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    check_number("normalizer", normalizer, above=0.0)
+    check_scalar("normalizer", normalizer, above=0.0)
     if normalizer is not None and reduction != "constant":
         raise FieldError("normalizer", f'be None for reduction="{reduction}"', normalizer)
     losses, mask = widened(losses), token_mask(losses, mask)

@@ -20,6 +20,7 @@ import numpy as np
 from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._sharding import AxisName, summed
 from trustjax.losses._pairs import both_or_none, bounded_expm1, length_normalised, rows, smoothed
+from trustjax.losses._shapes import check_scalar
 from trustjax.losses.dpo import dpo_loss
 
 
@@ -106,7 +107,7 @@ def cpo_loss(
     Source: Xu et al., arXiv:2401.08417; forms and defaults of TRL.
     """
     check_choice("variant", variant, ("sigmoid", "hinge", "ipo"))
-    check_number("cpo_alpha", cpo_alpha, at_least=0.0)
+    check_scalar("cpo_alpha", cpo_alpha, at_least=0.0)
     lengths: dict[str, Any] = {}
     if variant == "ipo":
         lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
@@ -208,8 +209,8 @@ def alphapo_loss(
 
     Source: Gupta et al., arXiv:2501.03884; TRL's "alphapo".
     """
-    check_number("beta", beta, above=0.0)
-    check_number("label_smoothing", label_smoothing, at_least=0.0, at_most=1.0)
+    check_scalar("beta", beta, above=0.0)
+    check_scalar("label_smoothing", label_smoothing, at_least=0.0, at_most=1.0)
     included, mean_w, mean_l = _means(
         policy_chosen, policy_rejected, chosen_lengths, rejected_lengths, where
     )
@@ -265,7 +266,7 @@ def orpo_loss(
     Source: Hong et al., arXiv:2403.07691, Eq. 6 and 7.
     """
     check_choice("nll_reduction", nll_reduction, ("batch_token", "sequence", "none"))
-    check_number("beta", beta, at_least=0.0)
+    check_scalar("beta", beta, at_least=0.0)
     included, mean_w, mean_l = _means(
         policy_chosen, policy_rejected, chosen_lengths, rejected_lengths, where
     )

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from trustjax._checks import FieldError, check_choice, check_number
 from trustjax._sharding import AxisName, gathered, summed
 from trustjax.losses._pairs import bounded_expm1
-from trustjax.losses._shapes import check_shape, masked
+from trustjax.losses._shapes import check_scalar, check_shape, masked
 from trustjax.losses.reduction import masked_mean, token_mask
 from trustjax.trust import trust_metrics
 
@@ -155,9 +155,9 @@ def trpa_loss(
 
     Source: Su et al., arXiv:2504.04524, after the authors' code (commit f372585).
     """
-    check_number("beta", beta, above=0.0)
-    check_number("kappa", kappa, above=0.0)
-    check_number("trust_coefficient", trust_coefficient, at_least=0.0)
+    check_scalar("beta", beta, above=0.0)
+    check_scalar("kappa", kappa, above=0.0)
+    check_scalar("trust_coefficient", trust_coefficient, at_least=0.0)
     check_choice("anisotropy", anisotropy, ("pair", "response"))
     check_choice("reduction", reduction, ("pair", "prompt"))
     check_choice("no_pairs", no_pairs, ("fallback", "zero"))
@@ -227,7 +227,7 @@ def trpa_trust_region(
     Source: arXiv:2504.04524, after the authors' code.
     """
     check_choice("trust_region", trust_region, ("k3", "root"))
-    check_number("max_kl", max_kl, above=0.0)
+    check_scalar("max_kl", max_kl, above=0.0)
     included = token_mask(log_probs, mask)
     log_probs, old_log_probs = masked(included, log_probs=log_probs, old_log_probs=old_log_probs)
     d = jax.lax.stop_gradient(old_log_probs) - log_probs

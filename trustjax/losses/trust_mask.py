@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from trustjax import trust
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import check_choice
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
 from trustjax.losses._ratio import bounded_log_ratio, clipped_sides
-from trustjax.losses._shapes import check_shape, zero_masked
+from trustjax.losses._shapes import check_scalar, check_shape, zero_masked
 from trustjax.losses._tokens import per_token, tokens_of
 from trustjax.losses.kl_estimator import KL_ESTIMATORS, kl_estimate
 from trustjax.losses.reduction import masked_mean, token_mask
@@ -104,8 +104,8 @@ def divergence_mask(
     [[False  True  True]]
     """
     check_choice("divergence", divergence, BINARY)
-    check_number("radius", radius, above=0.0)
-    check_number("radius_high", radius_high, above=0.0)
+    check_scalar("radius", radius, above=0.0)
+    check_scalar("radius_high", radius_high, above=0.0)
     tokens = tokens_of(log_probs, old_log_probs, advantages, mask)
     moved = jax.lax.stop_gradient(tokens.log_ratio)
     distance = _criterion(log_probs, old_log_probs, tokens.mask, "token", divergence)
@@ -156,7 +156,7 @@ def sequence_trust_mask(
     Source: Li et al., arXiv:2512.23075; verl's `rollout_rs`.
     """
     check_choice("criterion", criterion, CRITERIA)
-    check_number("radius", radius, above=0.0)
+    check_scalar("radius", radius, above=0.0)
     keep = token_mask(log_probs, mask)
     distance = _criterion(log_probs, old_log_probs, keep, criterion, divergence)
     return keep & (jnp.abs(distance) <= jnp.asarray(radius, distance.dtype))
@@ -233,8 +233,8 @@ def rollout_weights(
     """
     check_choice("level", level, ("token", "sequence"))
     check_choice("mode", mode, ("truncate", "mask"))
-    check_number("highest", highest, above=0.0)
-    check_number("lowest", lowest, above=0.0)
+    check_scalar("highest", highest, above=0.0)
+    check_scalar("lowest", lowest, above=0.0)
     advantages = jnp.zeros(jnp.shape(log_probs)[:1])
     tokens = tokens_of(log_probs, sampler_log_probs, advantages, mask)
     log_w = jax.lax.stop_gradient(tokens.log_ratio)
@@ -290,8 +290,8 @@ def trust_metrics(
       ValueError: The shapes do not fit, a number is out of range, or a name is unknown.
     """
     check_choice("criterion", criterion, CRITERIA)
-    check_number("clip", clip, at_least=0.0)
-    check_number("radius", radius, above=0.0)
+    check_scalar("clip", clip, at_least=0.0)
+    check_scalar("radius", radius, above=0.0)
     tokens = tokens_of(jax.lax.stop_gradient(log_probs), old_log_probs, advantages, mask)
     dtype, keep = tokens.log_ratio.dtype, tokens.mask
     distances = jnp.abs(_criterion(log_probs, old_log_probs, keep, criterion, divergence))

@@ -6,6 +6,7 @@ compiled, in which lanes of numbers differ; many tests read their results.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from trustjax.agents.language import (
     OnlineDPO,
     PolicyGradient,
     TrustGRPO,
+    answer_statistics,
+    fine_tuning_loss,
     pass_at_k,
 )
 from trustjax.agents.language.answers import Answers
@@ -36,7 +39,9 @@ from trustjax.losses import (
     leave_one_out,
     periodic_anchor,
     rloo_loss,
+    soft_overlong_penalty,
     trpa_loss,
+    trust_grpo_advantages,
 )
 from trustjax.models import Decoder
 
@@ -371,9 +376,24 @@ def test_chance_of_one_right_answer_among_k() -> None:
 
 
 @pytest.mark.parametrize(
+    ("n", "c", "k"), [(256, 1, 1), (5000, 1, 1), (10_000, 2, 10), (99, 40, 60)]
+)
+def test_chance_among_many_answers(n: int, c: int, k: int) -> None:
+    """Differences of log-factorials in float32 would lose all digits, and the sign."""
+    levels = np.where(np.arange(n) < c, 1, 2)[None]
+    expected = 1 - math.comb(n - c, k) / math.comb(n, k)
+    np.testing.assert_allclose(pass_at_k(levels, k), [expected], rtol=2e-5)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"num_samples": 0}, "num_samples must be >= 1, got 0"),
+        ({"num_samples": 1}, "num_samples must be >= 2, as the objective compares the answers"),
+        (
+            {"num_samples": 1, "objective": PolicyGradient(), "kl_to": None, "kl_target": None},
+            "num_samples must be >= 2, as the objective compares the answers",
+        ),
         ({"num_minibatches": 3}, "num_minibatches must divide the 4 prompts, got 3"),
         ({"temperature": 0.0}, "temperature must be > 0, got 0"),
         ({"kl_to": None}, "kl_to must name a policy where there is a kl_target, got None"),
@@ -408,6 +428,9 @@ def test_trust_of_the_reasoning_is_reported() -> None:
     found = TrustGRPO().metrics(answers)
     np.testing.assert_allclose(found["thinking/trust"], (np.exp(-0.55) + 1) / 2, rtol=1e-6)
     assert found["thinking/distrusted"] == 0.5
+    for options in ({"use_trust": False}, {"form": "code"}, {"threshold": 1.5}):
+        untrusted = TrustGRPO(shaped=functools.partial(trust_grpo_advantages, **options))
+        assert untrusted.metrics(answers) == {"thinking/trust": 1, "thinking/distrusted": 0}
     assert PolicyGradient().metrics(answers) == TRPA().metrics(answers) == {}
 
 
@@ -421,3 +444,16 @@ def test_objectives_name_what_does_not_fit() -> None:
         PolicyGradient(bare, weights=divergence_mask)
     with pytest.raises(ValueError, match="needs_reference must be True"):
         TRPA(needs_reference=False)
+    with pytest.raises(ValueError, match="advantage must be left out"):
+        TrustGRPO(advantage=leave_one_out)
+    with pytest.raises(ValueError, match="penalty must be left out"):
+        TrustGRPO(penalty=soft_overlong_penalty)
+
+
+def test_prompts_padded_on_the_right_are_refused() -> None:
+    """The answer's first token would be scored behind the padding."""
+    tokens, mask = jnp.array([[1, 5, 0]]), jnp.array([[True, True, False]])
+    params = MODEL.init(jax.random.key(0), tokens)["params"]
+    for score in (fine_tuning_loss, answer_statistics):
+        with pytest.raises(ValueError, match=r"prompt_mask must be True from .*, got row 0; pad on"):
+            score(MODEL, params, tokens, mask, tokens, mask)

@@ -42,7 +42,8 @@ class Config:
       objective: What the policy learns from its groups; see `objectives`. Static.
       num_updates: Number of iterations of the whole training, >= 1; static.
       num_prompts: Prompts of one iteration, >= 1; static.
-      num_samples: Answers n to each of them, its group, >= 1; static.
+      num_samples: Answers n to each of them, its group, >= 1, and >= 2 where the objective compares
+        them; static.
       max_new_tokens: Largest number of tokens of an answer, >= 1; static.
       stop_tokens: Tokens that end an answer; static.
       pad_token: Token of padding; static.
@@ -156,6 +157,10 @@ class Config:
             "num_epochs", "num_minibatches", "chunk", "lora_rank",
         ):  # fmt: skip
             check_count(name, getattr(self, name), at_least=1)
+        fewest = getattr(self.objective, "smallest_group", 1)
+        if self.num_samples < fewest:
+            must = f"be >= {fewest}, as the objective compares the answers to a prompt"
+            raise FieldError("num_samples", must, self.num_samples)
         for name in (
             "temperature", "kl_target", "max_kl", "learning_rate", "max_grad_norm", "lora_alpha",
         ):  # fmt: skip

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
 
 from trustjax._checks import FieldError, check_count
 from trustjax.agents.algorithm import PyTree
@@ -78,12 +77,9 @@ def pass_at_k(levels: jax.Array, k: int) -> jax.Array:
     if k > size:
         raise FieldError("k", f"be <= {size}, the number of answers", k)
     wrong = jnp.sum(levels != 1, -1).astype(jnp.float32)
-    # Binomials in logarithms; fewer than k wrong answers leave no way to miss.
-    enough = wrong >= k
-    counted = jnp.where(enough, wrong, float(k))
-
-    def log_ways(n: jax.Array | float) -> jax.Array:
-        return gammaln(jnp.asarray(n) + 1.0) - gammaln(jnp.asarray(n) - k + 1.0)
-
-    missed = jnp.exp(log_ways(counted) - log_ways(float(size)))
-    return jnp.where(enough, 1 - missed, 1.0)
+    # The ratio of binomials is the product of 1 - c / (n - i) over the k tries. Its logarithm is a
+    # sum of small numbers, where those of the binomials are differences of large ones.
+    enough = wrong >= k  # fewer than k wrong answers leave no way to miss
+    right = jnp.where(enough, size - wrong, 0.0)
+    missed = jnp.sum(jnp.log1p(-right[..., None] / (size - jnp.arange(k))), -1)
+    return jnp.where(enough, -jnp.expm1(missed), 1.0)

@@ -43,6 +43,9 @@ class Objective(Protocol):
       needs_reference: Whether `loss` reads `Answers.reference_log_probs`.
       radius: The KL per token to the old policy that counts as allowed in `trust/radius`, unless
         the agent has a target for it.
+
+    An objective that can learn nothing from one answer to a prompt also has `smallest_group`, the
+    fewest answers that it takes.
     """
 
     @property
@@ -94,6 +97,12 @@ class PolicyGradient:
         for name in (name for name, is_given in given.items() if is_given and name not in takes):
             raise FieldError("loss_fn", f"take {name}", getattr(self.loss_fn, "__name__", "not"))
 
+    @property
+    def smallest_group(self) -> int:
+        """2 where one answer alone has no advantage, as answers to a prompt are compared; or 1."""
+        with jax.ensure_compile_time_eval():
+            return 1 if bool(jnp.any(self.advantage(jnp.array([[0.0], [1.0]])))) else 2
+
     def rewards(self, answers: Answers) -> jax.Array:
         """The rewards that advantages are computed from, [prompts, n]."""
         if self.penalty is None:
@@ -136,13 +145,28 @@ class PolicyGradient:
 class TrustGRPO(PolicyGradient):
     """Trust-GRPO: outcomes of 0 or 1, with thinking rewards that are trusted and fade out.
 
-    An answer of level 1 has the outcome 1, and all others 0.
+    An answer of level 1 has the outcome 1, and all others 0. `advantage` and `penalty` are not
+    read, and must be left out.
 
     Attributes:
       shaped: `trust_grpo_advantages`, with its options; its steps are the share of the training.
     """
 
     shaped: Callable[..., jax.Array] = trust_grpo_advantages
+
+    def __post_init__(self) -> None:
+        """Refuses what would not be read."""
+        super().__post_init__()
+        must = "be left out, as `shaped` makes the advantages from outcomes"
+        if self.advantage is not group_relative:
+            raise FieldError("advantage", must, self.advantage)
+        if self.penalty is not None:
+            raise FieldError("penalty", must, self.penalty)
+
+    @property
+    def smallest_group(self) -> int:
+        """2, as a reward is compared with those of the other answers."""
+        return 2
 
     def advantages(self, answers: Answers) -> jax.Array:
         """See `Objective`."""
@@ -151,7 +175,14 @@ class TrustGRPO(PolicyGradient):
 
     def metrics(self, answers: Answers) -> Metrics:
         """The mean of gamma over groups, and the share of groups where it is below 1."""
-        gamma = trust_weight(_outcomes(answers), answers.thinking)
+        takes = inspect.signature(self.shaped).parameters
+        if {"form", "use_trust", "threshold"} - {*takes}:  # a function of one's own
+            return {}
+        used = takes["use_trust"].default and takes["form"].default == "paper"
+        gamma = jnp.ones(len(answers.levels))  # that of the code is 1 for outcomes of 0 or 1
+        if used:
+            threshold = takes["threshold"].default
+            gamma = trust_weight(_outcomes(answers), answers.thinking, threshold=threshold)
         return {"thinking/trust": jnp.mean(gamma), "thinking/distrusted": jnp.mean(gamma < 1)}
 
 
@@ -180,6 +211,11 @@ class _ComparesAnswers:
         if not self.needs_reference:
             must = f"be True, as {type(self).__name__} compares with it"
             raise FieldError("needs_reference", must, False)
+
+    @property
+    def smallest_group(self) -> int:
+        """2, the answers of a pair."""
+        return 2
 
     def advantages(self, answers: Answers) -> jax.Array:
         """Zeros: there are no advantages."""

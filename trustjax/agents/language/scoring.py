@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from trustjax.agents.algorithm import PyTree
+from trustjax.envs.language import check_padded_left
 from trustjax.losses import TokenStatistics, token_statistics
 from trustjax.models import Decoder
 
@@ -37,7 +38,11 @@ def answer_statistics(
 
     Returns:
       Statistics [rows, time] in float32 at least, 0 outside the mask.
+
+    Raises:
+      ValueError: A prompt is not padded on the left; a traced mask is not looked at.
     """
+    check_padded_left("prompt_mask", prompt_mask)
     before = prompts.shape[1]
     both = jnp.concatenate([prompts, tokens], 1)
     segments = jnp.concatenate([prompt_mask != 0, mask != 0], 1).astype(jnp.int32)
@@ -68,6 +73,9 @@ def fine_tuning_loss(
 
     Returns:
       The loss, float32 [].
+
+    Raises:
+      ValueError: A prompt is not padded on the left; a traced mask is not looked at.
     """
     found = answer_statistics(model, params, prompts, prompt_mask, tokens, mask, chunk=chunk)
     return -jnp.sum(found.log_probs) / jnp.maximum(jnp.sum(mask != 0), 1)
