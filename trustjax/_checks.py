@@ -68,8 +68,10 @@ def check_number(
     """Raises FieldError unless `value`, a number or an array of numbers, is within the bounds.
 
     Traced values pass, so that radii and rates can be swept by `jax.vmap`; so do schedules and
-    None. NaN never passes.
+    None. NaN never passes, and no bool, text or list does: False is not "off".
     """
+    if isinstance(value, bool | np.bool_ | str | list | tuple | dict):
+        raise FieldError(name, "be a number", repr(value))
     if not is_concrete_number(value):
         return
     if at_least is not None and not np.all(np.asarray(value) >= at_least):

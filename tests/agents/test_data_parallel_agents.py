@@ -91,3 +91,28 @@ def test_bad_sizes():
         config = small_config("ppo", **SHARED | options)
         with pytest.raises(ValueError, match=message):
             data_parallel(type(config).agent, config, mesh)
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "numbers", "message"),
+    [
+        (None, {"learning_rate": [1e-3, 1e-2]}, "numbers.learning_rate must have one value for"),
+        (3, {"learning_rate": [1e-3, 1e-2]}, r"num_seeds, 3, got shape \(2,\)"),
+        (2, {"nonsense": [1, 2]}, "numbers.nonsense must be a number of the Config"),
+        (2, {"num_envs": [8, 16]}, "numbers.num_envs must be a number of the Config"),
+        (0, None, "num_seeds must be >= 1, got 0"),
+    ],
+)
+def test_bad_numbers_of_seeds(num_seeds, numbers, message):
+    config = small_config("ppo", **SHARED)
+    with pytest.raises(ValueError, match=message):
+        data_parallel(
+            type(config).agent, config, make_mesh(1), num_seeds=num_seeds, numbers=numbers
+        )
+
+
+def test_as_many_keys_as_seeds():
+    config = small_config("ppo", **SHARED)
+    init, _ = data_parallel(type(config).agent, config, make_mesh(1), num_seeds=2)
+    with pytest.raises(ValueError, match="key must be keys of num_seeds, 2 seeds, got 3"):
+        init(jax.random.split(jax.random.key(0), 3))

@@ -143,3 +143,21 @@ def test_wrong_limits(params, message):
     wrong = type("Wrong", (Walk,), {"default_params": params})
     with pytest.raises(ValueError, match=message):
         ppo.Config(env=wrong()).agent()
+
+
+def test_without_a_limit_an_evaluation_still_ends():
+    """Infinity means no limit, of which 10,000 steps are played."""
+
+    class Stay(EpisodicEnvironment):
+        default_params = {"max_steps_in_episode": math.inf}  # noqa: RUF012
+        num_actions = 2
+
+        def reset_env(self, key, params):
+            return jnp.zeros(1), jnp.zeros(())
+
+        def step_env(self, key, state, action, params):
+            return state[None], state, 1.0, state > 0
+
+    agent = ppo.Config(env=Stay(), hidden=()).agent()
+    found = agent.policy(agent.init(jax.random.key(0))).evaluate(jax.random.key(1), 1)
+    assert (found.lengths[0], found.returns[0], found.finished[0]) == (10_000, 10_000, False)

@@ -124,3 +124,29 @@ def test_wrong_arguments():
         make("gymnasium:CartPole-v1?make=print")
     with pytest.raises(ValueError, match="unknown environment of gymnasium"):
         make("gymnasium:GymV26Environment-v0?env_id=os:x")
+
+
+class Counter(gymnasium.Env):
+    """Counts to 3 in the one array that it returns at every step, as some simulators do."""
+
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self):
+        self.count = np.zeros(1, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.count[:] = 0
+        return self.count, {}
+
+    def step(self, action):
+        self.count += 1
+        return self.count, 1.0, False, bool(self.count[0] >= 3), {}
+
+
+def test_the_last_observation_is_not_that_of_the_next_episode():
+    env = Gymnasium("counter", make=Counter)
+    seen, state = env.reset(jax.random.key(0))
+    for final, after in ((1, 1), (2, 2), (3, 0)):
+        seen, state, *_, info = env.step(jax.random.key(1), state, jnp.int32(0))
+        assert (info["final_observation"][0], seen[0]) == (final, after)

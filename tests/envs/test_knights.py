@@ -12,6 +12,7 @@ import pytest
 
 from trustjax.envs.knights import (
     OPERATORS,
+    Puzzle,
     assignments,
     perturb,
     sample_puzzles,
@@ -144,6 +145,12 @@ def test_puzzles_differ_from_each_other_and_from_those_known() -> None:
     train = sample_puzzles(2, 200, 2, known=test)
     both = np.concatenate([test.statements, train.statements]).reshape(300, -1)
     assert len(np.unique(both, axis=0)) == 300
+    wide = Puzzle(test.statements.astype(np.int64), test.solution)
+    again = sample_puzzles(2, 200, 2, known=wide)
+    np.testing.assert_array_equal(again.statements, train.statements)
+    single = Puzzle(test.statements[0], test.solution[0])
+    with pytest.raises(ValueError, match=r"known must be puzzles \[count, 2, 5\], got shape"):
+        sample_puzzles(2, 1, 1, known=single)
     with pytest.raises(ValueError, match="count must be the number of puzzles that 2 people allow"):
         sample_puzzles(2, 400, 1)
 

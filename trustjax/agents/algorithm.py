@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -87,8 +88,9 @@ class AgentConfig(abc.ABC):
       num_steps: Steps of each environment in one iteration, >= 1; static.
       discount: Discount factor gamma per step, in [0, 1].
       normalize_observations: Whether observations are normalised by their running mean and standard
-        deviation, each part by its own. Parts that are not floating, such as pixels, are not.
-        Static.
+        deviation, each part by its own. Parts that are not floating, such as pixels, are not where
+        `network` or `critic_network` takes observations as they are; flattened they become floats,
+        and are. Static.
       clip_observations: Largest absolute value of a normalised observation, > 0.
       network: Flax linen module in front of the hidden layers, which maps observations
         [batch, *shape], not flattened and of their own dtype, to features, float [batch, width];
@@ -180,11 +182,15 @@ class AgentConfig(abc.ABC):
 
         This happens on the host, before anything is compiled; traced values pass.
         """
+        for field in dataclasses.fields(self):
+            if field.type is bool and not isinstance(getattr(self, field.name), bool):
+                raise FieldError(field.name, "be True or False", repr(getattr(self, field.name)))
         for name in ("num_envs", "num_steps"):
             check_number(name, getattr(self, name), at_least=1)
         check_number("discount", self.discount, at_least=0.0, at_most=1.0)
         for name in ("clip_observations", "learning_rate", "max_grad_norm"):
             check_number(name, getattr(self, name), above=0.0)
+        check_number("learning_rate", self.learning_rate, below=math.inf)
         check_network(self.hidden, self.activation)
         check_network(self.critic_hidden or (), self.activation)
         if self.total_steps < self.steps_per_update:

@@ -205,12 +205,11 @@ class OffPolicyConfig(AgentConfig):
         check_number("temperature", self.temperature, at_least=0.0)
         if self.learn_temperature:
             check_number("temperature", self.temperature, above=0.0)
-        elif self.temperature_learning_rate is not None:
-            raise FieldError(
-                "temperature_learning_rate",
-                "be None where the temperature is fixed",
-                self.temperature_learning_rate,
-            )
+        else:
+            for name in ("temperature_learning_rate", "target_entropy"):
+                if getattr(self, name) is not None:
+                    must = "be None where the temperature is fixed"
+                    raise FieldError(name, must, getattr(self, name))
         check_choice("temperature_form", self.temperature_form, ("log", "exponential"))
         check_choice("actor_critic", self.actor_critic, ("smallest", "first"))
         check_choice("explore", self.explore, ("sample", "mode"))

@@ -138,7 +138,7 @@ class Policy:
           env_params: Parameters of the environment; None for those of the policy.
           max_steps: Steps after which an episode that has not ended is cut off, >= 1. None for the
             time limit of the environment, `max_steps_in_episode` of its parameters, or for 10,000
-            if there is none.
+            if there is none or it is infinite.
 
         Raises:
           ValueError: `num_episodes` or `max_steps` is below 1.
@@ -271,4 +271,6 @@ def _time_limit(env_params: Any) -> ArrayLike:
     limit: ArrayLike | None = (
         env_params.get(name) if isinstance(env_params, Mapping) else getattr(env_params, name, None)
     )
-    return MOST_STEPS if limit is None else limit
+    if limit is None:
+        return MOST_STEPS
+    return jnp.where(jnp.isinf(limit), MOST_STEPS, limit)  # infinity means no limit

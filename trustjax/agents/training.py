@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from trustjax._checks import check_number
+from trustjax._checks import FieldError, check_count, check_number
 from trustjax.agents.algorithm import Algorithm, Metrics, PyTree, S
 from trustjax.agents.running_statistics import Statistics
 
@@ -197,7 +197,8 @@ def data_parallel(
 
     Raises:
       ValueError: The environments cannot be split over the devices, for instance because `num_envs`
-        is not a multiple of the number of devices times `num_minibatches`.
+        is not a multiple of the number of devices times `num_minibatches`; or `numbers` has a name
+        that the Config lacks, not `num_seeds` values, or none to be used for.
     """
     (axis_name,) = mesh.axis_names
     make = functools.partial(make_agent, axis_name=axis_name if mesh.size > 1 else None)
@@ -206,12 +207,20 @@ def data_parallel(
         config.check_devices(mesh.size)
     seeds = num_seeds is not None
     specs = agent.state_specs(axis_name, batch_axes=int(seeds))
+    check_count("num_seeds", num_seeds, at_least=1)
+    each = {name: jnp.asarray(values) for name, values in (numbers or {}).items()}
+    swept = {f.name for f in dataclasses.fields(config) if not f.metadata.get("static")}
+    for name, values in each.items():
+        if name not in swept:
+            raise FieldError(f"numbers.{name}", "be a number of the Config", sorted(swept))
+        if not seeds or values.shape[:1] != (num_seeds,):
+            must = f"have one value for each of num_seeds, {num_seeds}"
+            raise FieldError(f"numbers.{name}", must, f"shape {values.shape}")
 
     def lanes(method: str) -> Callable[[Any], Any]:
         """A method of the agent for one seed, or for all seeds, each with its numbers."""
         if not seeds:
             return getattr(agent, method)  # type: ignore[no-any-return]
-        each = {name: jnp.asarray(values) for name, values in (numbers or {}).items()}
 
         def lane(own: Mapping[str, jax.Array], x: Any) -> Any:
             return getattr(make(dataclasses.replace(config, **own)) if own else agent, method)(x)
@@ -228,7 +237,13 @@ def data_parallel(
             # Third-party environments are not written for varying types; means are taken by hand.
             check_vma=False,
         )
-    init = lanes("init")
+    init_lanes = lanes("init")
+
+    def init(key: jax.Array) -> S:
+        if seeds and (count := len(key)) != num_seeds:
+            raise FieldError("key", f"be keys of num_seeds, {num_seeds} seeds", count)
+        return init_lanes(key)  # type: ignore[no-any-return]
+
     placed = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,

@@ -5,6 +5,7 @@ An environment that is written in JAX is tens of times as fast; see docs/adapter
 """
 
 import collections
+import copy
 import itertools
 import threading
 from collections.abc import Callable
@@ -166,6 +167,7 @@ class _Host:
                     f"{MOST_OPEN} of them"
                 )
             final, reward, terminated, truncated, _ = env.step(action)
+            final = copy.deepcopy(final)  # the environment may write the next one into its arrays
             observation = env.reset()[0] if terminated or truncated else final
             self.envs[number] = env, time + 1
             self.envs.move_to_end(number)

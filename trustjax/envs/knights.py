@@ -183,12 +183,18 @@ def sample_puzzles(
       Puzzles with a leading axis of `count`.
 
     Raises:
-      ValueError: A number is out of range, or there are not that many different puzzles.
+      ValueError: A number is out of range, `known` are not puzzles of as many people, or there are
+        not that many different puzzles.
     """
     _check_people(num_people)
     check_count("count", count, at_least=1)
     rng = np.random.default_rng(seed)
-    seen = set() if known is None else {each.tobytes() for each in known.statements}
+    seen: set[bytes] = set()
+    if known is not None:
+        shape = np.shape(known.statements)
+        if len(shape) != 3 or shape[1:] != (num_people, 5):
+            raise FieldError("known", f"be puzzles [count, {num_people}, 5]", f"shape {shape}")
+        seen = {each.tobytes() for each in np.asarray(known.statements, np.int32)}
     found: list[Ints] = []
     solutions: list[Bools] = []
     tries = 0

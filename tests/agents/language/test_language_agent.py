@@ -455,5 +455,5 @@ def test_prompts_padded_on_the_right_are_refused() -> None:
     tokens, mask = jnp.array([[1, 5, 0]]), jnp.array([[True, True, False]])
     params = MODEL.init(jax.random.key(0), tokens)["params"]
     for score in (fine_tuning_loss, answer_statistics):
-        with pytest.raises(ValueError, match=r"prompt_mask must be True from .*, got row 0; pad on"):
+        with pytest.raises(ValueError, match=r"prompt_mask must be True .*, got row 0; pad on"):
             score(MODEL, params, tokens, mask, tokens, mask)
