@@ -84,6 +84,24 @@ def check_number(
         raise FieldError(name, f"be < {below:g}", value)
 
 
+def check_scalar(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raises FieldError unless `value` is one number within the bounds, traced, a schedule or None.
+
+    An array of numbers would broadcast, along an axis that happens to fit or to a matrix.
+    """
+    if value is not None and np.ndim(value) != 0:
+        raise FieldError(name, "be one number", f"shape {np.shape(value)}")
+    check_number(name, value, at_least=at_least, at_most=at_most, above=above, below=below)
+
+
 def check_count(name: str, value: Any, *, at_least: int | None = None) -> None:
     """Raises FieldError unless `value` is None or an int (no bool, no 2.0), `at_least` or more."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):

@@ -530,3 +530,44 @@ def test_functions_taken_for_schedules_are_refused(arguments):
 def test_unknown_labels_are_refused():
     with pytest.raises(ValueError, match="got 'muon'"):
         auon(0.1, label_fn={"w": "muon"}).init({"w": jnp.ones((2, 2))})
+
+
+MATRIX = {"kernel": jnp.ones((2, 3))}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: auon(-0.1), "learning_rate must be >= 0, got -0.1"),
+        (lambda: auon(float("nan")), "learning_rate must be >= 0, got nan"),
+        (lambda: auon([0.1]), r"learning_rate must be one number, got shape \(1,\)"),
+        (lambda: hybrid_auon(0.1, weight_decay=-5.0), "weight_decay must be >= 0, got -5.0"),
+        (lambda: scale_by_auon(epsilon=-10.0), "epsilon must be >= 0, got -10.0"),
+        (lambda: scale_by_auon(brake_epsilon=-2.0), "brake_epsilon must be >= 0, got -2.0"),
+        (lambda: scale_by_auon(brake="rms", brake_epsilon=1.0), "brake_epsilon must be left out"),
+    ],
+)
+def test_numbers_that_would_climb_or_not_be_read(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("make", [auon, hybrid_auon])
+def test_a_partition_that_hides_the_biases_is_refused(make):
+    """The bias of a projection to heads tells that its outputs are two axes, not one."""
+    params = {"out": {"kernel": jnp.ones((2, 3, 6)), "bias": jnp.zeros(6)}}
+    labels = {"out": {"kernel": "matrix", "bias": "vector"}}
+    tx = optax.partition({"matrix": make(1.0), "vector": optax.sgd(1.0)}, labels)
+    with pytest.raises(ValueError, match=r"auon does not see the bias beside params\['out'\]\['ke"):
+        tx.init(params)
+    numbers = lambda updates: jax.tree.map(lambda x: MuonDimensionNumbers((0, 1), (2,)), updates)
+    known = make(
+        1.0,
+        dimension_numbers=numbers,
+        label_fn=lambda params: jax.tree.map(lambda _: "auon", params),
+    )
+    tx = optax.partition({"matrix": known, "vector": optax.sgd(1.0)}, labels)
+    inside, _ = tx.update(params, tx.init(params), params)
+    whole = make(1.0, label_fn={"out": {"kernel": "auon", "bias": "other"}})
+    alone, _ = whole.update(params, whole.init(params), params)
+    np.testing.assert_array_equal(inside["out"]["kernel"], alone["out"]["kernel"])

@@ -256,3 +256,23 @@ def test_alternating_takes_it_without_a_selection():
     tx = alternating(esam(0.05, gamma=0.5), optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"gamma must be 1 in alternating, .* got 0\.5"):
         tx.update(grads, tx.init(w), w)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_a_loss_that_breaks_is_among_the_selected(form):
+    """Sorted last, it would be left out, and nothing would be reported."""
+    chosen, w = [], jnp.ones(2)
+
+    def grad_fn(params, where):
+        chosen.append(where)
+        return jnp.where(where[0], jnp.nan, params)
+
+    tx = esam(0.05, 1.0, 0.7, form=form)
+    losses = lambda params: jnp.array([jnp.nan, 0.0, 1.0, 0.5])
+    where = jnp.array([True, True, False, True])
+    _, state = tx.update(
+        w, tx.init(w), w, grad_fn=grad_fn, losses_fn=losses, losses=jnp.zeros(4), where=where
+    )
+    assert chosen[0][0]
+    assert not chosen[0][2]
+    assert state.nonfinite_count == 1

@@ -199,3 +199,33 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"needs params: call tx\.update\(grads, state, params"):
         tx.update(x, tx.init(x))
     assert_close(tx.update(x, tx.init(x), x, loss=3.0)[0], [-0.1, -0.1])  # extras are ignored
+
+
+@pytest.mark.parametrize("name", ["p_norm", "separable_p", "spectral_hypentropy"])
+@pytest.mark.parametrize("p", [1.1, 6.0, 10.0])
+def test_without_a_gradient_nothing_moves(name, p):
+    """The way to the dual coordinates and back is not exact, and underflows for small weights."""
+    make = getattr(geometry, name)
+    tx = mirror_descent(0.1, make(0.1) if name == "spectral_hypentropy" else make(p))
+    x = 0.05 * jax.random.normal(jax.random.key(0), (8, 6)).at[0, 0].set(1e-6)
+    moves, state = tx.update(jnp.zeros_like(x), tx.init(x), x)
+    assert not np.any(moves)
+    assert state.radius == 0
+    assert state.distance < 1e-11
+
+
+@pytest.mark.parametrize("name", ["p_norm", "separable_p"])
+def test_steps_there_and_back_do_not_shrink_the_weights(name):
+    """With rounding of one sign, 2000 steps would take 0.1 % of the norm."""
+    mirror_map = getattr(geometry, name)(6.0)
+    tx = mirror_descent(1e-3, mirror_map)
+    x = 0.05 * jax.random.normal(jax.random.key(0), (1000,))
+    gradient = mirror_map.to_dual(x)
+
+    def step(carry, sign):
+        x, state = carry
+        moves, state = tx.update(sign * gradient, state, x)
+        return (x + moves, state), None
+
+    (after, _), _ = jax.lax.scan(step, (x, tx.init(x)), jnp.resize(jnp.array([1.0, -1.0]), 2000))
+    np.testing.assert_allclose(jnp.linalg.norm(after), jnp.linalg.norm(x), rtol=3e-5)

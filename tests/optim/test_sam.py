@@ -1,5 +1,7 @@
 """SAM and ASAM against numbers worked out elsewhere."""
 
+from collections import OrderedDict
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +173,24 @@ def test_grad_fn_with_a_value_is_refused():
     w, tx = jnp.ones(2), sam()
     with pytest.raises(ValueError, match="gradients alone"):
         tx.update(w, tx.init(w), w, grad_fn=jax.value_and_grad(quadratic))
+
+
+def test_gradients_are_matched_by_name():
+    """An OrderedDict keeps its own order, in which the leaves would be swapped."""
+    grad = jax.grad(lambda p: jnp.sum(p["a"]) + 100 * jnp.sum(p["b"]))
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+
+    def second(params):
+        found = grad(params)
+        return OrderedDict(b=found["b"], a=found["a"])
+
+    tx = sam(0.0)
+    update, _ = tx.update(grad(params), tx.init(params), params, grad_fn=second)
+    np.testing.assert_array_equal(update["a"], 1)
+    np.testing.assert_array_equal(update["b"], 100)
+
+
+@pytest.mark.parametrize("rho", [jnp.array([0.1, 0.2]), [0.1], True, "0.1"])
+def test_a_radius_that_is_no_number(rho):
+    with pytest.raises(ValueError, match=r"rho must be (one|a) number"):
+        sam(rho)

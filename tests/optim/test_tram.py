@@ -424,3 +424,13 @@ def test_count_and_radius_are_readable_in_a_chain():
     _, state = softmax_call(tx, array(SOFTMAX["w"]), array(SOFTMAX["reference"]))
     np.testing.assert_allclose(optax.tree.get(state, "radius"), SOFTMAX["kl"], rtol=1e-5)
     assert state[0].count == 1
+
+
+def test_a_divergence_of_each_example_is_refused():
+    """It would give every column of the weights a radius of its own."""
+    x, w = jnp.array([[1.0, 2.0], [-1.0, 0.5]]), jnp.array([[0.6, -0.2], [0.05, 0.4]])
+    tx = tram(
+        "noise", divergence=lambda reference, outputs, where: kl_divergence(reference, outputs)
+    )
+    with pytest.raises(ValueError, match=r"divergence must return one number, got shape \(2,\)"):
+        tx.update(w, tx.init(w), w, grad_fn=lambda p: p, outputs=x @ w, noisy_outputs=(x + 0.3) @ w)

@@ -88,16 +88,17 @@ TRANSFORMS = {
     "fisher_sam": Row(fisher_sam, "gamma"),
     "gsam": Row(gsam, "rho"),
     "esam": Row(functools.partial(esam, seed=SEED), "rho", needs=LOSSES),
-    # With the sign of a gradient, as the base follows; the vectors stay gradients.
+    # With the sign of a gradient, as the base follows; the vectors stay gradients. A number below 0
+    # is refused, and a schedule is not looked at.
     "auon": Row(
-        functools.partial(auon, -1.0, other=optax.identity()),
+        functools.partial(auon, lambda count: -1.0, other=optax.identity()),
         "gamma",
         (0.5, 2.0),
         (),
         static=("ns_steps",),
     ),
     "hybrid_auon": Row(
-        functools.partial(hybrid_auon, -1.0, other=optax.identity()),
+        functools.partial(hybrid_auon, lambda count: -1.0, other=optax.identity()),
         "gamma",
         (0.5, 2.0),
         (),

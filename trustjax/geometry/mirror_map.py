@@ -81,6 +81,18 @@ def bregman_divergence(mirror_map: MirrorMap, x: PyTree, y: PyTree) -> jax.Array
     return sum(found[1:], start=found[0]) if found else jnp.zeros([])
 
 
+def move_in_dual(
+    to_dual: Callable[[Array], Array], to_primal: Callable[[Array], Array], x: Array, s: Array
+) -> Array:
+    """x_new - x by the two maps, in which rounding cancels: without a step it is exactly 0.
+
+    The way there and back does not end at x itself. Its error, which has the same sign in every
+    step, would shrink the weights, and delete those whose dual coordinate underflows.
+    """
+    z = to_dual(x)
+    return to_primal(z - s) - to_primal(z)
+
+
 def euclidean() -> MirrorMap:
     r"""The map of gradient descent: half the squared Euclidean norm.
 
@@ -202,7 +214,7 @@ def spectral_hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
     .. math:: \psi(X) = \sum_k \psi_\beta(\sigma_k(X)), \qquad
               Z = U \, \mathrm{asinh}(\Sigma / \beta) \, V^\top
 
-    A step takes two singular value decompositions. Derivatives of the step are not finite where
+    A step takes three singular value decompositions. Derivatives of the step are not finite where
     singular values coincide.
 
     Args:
@@ -245,7 +257,7 @@ def spectral_hypentropy(beta: jax.typing.ArrayLike = 1.0) -> MirrorMap:
         to_dual=to_dual,
         to_primal=to_primal,
         divergence=divergence,
-        move=lambda x, s: to_primal(to_dual(x) - s) - x,
+        move=lambda x, s: move_in_dual(to_dual, to_primal, x, s),
         bound=bound,
         domain="matrices",
         contains=lambda x: x.ndim >= 2,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from trustjax._checks import check_number
 from trustjax.geometry._gaps import power_gap, power_of_size
-from trustjax.geometry.mirror_map import Array, MirrorMap
+from trustjax.geometry.mirror_map import Array, MirrorMap, move_in_dual
 from trustjax.geometry.norm import non_negative
 
 
@@ -83,7 +83,7 @@ def p_norm(p: jax.typing.ArrayLike) -> MirrorMap:
         to_dual=to_dual,
         to_primal=to_primal,
         divergence=divergence,
-        move=lambda x, s: to_primal(to_dual(x) - s) - x,
+        move=lambda x, s: move_in_dual(to_dual, to_primal, x, s),
         bound=bound,
     )
 
@@ -120,6 +120,7 @@ def separable_p(p: jax.typing.ArrayLike) -> MirrorMap:
         # Half the square of the step over the curvature of psi. For p > 2 this is infinite at 0:
         # there and near 0 the uniform convexity of psi bounds the divergence instead.
         curved = 0.5 * jnp.square(s) * power_of_size(x, 2 - power) / (power - 1)
+        curved = jnp.where(s == 0, 0.0, curved)  # the power may be infinite
         uniform = 2 ** jnp.maximum((power - 2) * (conjugate - 1), 0) * power_of_size(s, conjugate)
         near = (x == 0) | (curved > uniform)
         return jnp.sum(jnp.where((power > 2) & near, uniform, curved))
@@ -130,7 +131,7 @@ def separable_p(p: jax.typing.ArrayLike) -> MirrorMap:
         to_dual=to_dual,
         to_primal=to_primal,
         divergence=divergence,
-        move=lambda x, s: to_primal(to_dual(x) - s) - x,
+        move=lambda x, s: move_in_dual(to_dual, to_primal, x, s),
         bound=bound,
     )
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_number
+from trustjax._checks import FieldError
 from trustjax._dtypes import reduction_dtype, widened
 
 
@@ -20,24 +20,6 @@ def check_shape(name: str, given: jax.Array, first: jax.Array) -> None:
         raise FieldError(
             name, f"have the shape of the first argument, {jnp.shape(first)}", jnp.shape(given)
         )
-
-
-def check_scalar(
-    name: str,
-    value: jax.typing.ArrayLike | None,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> None:
-    """Raises ValueError unless `value` is None or one number, traced or within the bounds.
-
-    An array of numbers would broadcast, along an axis that happens to fit or to a matrix.
-    """
-    if value is not None and jnp.ndim(value) != 0:
-        raise FieldError(name, "be one number", f"shape {jnp.shape(value)}")
-    check_number(name, value, at_least=at_least, at_most=at_most, above=above, below=below)
 
 
 def masked(mask: jax.Array, **arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_number
+from trustjax._checks import FieldError, check_number, check_scalar
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
 from trustjax.losses._ratio import bounded_log_ratio, clip_log_ratio, log_ratio
-from trustjax.losses._shapes import check_scalar, check_shape, zero_masked
+from trustjax.losses._shapes import check_shape, zero_masked
 from trustjax.losses.kl_estimator import kl_estimate
 from trustjax.losses.reduction import masked_mean, reduce_tokens, token_mask
 

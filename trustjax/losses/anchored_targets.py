@@ -10,11 +10,11 @@ Source: Wang, arXiv:2510.18913.
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_choice
+from trustjax._checks import check_choice, check_scalar
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
 from trustjax.losses._candidates import candidates, count, masked_softmax, per_group
-from trustjax.losses._shapes import check_scalar, same_shape
+from trustjax.losses._shapes import same_shape
 
 
 def hard_targets(rewards: jax.Array, *, where: jax.Array | None = None) -> jax.Array:

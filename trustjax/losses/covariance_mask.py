@@ -13,9 +13,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import check_scalar
 from trustjax._sharding import AxisName, gathered, summed
 from trustjax.losses._ratio import bounded_log_ratio, clipped_sides
-from trustjax.losses._shapes import check_scalar
 from trustjax.losses._tokens import tokens_of
 from trustjax.losses.reduction import masked_mean
 

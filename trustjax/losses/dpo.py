@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_choice
+from trustjax._checks import FieldError, check_choice, check_scalar
 from trustjax._sharding import AxisName
 from trustjax.losses._pairs import both_or_none, bounded_expm1, length_normalised, rows, smoothed
-from trustjax.losses._shapes import check_scalar
 
 
 class _Pairs(NamedTuple):

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_choice, is_concrete_number
+from trustjax._checks import FieldError, check_choice, check_scalar, is_concrete_number
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName, summed
-from trustjax.losses._shapes import check_scalar, check_shape, zero_masked
+from trustjax.losses._shapes import check_shape, zero_masked
 from trustjax.losses._tokens import per_token
 from trustjax.losses.advantage import accumulate, group_relative
 from trustjax.losses.kl_estimator import kl_estimate

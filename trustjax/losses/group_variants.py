@@ -17,9 +17,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from trustjax._checks import check_scalar
 from trustjax._sharding import AxisName
 from trustjax.losses._ratio import LARGEST_LOG_RATIO, bounded_log_ratio, clip_log_ratio
-from trustjax.losses._shapes import check_scalar, zero_masked
+from trustjax.losses._shapes import zero_masked
 from trustjax.losses._tokens import (
     Options,
     finished,

@@ -22,10 +22,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number, check_scalar
 from trustjax._dtypes import widened
 from trustjax.losses._ratio import exp_times, times
-from trustjax.losses._shapes import check_scalar, check_shape, same_shape
+from trustjax.losses._shapes import check_shape, same_shape
 
 
 def mdpo_actor_loss(

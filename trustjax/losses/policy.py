@@ -22,10 +22,10 @@ has r = 1 and no gradient.
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import check_number
+from trustjax._checks import check_number, check_scalar
 from trustjax._dtypes import widened
 from trustjax.losses._ratio import clip_log_ratio, exp_times, log_ratio
-from trustjax.losses._shapes import check_scalar, same_shape
+from trustjax.losses._shapes import same_shape
 from trustjax.losses.off_policy import mdpo_actor_loss as mdpo_actor_loss
 from trustjax.losses.off_policy import sac_actor_loss as sac_actor_loss
 from trustjax.losses.off_policy import sac_critic_loss as sac_critic_loss

@@ -23,10 +23,9 @@ too far is driven back.
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_choice
+from trustjax._checks import FieldError, check_choice, check_scalar
 from trustjax._sharding import AxisName, summed
 from trustjax.losses._pairs import rows
-from trustjax.losses._shapes import check_scalar
 from trustjax.losses.dpo import dpo_loss as dpo_loss
 from trustjax.losses.reference_free import alphapo_loss as alphapo_loss
 from trustjax.losses.reference_free import cpo_loss as cpo_loss

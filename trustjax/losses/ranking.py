@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_choice, check_count
+from trustjax._checks import FieldError, check_choice, check_count, check_scalar
 from trustjax.losses._candidates import candidates
 from trustjax.losses._ratio import log_ratio
-from trustjax.losses._shapes import check_scalar, check_shape
+from trustjax.losses._shapes import check_shape
 
 
 def ranking_of(rewards: jax.Array, *, where: jax.Array | None = None) -> jax.Array:

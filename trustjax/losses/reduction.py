@@ -16,10 +16,10 @@ pass the number of tokens of the step as `normalizer` and add the losses up.
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_choice
+from trustjax._checks import FieldError, check_choice, check_scalar
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName, summed
-from trustjax.losses._shapes import check_scalar, check_shape, zero_masked
+from trustjax.losses._shapes import check_shape, zero_masked
 
 REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant", "none")
 

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number, check_scalar
 from trustjax._sharding import AxisName, summed
 from trustjax.losses._pairs import both_or_none, bounded_expm1, length_normalised, rows, smoothed
-from trustjax.losses._shapes import check_scalar
 from trustjax.losses.dpo import dpo_loss
 
 

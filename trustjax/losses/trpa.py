@@ -20,10 +20,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_number, check_scalar
 from trustjax._sharding import AxisName, gathered, summed
 from trustjax.losses._pairs import bounded_expm1
-from trustjax.losses._shapes import check_scalar, check_shape, masked
+from trustjax.losses._shapes import check_shape, masked
 from trustjax.losses.reduction import masked_mean, token_mask
 from trustjax.trust import trust_metrics
 

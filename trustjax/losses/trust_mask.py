@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from trustjax import trust
-from trustjax._checks import check_choice
+from trustjax._checks import check_choice, check_scalar
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
 from trustjax.losses._ratio import bounded_log_ratio, clipped_sides
-from trustjax.losses._shapes import check_scalar, check_shape, zero_masked
+from trustjax.losses._shapes import check_shape, zero_masked
 from trustjax.losses._tokens import per_token, tokens_of
 from trustjax.losses.kl_estimator import KL_ESTIMATORS, kl_estimate
 from trustjax.losses.reduction import masked_mean, token_mask

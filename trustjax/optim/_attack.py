@@ -273,16 +273,29 @@ def _attacked_params(params: PyTree, attack: PyTree) -> PyTree:
 def _in_structure_of(updates: PyTree, gradient: PyTree) -> PyTree:
     """The leaves of `gradient` in the containers of `updates`.
 
-    These may differ: nnx.grad returns Variables, and nnx.Optimizer passes on their arrays. Raises
-    ValueError if the shapes of the leaves differ.
+    These may differ: nnx.grad returns Variables, and nnx.Optimizer passes on their arrays. Leaves
+    are matched by their names where both trees have the same, as a dict and an OrderedDict of
+    another order do, and by their order otherwise. Raises ValueError if the shapes differ.
     """
     leaves, structure = jax.tree.leaves(gradient), jax.tree.structure(updates)
+    names, wanted = _names(gradient), _names(updates)
+    if names != wanted and sorted(names) == sorted(wanted):
+        named = dict(zip(names, leaves, strict=True))
+        leaves = [named[name] for name in wanted]
     if [jnp.shape(g) for g in leaves] != [jnp.shape(u) for u in jax.tree.leaves(updates)]:
         raise ValueError(
             "grad_fn must return the gradients alone, in the structure of the first gradient "
             f"{structure}; it returned {jax.tree.structure(gradient)}"
         )
     return jax.tree.unflatten(structure, leaves)
+
+
+def _names(tree: PyTree) -> list[str]:
+    """The names of the leaves: keys, attributes and places on their paths."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(tree)
+    ]
 
 
 def _is_finite(tree: PyTree) -> jax.Array:

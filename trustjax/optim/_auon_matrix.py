@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from optax.contrib import MuonDimensionNumbers
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_scalar
 from trustjax.geometry.matrix import as_matrices, newton_schulz, size_along
 from trustjax.geometry.norm import vector_norm
 from trustjax.optim._auon_brake import (
@@ -56,8 +56,9 @@ class MatrixRule:
     brake_epsilon: jax.typing.ArrayLike = 1e-8
 
     def __post_init__(self) -> None:
-        check_number("beta", self.beta, at_least=0.0, at_most=1.0, below=1.0)
-        check_number("gamma", self.gamma, at_least=0.0)
+        check_scalar("beta", self.beta, at_least=0.0, at_most=1.0, below=1.0)
+        for name in ("gamma", "epsilon", "brake_epsilon"):
+            check_scalar(name, getattr(self, name), at_least=0.0)
         steps: Any = self.ns_steps
         if isinstance(steps, jax.core.Tracer):
             raise FieldError(
@@ -66,8 +67,11 @@ class MatrixRule:
                 "a traced number",
                 advice="with optax.inject_hyperparams pass static_args='ns_steps'",
             )
-        check_number("ns_steps", self.ns_steps, at_least=0)
+        check_scalar("ns_steps", self.ns_steps, at_least=0)
         check_choice("brake", self.brake, ("entries", "rms"))
+        added = self.brake_epsilon
+        if self.brake == "rms" and (isinstance(added, jax.core.Tracer) or added != 1e-8):
+            raise FieldError("brake_epsilon", 'be left out with brake="rms", which has none', added)
         if self.mu_dtype is not None and not jnp.issubdtype(self.mu_dtype, jnp.floating):
             raise FieldError("mu_dtype", "be a floating dtype or None", self.mu_dtype)
 

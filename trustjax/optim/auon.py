@@ -19,6 +19,7 @@ Newton-Schulz steps. The steps themselves are in `trustjax.optim._auon_matrix`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +29,7 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from trustjax._checks import FieldError, check_number
+from trustjax._checks import FieldError, check_scalar
 from trustjax._dtypes import reduction_dtype, widened
 from trustjax.optim import _leaves
 from trustjax.optim._auon_brake import brake_excess as brake_excess
@@ -106,8 +107,8 @@ def scale_by_auon(
       dimension_numbers: The `optax.contrib.MuonDimensionNumbers` of leaves whose matrix is not in
         their last two axes, such as convolution kernels: a tree, a prefix of one, or a function of
         the updates. None stands for the last two axes. Other axes count separate matrices.
-      epsilon: The number added to the norm.
-      brake_epsilon: The number added to r.
+      epsilon: The number added to the norm, >= 0.
+      brake_epsilon: The number added to r, >= 0; "rms" has none.
       mu_dtype: The dtype of the stored momentum, named as in `optax.contrib.muon`. None stands for
         that of the parameter, except that bfloat16 and float16 parameters have a momentum in
         float32, since in half precision an average stands still.
@@ -118,9 +119,9 @@ def scale_by_auon(
       under- nor overflow.
 
     Raises:
-      ValueError: `beta`, `gamma` or `ns_steps` is out of range, `brake` is unknown, or `mu_dtype`
-        is not a floating dtype. At `init`: a leaf has fewer than two axes (`auon` gives those to
-        another optimizer).
+      ValueError: A number is out of range, `brake` is unknown or has no use for `brake_epsilon`, or
+        `mu_dtype` is not a floating dtype. At `init`: a leaf has fewer than two axes (`auon` gives
+        those to another optimizer).
 
     Source: arXiv:2509.24320v1; ryyzn9/AuON at c87b862 (paper form) and bba2e82 (HEAD), which take
     one scalar for a stack of matrices.
@@ -230,6 +231,11 @@ def auon(
         what names, shapes and biases tell, as `describe_labels` prints it.
       nesterov, gamma, ns_steps, normalize, brake, shape_factor, mu_dtype: As in `scale_by_auon`.
 
+    Raises:
+      ValueError: A number is out of range, or a name is unknown. At `init`: a label is neither
+        "auon" nor "other", or `optax.masked` or `optax.partition` around it hides the bias that
+        tells the axes of a matrix.
+
     Source: arXiv:2509.24320v1. The choice of leaves follows the code of October 2025.
 
     >>> import jax.numpy as jnp, optax
@@ -277,7 +283,7 @@ def hybrid_auon(
 
     Source: arXiv:2509.24320v1, whose text leaves out the root in r that its figure has.
     """
-    check_number("ns_steps", ns_steps, at_least=1)
+    check_scalar("ns_steps", ns_steps, at_least=1)
     rule = MatrixRule(
         beta,
         nesterov=nesterov,
@@ -300,6 +306,8 @@ def _with_others(
     dimension_numbers: DimensionNumbers | None,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a whole model, with a rule for its matrices; arguments as in `auon`."""
+    check_scalar("learning_rate", learning_rate, at_least=0.0, below=math.inf)
+    check_scalar("weight_decay", weight_decay, at_least=0.0, below=math.inf)
     optimizer_of_others = optax.adamw(3e-3) if other is None else other
     labels = functools.partial(_labels, matrix_labels if label_fn is None else label_fn)
 
@@ -323,7 +331,11 @@ def _with_others(
         moves, state = tx.update(updates, state, params, **extra_args)
         return moves, state
 
-    init_fn = partitioned(dimension_numbers).init
+    def init_fn(params: PyTree) -> Any:
+        if dimension_numbers is None:
+            matrix_numbers(params)  # raises if they cannot be known
+        return partitioned(dimension_numbers).init(params)
+
     return _leaves.on_trained("auon", optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 

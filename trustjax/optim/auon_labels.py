@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+import optax
 from jax.tree_util import GetAttrKey, keystr
 from optax.contrib import MuonDimensionNumbers
 
@@ -344,12 +345,39 @@ def _axes_by_bias(shape: Shape, bias: Shape, torch_like: bool, stack: int = 0) -
 
 
 def matrix_numbers(params: PyTree) -> PyTree:
-    """The `optax.contrib.MuonDimensionNumbers` of each leaf; None if it has fewer than two axes."""
+    """The `optax.contrib.MuonDimensionNumbers` of each leaf; None if it has fewer than two axes.
+
+    Raises ValueError where the axes of a leaf are not known, as its bias is hidden.
+    """
+    hidden = _hidden_biases(params)
+    for leaf in _leaves(params):
+        if len(leaf.shape) > 2 and _layer(leaf.names) in hidden and _attention_axes(leaf) is None:
+            raise ValueError(
+                f"auon does not see the bias beside params{leaf.path}, which tells the axes of its "
+                "matrices: optax.masked and optax.partition hide it. Put auon around the whole "
+                "tree, auon(..., other=..., label_fn=...), or pass dimension_numbers"
+            )
 
     def numbers(leaf: _Leaf) -> MuonDimensionNumbers | None:
         return MuonDimensionNumbers(*_axes(leaf)[0]) if len(leaf.shape) > 1 else None
 
     return jax.tree.unflatten(jax.tree.structure(params), map(numbers, _leaves(params)))
+
+
+def _layer(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a kernel and its bias share."""
+    return names[:-1], _stem(names[-1] if names else "")
+
+
+def _hidden_biases(params: PyTree) -> set[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The layers whose bias is an `optax.MaskedNode`."""
+    nodes = jax.tree.leaves_with_path(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    all_names = [
+        _names(path, collections.Counter())
+        for path, node in nodes
+        if isinstance(node, optax.MaskedNode)
+    ]
+    return {_layer(names) for names in all_names if names and _kind(names[-1]) == "bias"}
 
 
 def matrix_labels(params: PyTree) -> PyTree:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_scalar
 from trustjax._dtypes import widened
 from trustjax._sharding import AxisName
 from trustjax.geometry.norm import global_norm
@@ -120,10 +120,10 @@ def esam(
     >>> step = jax.jit(two_pass_step(loss_fn, tx))
     >>> w, state, loss, aux = step(w, tx.init(w), x, y)
     """
-    check_number("rho", rho, at_least=0.0)
-    check_number("beta", beta, above=0.0, at_most=1.0)
-    check_number("gamma", gamma, above=0.0, at_most=1.0)
-    check_number("eta", eta, at_least=0.0)
+    check_scalar("rho", rho, at_least=0.0)
+    check_scalar("beta", beta, above=0.0, at_most=1.0)
+    check_scalar("gamma", gamma, above=0.0, at_most=1.0)
+    check_scalar("eta", eta, at_least=0.0)
     check_choice("form", form, ("paper", "released"))
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
     takes_all = not isinstance(gamma, jax.core.Tracer) and bool(np.all(np.asarray(gamma) >= 0.99))
@@ -248,6 +248,8 @@ def _largest_rises(
     quota = jnp.maximum(jnp.floor(share * total + 1e-4), jnp.ones([], rise.dtype))
     quota = jnp.where(share >= 0.99, total, quota)
     # Sorting the order of the sort gives ranks; excluded examples rank last.
+    # A rise that is NaN ranks first: left out, a broken loss would not be seen.
+    rise = jnp.where(jnp.isnan(rise), jnp.full_like(rise, jnp.inf), rise)
     rank = jnp.argsort(jnp.argsort(jnp.where(included, -rise, jnp.full_like(rise, jnp.inf))))
     selected = included & (rank.astype(rise.dtype) < quota)
     if form == "released":  # strictly more than the last one of the share

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import check_choice, check_scalar
 from trustjax._dtypes import is_floating, widened
 from trustjax._sharding import AxisName
 from trustjax.geometry.norm import vector_norm
@@ -104,8 +104,8 @@ def _attack_in_ellipse(
     noised: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """The transform of `fisher_sam`, or with `noised` that of `tram_fisher`."""
-    check_number("gamma", gamma, at_least=0.0)
-    check_number("eta", eta, at_least=0.0)
+    check_scalar("gamma", gamma, at_least=0.0)
+    check_scalar("eta", eta, at_least=0.0)
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
     def init_fn(params: PyTree) -> SAMState:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_scalar
 from trustjax._dtypes import is_floating, reduction_dtype, widened
 from trustjax._sharding import AxisName
 from trustjax.optim import _attack
@@ -87,9 +87,9 @@ def gsam(
     >>> print(-100 * updates)
     [  1.9773464 -10.496509 ]
     """
-    check_number("rho", rho, at_least=0.0)
-    check_number("alpha", alpha, at_least=0.0)
-    check_number("eta", eta, at_least=0.0)
+    check_scalar("rho", rho, at_least=0.0)
+    check_scalar("alpha", alpha, at_least=0.0)
+    check_scalar("eta", eta, at_least=0.0)
     check_choice("descend", descend, ("attacked", "clean"))
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 
@@ -146,6 +146,9 @@ def radius_schedule(
     .. math:: \rho_t = \rho_{min} + (\rho_{max} - \rho_{min})
               \frac{lr_t - lr_{min}}{lr_{max} - lr_{min}}
 
+    An attack counts its calls. In front of `optax.MultiSteps(base, k)`, which counts steps of k
+    calls, give `rho=lambda count: radius(count // k)`.
+
     A learning rate outside of its two bounds, as in a warm-up from 0, gives the radius of the
     nearer bound.
 
@@ -174,13 +177,13 @@ def radius_schedule(
     """
     if not callable(learning_rate):
         raise FieldError("learning_rate", "be a schedule", repr(learning_rate))
-    check_number("rho_min", rho_min, at_least=0.0)
+    check_scalar("rho_min", rho_min, at_least=0.0)
     for low, high, low_name in (
         (rho_min, rho_max, "rho"),
         (learning_rate_min, learning_rate_max, "learning_rate"),
     ):
         if not isinstance(low, jax.core.Tracer):
-            check_number(f"{low_name}_max", high, at_least=float(np.max(np.asarray(low))))
+            check_scalar(f"{low_name}_max", high, at_least=float(np.max(np.asarray(low))))
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         rate_min, rate_max, low, high = map(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trustjax._checks import FieldError, check_number
+from trustjax._checks import FieldError, check_scalar
 from trustjax._dtypes import dtype_of, reduction_dtype, widened
 from trustjax.geometry.mirror_map import MirrorMap, bregman_divergence
 from trustjax.optim import _leaves
@@ -76,7 +76,7 @@ def mirror_descent(
     >>> print(x + updates)
     [0.48566428 0.33855683 0.17577888]
     """
-    check_number("learning_rate", learning_rate, at_least=0.0)
+    check_scalar("learning_rate", learning_rate, at_least=0.0)
     if projection is not None and not callable(projection):
         raise FieldError(
             "projection",

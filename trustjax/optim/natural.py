@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trustjax._checks import check_number
+from trustjax._checks import check_scalar
 from trustjax._dtypes import dtype_of, reduction_dtype, widened
 from trustjax._sharding import AxisName, averaged
 from trustjax.geometry.fisher import conjugate_gradient, dot, fisher_product
@@ -99,14 +99,14 @@ def natural_gradient(
 
     Source: arXiv:1502.05477, Appendix C. docs/methods/natural.md says where codes differ.
     """
-    check_number("radius", radius, at_least=0.0)
-    check_number("damping", damping, at_least=0.0)
-    check_number("cg_steps", cg_steps, at_least=1)
-    check_number("cg_tolerance", cg_tolerance, at_least=0.0)
-    check_number("max_backtracks", max_backtracks, at_least=1)
-    check_number("backtrack", backtrack, above=0.0, at_most=1.0)
-    check_number("accept_ratio", accept_ratio, at_least=0.0)
-    check_number("slack", slack, at_least=1.0)
+    check_scalar("radius", radius, at_least=0.0)
+    check_scalar("damping", damping, at_least=0.0)
+    check_scalar("cg_steps", cg_steps, at_least=1)
+    check_scalar("cg_tolerance", cg_tolerance, at_least=0.0)
+    check_scalar("max_backtracks", max_backtracks, at_least=1)
+    check_scalar("backtrack", backtrack, above=0.0, at_most=1.0)
+    check_scalar("accept_ratio", accept_ratio, at_least=0.0)
+    check_scalar("slack", slack, at_least=1.0)
 
     solve = functools.partial(_full_step, cg_steps=cg_steps, cg_tolerance=cg_tolerance)
     search = functools.partial(

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trustjax._checks import check_choice, check_number
+from trustjax._checks import check_choice, check_scalar
 from trustjax._sharding import AxisName
 from trustjax.geometry.norm import global_norm
 from trustjax.optim import _attack
@@ -106,8 +106,8 @@ def sam(
     >>> print(optax.apply_updates(w, updates))
     [ 1.9799019  -0.89509714]
     """
-    check_number("rho", rho, at_least=0.0)
-    check_number("eta", eta, at_least=0.0)
+    check_scalar("rho", rho, at_least=0.0)
+    check_scalar("eta", eta, at_least=0.0)
     check_choice("norm", norm, ASCENTS)
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trustjax._checks import FieldError, check_choice, check_number
+from trustjax._checks import FieldError, check_choice, check_scalar
 from trustjax._dtypes import is_floating, widened
 from trustjax._sharding import AxisName, averaged
 from trustjax.geometry import divergence as divergences
@@ -152,7 +152,7 @@ def tram(
     check_choice("ascent", ascent, ASCENTS)
     check_choice("on_nonfinite", on_nonfinite, _attack.ON_NONFINITE)
     for name, value in {"eta": eta, "scale": scale, "max_radius": max_radius}.items():
-        check_number(name, value, at_least=0.0)
+        check_scalar(name, value, at_least=0.0)
     measure = divergence_by_name(divergence)
     # Share of the present weights in the new reference.
     refresh_weight = {"previous": 1.0, "initial": 0.0, "ema": 1.0 - decay, "noise": 0.0}[reference]
@@ -184,6 +184,8 @@ def tram(
             reference, state.reference, params, outputs, output_fn, noisy_outputs
         )
         d = measure(*jax.lax.stop_gradient((reference_outputs, outputs)), where)
+        if jnp.ndim(d) != 0:
+            raise FieldError("divergence", "return one number", f"shape {jnp.shape(d)}")
         radius = _scaled_and_clipped(d, scale, max_radius, state.count)
         mean_radius = averaged(radius.astype(state.radius.dtype), axis_name)
 
@@ -224,8 +226,8 @@ def _check_reference(
     refresh_every: jax.typing.ArrayLike,
 ) -> None:
     check_choice("reference", reference, ("previous", "initial", "ema", "noise"))
-    check_number("decay", decay, at_least=0.0, at_most=1.0)
-    check_number("refresh_every", refresh_every, at_least=1)
+    check_scalar("decay", decay, at_least=0.0, at_most=1.0)
+    check_scalar("refresh_every", refresh_every, at_least=1)
     if accumulator_dtype is None:
         return
     if reference != "ema":
