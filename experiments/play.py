@@ -218,6 +218,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.max_steps < 1:
         parser.error(f"--max-steps: got {given.max_steps}, allowed: 1 or more")
+    if not 0 <= given.episode_key < 2**32:
+        parser.error(f"--episode-key: got {given.episode_key}, allowed: 0 to {2**32 - 1}")
     try:
         path = find_policy(given.run, given.stage, given.seed)
         policy, out = _load(path, given.out)

@@ -71,10 +71,14 @@ class Collection:
         return [*dict.fromkeys(metric for seed in seeds for metric in seed.series)]
 
     def having(self, metric: str) -> dict[str, list[Seed]]:
-        """The methods that have a metric in every task, with their seeds that have it."""
+        """The methods that have a metric in every task, with their seeds that have it.
+
+        Seeds are in the order of their tasks and keys, whatever the order of the runs.
+        """
         found = {}
         for method, seeds in self.methods.items():
             having = [seed for seed in seeds if metric in seed.series]
+            having.sort(key=lambda seed: (self.tasks.index(seed.task), seed.key))
             if {seed.task for seed in having} == set(self.tasks):
                 found[method] = having
         return found
@@ -89,7 +93,9 @@ def read_run(folder: Path) -> Run:
     try:
         found = flat(read_config(config).config)
         rows = read_rows(metrics)
-    except (AttributeError, UnicodeDecodeError) as error:
+    except (AttributeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{folder}: cannot be read: {error}") from error
     if not rows or not all("stage" in row and "step" in row for row in rows):
         raise ConfigError(f"{metrics}: has no rows with stage and step yet")

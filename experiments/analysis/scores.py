@@ -78,15 +78,16 @@ def score(collection: Collection, metric: str, baseline: str, *, lower: bool) ->
 def rank_correlation(collection: Collection, first: str, second: str) -> Interval:
     """Spearman's rank correlation of two metrics over methods, averaged over seeds.
 
-    The k-th seed of one method is compared with the k-th of every other. Raises ConfigError unless
-    at least three methods have both metrics, with the same number of seeds.
+    A seed of one method is compared with the same seed of every other. Raises ConfigError unless at
+    least three methods have both metrics, all with the same seeds.
     """
     both = collection.having(second)
     seeds = [both[method] for method in collection.having(first) if method in both]
-    if len(seeds) < 3 or len({len(each) for each in seeds}) > 1:
+    keys = [[(s.task, s.key) for s in each] for each in seeds]
+    if len(keys) < 3 or any(each != keys[0] for each in keys):
         raise ConfigError(
             f"--correlation: {first} and {second} must be there for three methods or more, each "
-            f"with as many seeds; found {[len(each) for each in seeds]}"
+            f"with the same seeds; found {[len(each) for each in seeds]}"
         )
     x, y = (
         np.array([[s.last(metric) for s in each] for each in seeds]) for metric in (first, second)

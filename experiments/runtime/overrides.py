@@ -227,12 +227,17 @@ def _references(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 # Lengths: fields of the task itself whose names end in "steps", such as task.pretrain_steps.
-_MAY_CHANGE = re.compile(r"task\.\w*steps|(task\.)?mesh(\..+)?|tracker(\..+)?")
+_LENGTH = re.compile(r"task\.\w*steps")
+_MAY_CHANGE = re.compile(rf"{_LENGTH.pattern}|(task\.)?mesh(\..+)?|tracker(\..+)?")
 
 
-def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a resumed run must keep, by their full keys."""
-    return {key: value for key, value in flat(config).items() if not _MAY_CHANGE.fullmatch(key)}
+def fixed_part(config: Mapping[str, Any], *, lengths: bool = False) -> dict[str, Any]:
+    """The values that a resumed run must keep, by their full keys; with `lengths`, these too."""
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if not _MAY_CHANGE.fullmatch(key) or (lengths and _LENGTH.fullmatch(key))
+    }
 
 
 def resumed_config(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:

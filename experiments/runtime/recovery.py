@@ -103,6 +103,25 @@ def edited(folder: Path, what: str) -> ConfigError:
     )
 
 
+def check_effect(folder: Path, planned: Sequence[Any], say: Callable[[str], None]) -> None:
+    """Says which stages were finished before config.yaml was changed, as they stay as they are.
+
+    Raises ConfigError if all were: the folder would say of them what is not so.
+    """
+    done = [
+        stage.name
+        for stage, _, metadata in planned
+        if metadata.finished and metadata.step == stage.num_steps
+    ]
+    if len(done) == len(planned):
+        raise ConfigError(
+            f"{folder / 'config.yaml'} was changed after all was done, which nothing is trained "
+            "with; put it back, or start a new run"
+        )
+    if done:
+        say(f"finished before config.yaml was changed, and not trained again: {', '.join(done)}")
+
+
 def _newest(checkpoints: Checkpoints, num_rows: int) -> CheckpointMetadata:
     """The metadata of the newest checkpoint that was written after at most `num_rows` rows."""
     return max(

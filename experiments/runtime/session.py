@@ -81,7 +81,9 @@ def train_in_folder(
                 raise
             raise _wrong_argument(error, config, resumed=resumed) from error
         metrics = Csv(folder / "metrics.csv")
-        record = recovery.Record(folder, fixed_part(config), edited=edited)
+        # What is measured at once does not go on: another length would reach some stages alone.
+        at_once = all(stage.num_steps == 1 for stage in stages)
+        record = recovery.Record(folder, fixed_part(config, lengths=at_once), edited=edited)
         planned = loop.plan(
             stages,
             lambda stage: Checkpoints(
@@ -91,6 +93,8 @@ def train_in_folder(
             ),
             lambda opened: record.recover(opened, functools.partial(_say, console)),
         )
+        if edited:
+            recovery.check_effect(folder, planned, functools.partial(_say, console))
         with _writing(folder):
             if not resumed:
                 write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
@@ -123,7 +127,7 @@ def _input_errors(config: Mapping[str, Any], *, resumed: bool) -> Iterator[None]
     """Makes one line of errors about data and checkpoints, whenever a stage reads them."""
     try:
         yield
-    except (DataError, CheckpointError) as error:
+    except (InputError, DataError, CheckpointError) as error:
         raise _wrong_argument(error, config, resumed=resumed) from error
 
 

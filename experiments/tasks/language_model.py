@@ -71,6 +71,12 @@ class Network:
         """
         return {} if self.lora_rank is None else self.loaded
 
+    def check_length(self, field: str, length: int) -> None:
+        """Raises FieldError if the model has no positions for rows of so many tokens."""
+        most = self.model.max_length if self.model.positions == "learned" else length
+        if length > most:
+            raise FieldError(field, f"be at most {most}, the positions of the model", length)
+
     def init(self, keys: jax.Array) -> PyTree:
         """The part to train before the first step, with a leading axis for `keys`."""
         if self.lora_rank is not None:
@@ -157,15 +163,17 @@ def plain(text: Text) -> str:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: Text, limit: int) -> list[int]:
-    """The last `limit` tokens of a prompt, at least one.
+    """The last `limit` tokens of a prompt, at least one, behind the token that begins a text.
 
     A conversation takes the form of the tokenizer's chat template. An empty prompt is a stop token,
     as between two documents.
     """
     if isinstance(prompt, str):
-        tokens = tokenizer.encode(prompt, special=False) or list(tokenizer.stop_tokens[:1])
-    else:
-        tokens = tokenizer.encode(tokenizer.chat(prompt), special=False)
+        # Its first token, such as that of a beginning, stays; its last one would end the text.
+        begin = list(tokenizer.prefix)[:limit]
+        rest = tokenizer.encode(prompt, special=False) or list(tokenizer.stop_tokens[:1])
+        return begin + rest[max(0, len(rest) - (limit - len(begin))) :]
+    tokens = tokenizer.encode(tokenizer.chat(prompt), special=False)  # a template has its own
     return tokens[-limit:]
 
 

@@ -124,6 +124,7 @@ class LanguageTransfer(Transfer):
         domains = self._domains
         texts = self._documents(domains.source or domains.target, "train")
         network = self.model.build(texts, PRECISIONS[self.precision])
+        network.check_length("row_length", self.row_length)
         return NextToken(network, self.input_noise)
 
     def _make_measures(self) -> Measures:

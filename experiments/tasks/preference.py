@@ -148,7 +148,9 @@ class Preference:
     def _network(self) -> Network:
         data = self._dataset
         texts = map(plain, (*data.prompts, *data.chosen, *data.rejected))
-        return self.model.build(texts, PRECISIONS[self.precision])
+        network = self.model.build(texts, PRECISIONS[self.precision])
+        network.check_length("most_prompt", self.most_prompt + self.most_answer)
+        return network
 
     @functools.cached_property
     def _tokens(self) -> PairTokens:

@@ -6,6 +6,7 @@ from test_text import write
 from trustjax.data import DataError, hugging_face_instructions, hugging_face_preferences
 
 USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
 YES = {"role": "assistant", "content": "Because."}
 NO = {"role": "assistant", "content": "Never mind."}
 
@@ -66,6 +67,14 @@ def test_preferences_of_strings(tmp_path: Path) -> None:
         ({"chosen": [["a"]], "rejected": [["b"]]}, "message 0: must have a role and a content"),
         ({"chosen": [[YES]], "rejected": ["b"]}, "one response is a string"),
         ({"chosen": [1], "rejected": [2]}, "must be a string or a list of messages, got 1"),
+        (
+            {"prompt": ["Other?"], "chosen": [[USER, YES]], "rejected": [[USER, NO]]},
+            "row 0: the responses must begin with the prompt or with different messages, got the",
+        ),
+        (
+            {"prompt": [[SYSTEM, USER]], "chosen": [[USER, YES]], "rejected": [[USER, NO]]},
+            "row 0: the responses must begin with the prompt or with different messages, got the",
+        ),
     ],
 )
 def test_bad_preferences(tmp_path: Path, columns: dict, text: str) -> None:

@@ -213,3 +213,17 @@ def test_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r'pip install "trustjax\[text\]"'):
         pretrained_tokenizer(folder) if package == "tokenizers" else tokenizer.chat([])
+
+
+def test_special_tokens_in_older_files(folder: Path) -> None:
+    """special_tokens_map.json and config.json, where newer files do not have them."""
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 8, "pad_token_id": 3}))
+    tokenizer = pretrained_tokenizer(folder)
+    assert (tokenizer.stop_tokens, tokenizer.pad_token) == ((8,), 3)
+    content = {"eos_token": {"content": "[SEP]"}, "pad_token": "[PAD]"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(content))
+    tokenizer = pretrained_tokenizer(folder)
+    assert (tokenizer.stop_tokens, tokenizer.pad_token) == ((2, 8), 0)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7]}))
+    assert pretrained_tokenizer(folder).stop_tokens == (2, 7)

@@ -104,6 +104,11 @@ def test_conversations_take_the_form_of_the_template(folder: Path) -> None:
     assert answer_tokens(tokenizer, prompt, answer, 2) == [4, 6]
     assert answer_tokens(tokenizer, "hello", "you there", 9) == [5, 6, 0]
     assert prompt_tokens(tokenizer, "", 9) == [0]
+    # The token that begins a text stays where its beginning is cut off.
+    begins = dataclasses.replace(tokenizer, prefix=(3,), suffix=(0,))
+    assert prompt_tokens(begins, "hello you there", 9) == [3, 4, 5, 6]
+    assert prompt_tokens(begins, "hello you there", 3) == [3, 5, 6]
+    assert prompt_tokens(begins, "hello you there", 1) == [3]
     with pytest.raises(DataError, match="both be strings or both be conversations"):
         answer_tokens(tokenizer, "hello", answer, 9)
     other = dataclasses.replace(tokenizer, chat_template="{{ messages | length }}")

@@ -95,6 +95,7 @@ def test_a_page_of_brax(tmp_path, monkeypatch, capsys):
         (["--stage", "pp"], "--stage: got 'pp', the nearest is ppo (there are: ppo, x)"),
         (["--seed", "2"], "--seed: got 2, the nearest is 3 (there are: 0, 3)"),
         (["--max-steps", "0"], "--max-steps: got 0"),
+        (["--episode-key", "9" * 20], f"--episode-key: got {'9' * 20}, allowed: 0 to 4294967295"),
         (["--out", "x.html"], "--out: got 'x.html', allowed for gymnax:CartPole-v1"),
     ],
 )

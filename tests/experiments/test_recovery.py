@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import killing
@@ -17,7 +18,8 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime import recovery
+from experiments.runtime.checkpoint import CheckpointMetadata, Checkpoints
 from experiments.tasks.two_minima import TwoMinima
 from experiments.trackers import read_rows
 
@@ -258,6 +260,48 @@ def test_edited_on_purpose(call: Call, folder: Path, capsys: pytest.CaptureFixtu
     assert "noise: 0.5" in path.read_text()
     assert max(int(row["step"]) for row in read_rows(folder / "metrics.csv")) == 8
     assert call(f"resume={folder}") == 0
+
+
+def test_edited_after_all_was_done(
+    call: Call, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder must not say that the finished run had the other number."""
+    path = folder / "config.yaml"
+    whole = path.read_text()
+    path.write_text(whole.replace("noise: 1.0", "noise: 0.5"))
+    assert call(f"resume={folder}", "edited=config.yaml") == 2
+    assert "was changed after all was done, which nothing is trained with" in one_error_line(capsys)
+    path.write_text(whole)
+    assert call(f"resume={folder}") == 0
+
+
+def test_edited_after_a_stage_was_done(tmp_path: Path) -> None:
+    said: list[str] = []
+    planned = [
+        (SimpleNamespace(name="first", num_steps=8), None, CheckpointMetadata(8, finished=True)),
+        (SimpleNamespace(name="longer", num_steps=9), None, CheckpointMetadata(8, finished=True)),
+        (SimpleNamespace(name="second", num_steps=8), None, CheckpointMetadata(4)),
+    ]
+    recovery.check_effect(tmp_path, planned, said.append)
+    assert said == ["finished before config.yaml was changed, and not trained again: first"]
+    recovery.check_effect(tmp_path, planned[1:], said.append)
+    assert len(said) == 1
+
+
+def test_the_length_of_what_is_measured_at_once(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its stages have one step each, so that a longer run would leave them as they are."""
+    small = (
+        "+exp=mirror_descent", "num_seeds=2", "task.days=10", "task.num_assets=3", "task.sizes=[4]",
+        "task.rounds=20", "task.num_unknowns=6", "task.num_equations=4", "task.num_nonzero=1",
+        "task.steps=20", "hydra.run.dir=mirror",
+    )  # fmt: skip
+    assert call(*small) == 0
+    capsys.readouterr()
+    assert call("resume=mirror", "task.steps=5000") == 2
+    assert "task.steps was 20 at the last checkpoint, is 5000" in one_error_line(capsys)
+    assert call("resume=mirror") == 0
 
 
 def _digit(text: bytes) -> bytes:

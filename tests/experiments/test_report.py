@@ -239,6 +239,32 @@ def test_rank_correlation_over_methods(tmp_path: Path) -> None:
         report.rank_correlation(collection, "final/x", "final/y")
 
 
+def test_seeds_are_paired_whatever_the_order_of_the_runs(tmp_path: Path) -> None:
+    runs = {
+        (size, seed): write_run(
+            tmp_path / f"{size}_{seed}",
+            {"a": [100 * seed + 10 * (i % 2) + size * (1 - 2 * i) for i in range(2)]},
+            seed=seed, task={"size": size},
+        )
+        for size in (0, 1, 2)
+        for seed in (0, 1)
+    }  # fmt: skip
+    orders = [list(runs), sorted(runs, key=lambda key: (key[0], key[1] != (key[0] == 0)))]
+    assert orders[0] != orders[1]
+    found = []
+    for order in orders:
+        collection = collect(*(runs[key] for key in order))
+        scores = report.score(collection, "final/x", "size=0", lower=False)
+        correlation = report.rank_correlation(collection, "final/x", "accuracy")
+        found.append((scores["size=1"].values, scores["size=1"].gain, correlation))
+    assert found[0] == found[1]
+    assert found[0][1] is not None
+    assert found[0][2].mean == 1
+    del collection.methods["size=2"][0]
+    with pytest.raises(ConfigError, match=r"with the same seeds; found \[4, 4, 3\]"):
+        report.rank_correlation(collection, "final/x", "accuracy")
+
+
 def test_a_diverged_seed_is_not_hidden(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", {"a": [1.0, 2.0], "b": [math.nan, 1.0]})
     report.report([folder], tmp_path / "out")
@@ -264,6 +290,10 @@ def test_methods_can_be_chosen(tmp_path: Path) -> None:
         (["nowhere"], "nowhere: holds no run (no config.yaml)"),
         (["bare"], "bare: holds no run (no metrics.csv)"),
         (["empty"], "empty/metrics.csv: has no rows with stage and step yet"),
+        (
+            ["cut"],
+            "cut: cannot be read: cut/metrics.csv: row 1 has 1 cells, but",
+        ),
         (["broken"], "broken/config.yaml, line 2: "),
         (["bomb"], "bomb/config.yaml, line 1: got the anchor or alias 'a'"),
         (["search"], "search: stage a has accuracy twice for seed 0 at step 1; --tasks COLUMN"),
@@ -295,6 +325,9 @@ def test_one_line_and_exit_code_2(
     Path("bare").mkdir()
     Path("bare/config.yaml").write_text("exp: tiny")
     write_run(Path("empty"), {})
+    Path("cut").mkdir()
+    Path("cut/config.yaml").write_text("exp: tiny")
+    Path("cut/metrics.csv").write_text("stage,step\na\n")
     search = write_run(Path("search"), {"a": [1.0]})
     lines = (search / "metrics.csv").read_text().splitlines()
     (search / "metrics.csv").write_text("\n".join([*lines[:2], *lines[1:]]) + "\n")

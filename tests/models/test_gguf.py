@@ -21,6 +21,7 @@ from trustjax.models import (
     pretrained_transformer,
     read_gguf,
 )
+from trustjax.models._gguf_tokenizer import gguf_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = GOLDEN / "gguf" / "llama.gguf"
@@ -183,3 +184,16 @@ def test_smollm2_has_the_perplexity_that_transformers_finds(domain: str, smollm2
 
     found = [losses(variables, tokens[i : i + 512].reshape(2, 256)) for i in range(0, 2048, 512)]
     np.testing.assert_allclose(np.exp(np.mean(found)), PERPLEXITIES[domain], rtol=1e-3)
+
+
+def test_a_token_in_front_of_every_text(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    metadata = read_gguf(TINY).metadata
+    for flag, begin in ((False, []), (True, [1])):
+        flagged = {**metadata, "tokenizer.ggml.add_bos_token": flag}
+        content, *_ = gguf_tokenizer(TINY, flagged)
+        library = tokenizers.Tokenizer.from_str(json.dumps(content))
+        plain = library.encode("the 42", add_special_tokens=False).ids
+        assert library.encode("the 42").ids == begin + plain
+    with pytest.raises(CheckpointError, match=r"ggml\.add_eos_token must be false, got True"):
+        gguf_tokenizer(TINY, {**metadata, "tokenizer.ggml.add_eos_token": True})

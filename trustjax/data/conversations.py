@@ -161,7 +161,10 @@ def hugging_face_preferences(
                 raise DataError(f"{source}: one response is a string, the other a conversation")
             if chosen == rejected:
                 raise DataError(f"{source}: both responses are the same")
-            found.append(_pair(chosen, rejected, *prompt))
+            try:
+                found.append(_pair(chosen, rejected, *prompt))
+            except DataError as error:
+                raise DataError(f"{source}: {error}") from error
     prompts, all_chosen, all_rejected = zip(*found, strict=True)
     return PreferenceDataset(prompts, all_chosen, all_rejected, split_name(path, split))
 
@@ -180,6 +183,15 @@ def _pair(chosen: Any, rejected: Any, prompt: Text | None = None) -> tuple[Text,
         return [{"role": "user", "content": prompt}], chosen, rejected
     if isinstance(prompt, list) and number == 0:
         return prompt, chosen, rejected
+    # What both responses begin with must hold the prompt, or the prompt would be lost.
+    shared = chosen[:number]
+    if isinstance(prompt, str):
+        repeated = prompt in [message["content"] for message in shared]
+    else:
+        repeated = prompt is None or shared[: len(prompt)] == prompt
+    if not repeated:
+        must = "begin with the prompt or with different messages"
+        raise DataError(f"the responses must {must}, got the prompt {prompt!r:.200}")
     return chosen[:number], chosen[number:], rejected[number:]
 
 

@@ -17,7 +17,11 @@ from trustjax._files import extra, local_folder, one_line, read_json
 from trustjax.data.decoding import DataError
 
 _CONFIG = "tokenizer_config.json"
-_FILES = ["tokenizer.json", _CONFIG, "chat_template.jinja", "generation_config.json"]
+_TOKENS = "special_tokens_map.json"
+_FILES = [
+    "tokenizer.json", _CONFIG, _TOKENS, "chat_template.jinja", "generation_config.json",
+    "config.json",
+]  # fmt: skip
 _WORD = r"\w+|[^\w\s]"
 
 
@@ -259,7 +263,8 @@ def pretrained_tokenizer(
     Args:
       pretrained: A folder, or a hub id `owner/name`, which is downloaded once.
       stop_tokens: Tokens at which a generated text ends, as numbers or texts; None for eos_token of
-        tokenizer_config.json and eos_token_id of generation_config.json.
+        tokenizer_config.json, or else of special_tokens_map.json, and eos_token_id of
+        generation_config.json, or else of config.json.
 
     Raises:
       DataError: There is no such folder or hub id, or a file in it is missing or damaged.
@@ -278,23 +283,23 @@ def pretrained_tokenizer(
         raise DataError(f"{path} must be a tokenizer: {one_line(error)}") from error
     library.no_truncation()
     library.no_padding()
-    config = read_json(folder / _CONFIG, DataError) if (folder / _CONFIG).exists() else {}
+    config, older, model = (_optional(folder / name) for name in (_CONFIG, _TOKENS, "config.json"))
     named = {
         name: text
         for name in ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
-        if (text := _content(config.get(name))) is not None
+        if (text := _content(config.get(name) or older.get(name))) is not None
     }
     ids = {name: library.token_to_id(text) for name, text in named.items()}
-    stops = _stops(folder, ids) if stop_tokens is None else _numbers(library, stop_tokens)
+    stops = _stops(folder, ids, model) if stop_tokens is None else _numbers(library, stop_tokens)
     prefix, suffix = _frame(library)
-    pads = (ids.get("pad_token"), *stops, ids.get("eos_token"), 0)
+    pads = (ids.get("pad_token"), model.get("pad_token_id"), *stops, ids.get("eos_token"), 0)
     return Tokenizer(
         to_tokens=lambda text: list(library.encode(text, add_special_tokens=False).ids),
         to_text=lambda tokens: str(library.decode(tokens, skip_special_tokens=False)),
         vocab_size=library.get_vocab_size(),
         prefix=prefix,
         suffix=suffix,
-        pad_token=next(token for token in pads if token is not None),
+        pad_token=next(token for token in pads if isinstance(token, int)),
         stop_tokens=stops,
         special_tokens=frozenset(
             number for number, token in library.get_added_tokens_decoder().items() if token.special
@@ -310,9 +315,16 @@ def _content(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _stops(folder: Path, ids: Mapping[str, int | None]) -> tuple[int, ...]:
-    path = folder / "generation_config.json"
-    found = read_json(path, DataError).get("eos_token_id") if path.exists() else None
+def _optional(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing if there is none. Raises DataError if it is damaged."""
+    return read_json(path, DataError) if path.exists() else {}
+
+
+def _stops(
+    folder: Path, ids: Mapping[str, int | None], model: Mapping[str, Any]
+) -> tuple[int, ...]:
+    found = _optional(folder / "generation_config.json").get("eos_token_id")
+    found = model.get("eos_token_id") if found is None else found
     found = found if isinstance(found, list) else [found]
     tokens = [ids.get("eos_token"), *found]
     return tuple(dict.fromkeys(token for token in tokens if isinstance(token, int)))

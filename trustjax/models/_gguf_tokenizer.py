@@ -74,13 +74,33 @@ def gguf_tokenizer(
             "merges": merges,
         },
     }  # fmt: skip
+    if metadata.get("tokenizer.ggml.add_eos_token") is True:
+        raise wrong(path, "tokenizer.ggml.add_eos_token", "false", True)
     ids = {
         short_name: metadata[f"tokenizer.ggml.{name}_token_id"]
         for short_name, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
         if metadata.get(f"tokenizer.ggml.{name}_token_id") in range(len(tokens))
     }
     config = {f"{name}_token": tokens[index] for name, index in ids.items()}
+    if metadata.get("tokenizer.ggml.add_bos_token") is True:
+        if "bos" not in ids:
+            raise wrong(path, "tokenizer.ggml.bos_token_id", "a token", None)
+        tokenizer["post_processor"] = _begins_with(config["bos_token"], ids["bos"])
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if "tokenizer.chat_template" in metadata:
         config["chat_template"] = entry("chat_template", str)
     return tokenizer, config, {f"{name}_token_id": index for name, index in ids.items()}
+
+
+def _begins_with(token: str, number: int) -> dict[str, Any]:
+    """The post-processor of tokenizer.json that puts a token in front of every text."""
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    text, other = (
+        {"Sequence": {"id": name, "type_id": kind}} for name, kind in (("A", 0), ("B", 1))
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, other],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }

@@ -79,9 +79,13 @@ def _keyed(error: FieldError, family: Family) -> str:
 
 def _rope(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Base and stretch of the rotary positions; transformers 5 has both in `rope_parameters`."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise wrong(path, "rope_scaling", "an object", rope)
+    newer, older = (config.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
+    for name, each in (("rope_parameters", newer), ("rope_scaling", older)):
+        if not isinstance(each, dict):
+            raise wrong(path, name, "an object", each)
+    rope = newer or older
+    if newer and older and _stretch(newer) != _stretch(older):
+        raise wrong(path, "rope_scaling", f"the same as rope_parameters, {newer}", older)
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     if not is_number(theta, at_least=float(FLOAT32.tiny)):
         raise wrong(path, "rope_theta", "a float32 above 0", theta)
@@ -103,6 +107,13 @@ def _rope(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {error} is missing for rope_type {kind!r}") from error
     except FieldError as error:
         raise CheckpointError(f"{path}: rope_scaling: {error}") from error
+
+
+def _stretch(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """What stretches the positions: all but the base."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    rest = {k: v for k, v in rope.items() if k not in ("rope_type", "type", "rope_theta")}
+    return {"rope_type": kind, **rest}
 
 
 _ROPE_KEYS = {

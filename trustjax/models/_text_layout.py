@@ -22,6 +22,7 @@ from trustjax.models._store import (
     headers,
     parameter_shapes,
     tensor_shape,
+    wrong,
 )
 from trustjax.models._text_config import module_fields, read_text_config
 from trustjax.models.encoder import Encoder
@@ -93,6 +94,8 @@ def fit_checkpoint(
         fields |= _head(folder, path, config, found, prefix)
         if fields["head"] == "masked_lm":  # pre-training's other head is not read
             found = {n: t for n, t in found.items() if not n.startswith(f"{prefix}pooler.")}
+            if (tied := config.get("tie_word_embeddings", True)) is not True:
+                raise wrong(path, "tie_word_embeddings", "true for masked language models", tied)
     model = family.model(**fields)
     if isinstance(model, Decoder):
         _check_heads(folder, path, family, model, found, prefix)
