@@ -10,9 +10,11 @@ benchmarks/peers/jaxmarl_mappo.py. The questions are:
 
     environments    steps with random actions of 1, 16, 256 and 1024 environments
     jaxmarl         MAPPO on simple spread against JaxMARL's script, with its sizes
-    trust           HAPPO, HATRPO and GA-MATR against MAPPO on the same rollout of base stations
+    trust           HAPPO, HATRPO, GA-MATR and MATRPO against MAPPO on one rollout of base stations
 """
 
+import functools
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.optimizers import take_turns
 from benchmarks.peer import PeerProcess
 from benchmarks.questions import Numbers, answer
-from trustjax.agents.multi import ga_matr, happo, hatrpo, mappo
+from trustjax.agents.multi import ga_matr, happo, hatrpo, mappo, matrpo
 from trustjax.envs.joint import Joint, joint
 from trustjax.envs.registry import make_once
 
@@ -39,6 +42,7 @@ LIKE_JAXMARL: dict[str, Any] = {
 AGENTS: dict[str, Any] = {
     "mappo": mappo.Config, "happo": happo.Config, "hatrpo": hatrpo.Config,
     "ga_matr": ga_matr.Config,
+    "matrpo": functools.partial(matrpo.Config, num_exchanges=12, reward="team"),
 }  # fmt: skip
 SAME_ROLLOUT: dict[str, Any] = {"num_steps": 100, "num_epochs": 5, "num_minibatches": 4}
 
@@ -91,9 +95,8 @@ def jaxmarl(peers: Path, rounds: int) -> Numbers:
     assert peer.about["steps"] == 4096
     config = mappo.Config(env=SPREAD, total_steps=4096, num_envs=16, **LIKE_JAXMARL)
     compile_seconds, train = compiled(config)
-    found = turns(
-        {"trustjax": train, "jaxmarl": lambda key: peer.run("train")}, config.total_steps, rounds
-    )
+    programs = {"trustjax": train, "jaxmarl": lambda: peer.run("train")}
+    found = turns(programs, config.total_steps, rounds)
     peer.close()
     found["trustjax"]["compile_seconds"] = compile_seconds
     found["jaxmarl"] |= {name: peer.about[name] for name in ("compile_seconds", "versions")}
@@ -113,13 +116,15 @@ def trust(peers: Path, rounds: int) -> Numbers:
     return found
 
 
-def compiled(config: Any) -> tuple[float, Callable[[jax.Array], float]]:
-    """Seconds of compilation, and a function that trains once and returns the seconds."""
+def compiled(config: Any) -> tuple[float, Callable[[], float]]:
+    """Seconds of compilation, and a function that trains a new seed and returns the seconds."""
     started = time.perf_counter()
     train = jax.jit(config.agent().train).lower(jax.random.key(0)).compile()
     compile_seconds = time.perf_counter() - started
+    seeds = itertools.count()
 
-    def run(key: jax.Array) -> float:
+    def run() -> float:
+        key = jax.random.key(next(seeds))
         started = time.perf_counter()
         jax.block_until_ready(train(key))
         return time.perf_counter() - started
@@ -128,26 +133,20 @@ def compiled(config: Any) -> tuple[float, Callable[[jax.Array], float]]:
 
 
 def turns(
-    programs: Mapping[str, Callable[[jax.Array], float]], num_steps: int, rounds: int
+    programs: Mapping[str, Callable[[], float]], num_steps: int, rounds: int
 ) -> dict[str, Numbers]:
-    """Speeds of programs that take turns in a new random order each, after one turn untimed.
+    """Speeds of programs that take turns.
 
     `time_over_first` is the median of the ratios within a turn.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    order = np.random.default_rng(0)
-    for index in range(1 + rounds):
-        for name in order.permutation(list(programs)):
-            taken = programs[name](jax.random.key(index))
-            if index:
-                seconds[name].append(taken)
-    first = np.array(next(iter(seconds.values())))
+    seconds = take_turns(programs, rounds)
+    first = next(iter(seconds.values()))
     return {
         name: {
             "steps_per_second": float(num_steps / np.median(each)),
             "time_over_first": float(np.median(each / first)),
             "quartiles": np.quantile(each / first, [0.25, 0.75]).tolist(),
-            "seconds": each,
+            "seconds": each.tolist(),
         }
         for name, each in seconds.items()
     }

@@ -1,7 +1,7 @@
 """Times brax.training's SAC in the environment that `build.sh brax` makes; prints one line of JSON.
 
 python brax_sac.py --environment inverted_pendulum --steps 40000 --num-envs 8 [--seed N]
-    [--epochs N]
+    [--epochs N] [--backend NAME] [--reward-scale S] [--normalize-observations]
 
 The settings are those of our own benchmark: networks of 64 and 64 units, as many gradient steps as
 transitions, batches of 128, 5000 steps before the first gradient, and a target entropy of half the
@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=6, help="evaluations, at least 3")
+    parser.add_argument("--reward-scale", type=float, default=1.0)
+    parser.add_argument("--normalize-observations", action="store_true")
     given = parser.parse_args()
     reports: list[tuple[int, float, float]] = []
     started = time.perf_counter()
@@ -55,6 +57,8 @@ def main() -> None:
         learning_rate=1e-3,
         discounting=0.99,
         tau=0.005,
+        reward_scaling=given.reward_scale,
+        normalize_observations=given.normalize_observations,
         min_replay_size=5000,
         num_evals=given.epochs + 1,
         num_eval_envs=32,
@@ -68,7 +72,9 @@ def main() -> None:
     found = {
         "peer": "brax",
         "versions": {name: importlib.metadata.version(name) for name in ("brax", "jax")},
-        "environment": given.environment,
+        "environment": f"{given.environment}?backend={given.backend}",
+        "reward_scale": given.reward_scale,
+        "normalize_observations": given.normalize_observations,
         "steps": reports[-1][0],
         "compile_seconds": (reports[1][0] - reports[0][0]) * (1 / speeds[0] - 1 / typical),
         "seconds": [time.perf_counter() - started],

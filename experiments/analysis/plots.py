@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from experiments.analysis.statistics import Interval, mean_interval
 from experiments.runtime.files import replacing
@@ -178,11 +179,26 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 
 def band(
-    axis: Axes, curve: Curve, label: str, style: Mapping[str, Any], *, scale: float = 1.0
+    axis: Axes,
+    curve: Curve,
+    label: str,
+    style: Mapping[str, Any],
+    *,
+    scale: float = 1.0,
+    logarithmic: bool = False,
 ) -> None:
-    """Draws a curve of means with the band of their 95 % t intervals."""
+    """Draws a curve of means with the band of their 95 % t intervals.
+
+    If it is `logarithmic`, these are geometric means and the intervals of logarithms, which stay
+    above 0; where a value is not above 0 the curve has a gap.
+    """
     xs = sorted(curve)
-    means, lows, highs = np.array([mean_interval(curve[x]) for x in xs]).T * scale
+    values = [np.array(curve[x], float) for x in xs]
+    if logarithmic:
+        logs = [np.log(np.where(each > 0, each, np.nan)) for each in values]
+        means, lows, highs = np.exp([mean_interval(each) for each in logs]).T * scale
+    else:
+        means, lows, highs = np.array([mean_interval(each) for each in values]).T * scale
     axis.plot(xs, means, label=label, markevery=max(1, len(xs) // 8), markersize=5, **style)
     axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
 
@@ -270,8 +286,13 @@ def plot_bands(contents: Sequence[Panel], names: Sequence[str], path: Path) -> N
         group, panel = groups[i // len(contents)], contents[i % len(contents)]
         for name in group:
             if panel.curves.get(name):
-                band(axis, panel.curves[name], name, style[name], scale=panel.scale)
+                band(
+                    axis, panel.curves[name], name, style[name], scale=panel.scale,
+                    logarithmic=panel.settings.get("yscale") == "log",
+                )  # fmt: skip
         axis.set(title=panel.title, **panel.settings)
+        if axis.get_xscale() == "linear" and axis.get_xlim()[1] >= 10_000:
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
         _drop_needless_logarithm(axis)
         if len(groups) > 1 and (i + 1) % columns == 0:
             _group_legend(axis, group, style)

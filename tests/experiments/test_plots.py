@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -160,3 +161,14 @@ def test_a_logarithmic_axis_has_a_decade_or_more(
     low, high = axis.get_ylim()
     assert low < 0.96
     assert highest < high
+
+
+def test_bands_of_logarithms_stay_above_zero() -> None:
+    """The interval of 1 and 100 themselves would reach below 0, and the band to the lower end."""
+    _, (axis,) = plots.panels(1)
+    curve = {0.0: [1.0, 100.0], 1.0: [10.0, 10.0], 2.0: [0.0, 1.0]}
+    plots.band(axis, curve, "a", {"color": "#000000"}, logarithmic=True)
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), [10, 10, np.nan])
+    low = np.nanmin(axis.collections[0].get_paths()[0].vertices[:, 1])
+    interval = mean_interval(np.log([1.0, 100.0]))
+    np.testing.assert_allclose(low, np.exp(interval.low))
