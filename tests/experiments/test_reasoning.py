@@ -24,7 +24,7 @@ from experiments.tasks.reasoning_questions import (
     knights_folder,
     numbers_folder,
 )
-from trustjax.agents.language import Config
+from trustjax.agents.language import Config, PolicyGradient
 from trustjax.envs.knights_text import Score
 from trustjax.models import Decoder, pretrained_transformer, save_transformer
 from trustjax.parallel import make_mesh
@@ -166,7 +166,9 @@ def test_too_little_memory_names_the_overrides(
     own = task(checkpoint, number_questions(tmp_path), memory_gib=1e-9)
     own.model = dataclasses.replace(own.model, **model)
     if model:  # weights outweigh the activations of one short answer
-        own.methods = {"grpo": functools.partial(Config, num_prompts=1, num_samples=1)}
+        alone = PolicyGradient(advantage=lambda rewards: rewards)  # a group of one is enough
+        method = functools.partial(Config, num_prompts=1, num_samples=1, objective=alone)
+        own.methods = {"grpo": method}
         own.max_new_tokens = own.test_questions = own.evaluation_samples = 1
     with pytest.raises(ValueError, match=advice) as error:
         own.stages()

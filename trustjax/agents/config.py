@@ -58,6 +58,11 @@ class OnPolicyConfig(AgentConfig):
     entropy_coefficient: ArrayLike = 0.0
     shuffle: Literal["environments", "transitions"] = static("environments")
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a network has a memory, so that it needs whole sequences in time."""
+        return self.gru_size is not None
+
     def validate(self) -> None:
         """Raises ValueError, which names the field, before anything is compiled."""
         super().validate()
@@ -73,7 +78,7 @@ class OnPolicyConfig(AgentConfig):
         )
         check_choice("shuffle", self.shuffle, ("environments", "transitions"))
         self._check_minibatches()
-        if self.shuffle == "transitions" and self.gru_size is not None:
+        if self.shuffle == "transitions" and self.is_recurrent:
             raise FieldError(
                 "shuffle",
                 "be 'environments' with a GRU, which needs whole sequences in time",
@@ -85,7 +90,7 @@ class OnPolicyConfig(AgentConfig):
         if among % self.num_minibatches == 0:
             return
         advice, all_steps = "", self.steps_per_update
-        if self.gru_size is None and all_steps % self.num_minibatches == 0:
+        if not self.is_recurrent and all_steps % self.num_minibatches == 0:
             advice = f"shuffle='transitions' divides its {all_steps} transitions instead"
         raise FieldError(
             "num_minibatches",

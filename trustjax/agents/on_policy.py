@@ -245,7 +245,7 @@ class OnPolicy(Algorithm[State]):
             num_steps, num_envs = batch.is_first.shape
             # A GRU needs whole sequences. Without one, every time step is shuffled by itself.
             draw = functools.partial(
-                draw_environments, 1 if self.config.gru_size else num_steps, num_envs,
+                draw_environments, 1 if self.config.is_recurrent else num_steps, num_envs,
                 num_minibatches, axis_name=self.axis_name,
             )  # fmt: skip
 

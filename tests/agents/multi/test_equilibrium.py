@@ -1,11 +1,15 @@
 """NashConv by trained responses, on games whose gains are known."""
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from trustjax.agents.multi import Graph, hatrpo
-from trustjax.agents.multi.equilibrium import nash_conv
+from trustjax.agents.multi.equilibrium import Deviation, Others, nash_conv
+from trustjax.envs.joint import joint
 from trustjax.envs.matrix_game import MatrixGame, deviation_gains
 
 KEY = jax.random.key(0)
@@ -72,3 +76,40 @@ def test_bad_input():
         nash_conv(agent, state, KEY, num_episodes=1)
     with pytest.raises(ValueError, match="num_episodes must be >= 1"):
         nash_conv(agent, state, KEY, num_episodes=0)
+
+
+class Box(NamedTuple):
+    low: float
+    high: float
+    shape: tuple[int, ...] = (1,)
+
+
+class Targets(MatrixGame):
+    """Each agent is paid the more, the closer its own action is to 3, which one cannot reach."""
+
+    def __init__(self):
+        super().__init__(np.zeros((2, 2, 2)))
+
+    @property
+    def action_spaces(self):
+        return {"agent_0": Box(-1.0, 1.0), "agent_1": Box(-5.0, 5.0)}
+
+    def step_env(self, key, state, actions):
+        none = {agent: jnp.int32(0) for agent in self.agents}
+        seen, after, _, done, info = super().step_env(key, state, none)
+        paid = {agent: -jnp.sum(jnp.square(actions[agent] - 3)) for agent in self.agents}
+        return seen, after, paid, done, info
+
+
+def test_a_deviator_has_its_own_bounds():
+    """With those of the first agent, the second could not play what it has learned."""
+    env = Deviation(joint(Targets()), None)
+    assert (env.action_low[0], env.action_high[0]) == (-5, 5)
+    agent = agent_of(Targets(), critic="local", total_steps=128)
+    state = agent.init(KEY)
+    for index, expected in ((0, -4.0), (1, 0.0)):
+        others = Others(agent.policy(state), jnp.int32(index))
+        game = Deviation(agent.env, others)
+        _, start = game.reset(KEY)
+        _, _, reward, *_ = game.step(KEY, start, jnp.array([3.0]))
+        np.testing.assert_allclose(reward, expected, atol=1e-6)

@@ -1,6 +1,7 @@
 """Several agents on small games: their order, ratios, trust regions, and what they learn."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -13,10 +14,12 @@ import optax
 import pytest
 
 from trustjax.agents import load_policy, select_seed
+from trustjax.agents import rollout as rollouts
 from trustjax.agents.multi import Graph, ga_matr, happo, hatrpo, mappo, matrpo
 from trustjax.agents.multi.hatrpo import unweighted_divergence
 from trustjax.distributions import Categorical
 from trustjax.envs.matrix_game import MatrixGame
+from trustjax.envs.uav import MultiUAV
 from trustjax.losses import ppo_clip_loss
 from trustjax.losses._ratio import exp_times
 from trustjax.optim import natural_gradient
@@ -403,6 +406,7 @@ def test_a_team_has_one_value_and_one_advantage():
         (hatrpo, {"value_obs_key": "state"}, "value_obs_key must be None for several agents"),
         (hatrpo, {"critic": Graph(), "gru_size": 4}, "gru_size must be None with a graph"),
         (hatrpo, {"actor_graph": Graph()}, "actor_graph must have gru_size=None"),
+        (ga_matr, {"shuffle": "transitions"}, "shuffle must be 'environments' with a GRU"),
         (hatrpo, {"radius": -1.0}, "radius must be >= 0"),
         (happo, {"policy_epochs": 0}, "policy_epochs must be >= 1"),
         (ga_matr, {"critic": "central"}, "critic must be a Graph"),
@@ -450,3 +454,27 @@ def test_sequential_steps_of_a_product():
     np.testing.assert_allclose(together, -0.5625, rtol=1e-3)
     moved = move(first, second)
     np.testing.assert_allclose(moved * move(second, moved), 0.9375, rtol=1e-3)
+
+
+@pytest.mark.parametrize("gru_size", [None, 8])
+@pytest.mark.parametrize("method", [ga_matr, happo])
+def test_minibatches_of_a_recurrent_critic_are_whole_sequences(method, gru_size):
+    """Stitched together from several environments, they would not have the rollout's values."""
+    env = MultiUAV(num_uavs=2, num_users=3, max_steps_in_episode=7)
+    critic = Graph(heads=1, width=4, gru_size=gru_size)
+    agent = config(
+        method, env=env, updates=4, num_envs=4, num_steps=10, num_minibatches=4, critic=critic
+    ).agent()
+    state = agent.init(KEY)
+    _, rollout = rollouts.collect(
+        agent.env, None, agent.actor, state.params["actor"],
+        functools.partial(agent.normalize, state.observations), state.runner, KEY, 10,
+    )  # fmt: skip
+    batch, *_ = agent._batch(state, rollout, state.returns)
+
+    def differences(carry, minibatch):
+        values = agent.values(state.params["critic"], minibatch)
+        return carry, jnp.max(jnp.abs(values - minibatch.value))
+
+    _, found = agent.epochs(batch, KEY, 1, 4, differences, 0)
+    np.testing.assert_allclose(found, 0, atol=1e-5)

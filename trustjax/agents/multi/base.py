@@ -111,6 +111,13 @@ class MultiAgentConfig(OnPolicyConfig):
         """Whether policies see which agent they are."""
         return False
 
+    @property
+    def is_recurrent(self) -> bool:
+        """See `OnPolicyConfig`; the memory of a graph critic is its own."""
+        return self.gru_size is not None or (
+            isinstance(self.critic, Graph) and self.critic.gru_size is not None
+        )
+
     def validate(self) -> None:
         """Raises ValueError, which names the field, before anything is compiled."""
         if isinstance(self.env, Environment):

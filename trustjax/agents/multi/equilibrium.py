@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trustjax._checks import FieldError, check_number
 from trustjax.agents import ppo
@@ -65,7 +66,9 @@ class Deviation(Environment):
         else:
             assert env.action_low is not None
             assert env.action_high is not None
-            self.action_low, self.action_high = env.action_low[0], env.action_high[0]
+            # Wide enough for all; each deviator's action is clipped to its own bounds.
+            self.action_low = np.min(env.action_low, 0)
+            self.action_high = np.max(env.action_high, 0)
         self.observation_shape: Any = (env.width,)
         if self._masks is not None:
             self.observation_shape = {"own": (env.width,), "action_mask": (self.num_actions,)}
@@ -84,6 +87,9 @@ class Deviation(Environment):
         others = self.default_params if params is None else params
         key_others, key_step = jax.random.split(key)
         joint_action, carry = others.policy.act(state.observation, key_others, state.carry)
+        if self.joint.action_low is not None and self.joint.action_high is not None:
+            bounds = jnp.asarray(self.joint.action_low), jnp.asarray(self.joint.action_high)
+            action = jnp.clip(action, *(each[others.index] for each in bounds))
         joint_action = joint_action.at[others.index].set(action.astype(joint_action.dtype))
         observation, inner, reward, terminated, truncated, info = self.joint.step(
             key_step, state.inner, joint_action
